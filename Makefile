@@ -1,0 +1,31 @@
+# demo: sets up, transcribes the sample calls, shows each transcript beside its truth
+# test: sets up, runs the tests        lint: sets up, checks style and types
+PYTHON ?= python3
+# vLLM's build: gpu where there is an NVIDIA driver, else cpu.
+BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+UV ?= $(or $(shell command -v uv),.tools/bin/uv)
+RUN := .venv/bin
+
+.PHONY: demo test lint setup
+setup: .venv/ready
+
+demo: setup
+	@rm -rf out/demo
+	@$(RUN)/rayscribe transcribe demo/samples/manifest.jsonl --model demo/model --output out/demo || [ $$? -eq 3 ]
+	@$(RUN)/rayscribe evaluate out/demo
+
+test: setup
+	$(RUN)/python -m pytest
+
+lint: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+.venv/ready: pyproject.toml | $(UV)
+	$(UV) sync --python $(PYTHON) --extra $(BUILD) --extra dev
+	@touch $@
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet uv

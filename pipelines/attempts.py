@@ -1,0 +1,86 @@
+"""Poison recordings: those that kill or hang the process that works on them.
+
+Ray restarts an actor that has died and tries its block again, without end: that is right for a lost
+machine and wrong for a file whose decoder crashes. So before a recording is worked on it is signed
+in here, and signed out afterwards. One that was signed in and never out has gone down with its
+process, and is a suspect. What follows is up to the stage:
+
+- a Listener works on one recording at a time, so the suspect is the culprit;
+- an engine works on hundreds, all of which become suspects; it tries each of them again *alone*.
+
+Either way a recording that has gone down MAX_ATTEMPTS times is given up, with a code of its own, and
+its neighbours are done.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import ray
+
+MAX_ATTEMPTS = 2
+
+
+class Attempts:
+    """Counts, over one run, the times that a recording was begun and not ended. Runs as one Ray actor."""
+
+    def __init__(self) -> None:
+        self._unended: dict[str, list[str]] = {}  # the node of each beginning that has no end
+
+    def begin(self, stage: str, recording_id: str, node: str) -> int:
+        """Signs a recording in; returns how many times before it has gone down with its process.
+
+        A machine that is lost is no recording's fault: beginnings on a node that is gone do not count.
+        """
+        key = f"{stage}/{recording_id}"
+        before = self._unended.get(key, [])
+        if before:
+            alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
+            before = [each for each in before if each in alive]
+        self._unended[key] = [*before, node]
+        return len(before)
+
+    def end(self, stage: str, recording_id: str) -> None:
+        """Signs a recording out: it was answered, with whatever answer."""
+        self._unended.pop(f"{stage}/{recording_id}", None)
+
+
+class AloneOrTogether:
+    """Lets many work together, or one alone. Used from one event loop.
+
+    One who waits to be alone goes before those who come later to work together.
+    """
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._together = 0
+        self._alone = False
+        self._waiting_to_be_alone = 0
+
+    @contextlib.asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._alone and not self._waiting_to_be_alone)
+            self._together += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._together -= 1
+                self._changed.notify_all()
+
+    @contextlib.asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._changed:
+            self._waiting_to_be_alone += 1
+            try:
+                await self._changed.wait_for(lambda: not self._alone and not self._together)
+            finally:
+                self._waiting_to_be_alone -= 1
+            self._alone = True
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._alone = False
+                self._changed.notify_all()

@@ -1,0 +1,136 @@
+"""How good a run's transcripts are, against the manifest's ``text``.
+
+Counted as the Open ASR Leaderboard counts: texts normalised by Whisper's normaliser (English's own, or
+the basic one for other languages; arXiv 2212.04356, appendix C), then errors and reference words each
+summed over all recordings before one is divided by the other. Recordings without a truth, and those that
+failed, are not scored; the second are counted.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import jiwer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cluster.storage import Storage
+from pipelines import manifest
+from pipelines.output import Output
+from speech.recording import row_id
+
+# More of a transcript than this, in words, is shown by its beginning only.
+SHOWN_WORDS = 60
+
+
+@dataclass(frozen=True)
+class Score:
+    """One recording beside its truth, both normalised."""
+
+    recording_id: str
+    truth: str
+    heard: str
+    words: jiwer.WordOutput
+    characters: jiwer.CharacterOutput
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all recordings that have a truth."""
+
+    scores: list[Score]
+    failed: int  # recordings with a truth that have no transcript
+    rtfx: float | None
+
+    @property
+    def wer(self) -> float:
+        """Word error rate: substitutions, deletions and insertions over the words of the truth."""
+        return _rate([score.words for score in self.scores])
+
+    @property
+    def cer(self) -> float:
+        """Character error rate."""
+        return _rate([score.characters for score in self.scores])
+
+    def print(self) -> None:
+        """Shows each transcript under its truth, with what differs marked, and the totals."""
+        console = Console()
+        table = Table("recording", "WER", "truth / transcript", show_lines=True)
+        for score in self.scores:
+            truth, heard = _marked(score)
+            table.add_row(score.recording_id, f"{score.words.wer:.1%}", Text("\n").join([truth, heard]))
+        console.print(table)
+        totals = [f"{len(self.scores)} recordings scored", f"WER {self.wer:.2%}", f"CER {self.cer:.2%}"]
+        if self.rtfx:
+            totals.append(f"RTFx {self.rtfx:.0f}")
+        if self.failed:
+            totals.append(f"{self.failed} with a truth have no transcript")
+        console.print(" · ".join(totals), highlight=False)
+
+
+def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping[str, object]) -> Evaluation:
+    """Scores a run.
+
+    Args:
+        output_uri: the run's output folder.
+        manifest_uri: where the truth is; None: the manifest that the run was given.
+        storage_options: fsspec's options for object storage.
+
+    Raises:
+        UsageError: the output or the manifest cannot be read, or no recording has a truth.
+    """
+    storage = Storage(storage_options)
+    output = Output(output_uri, storage)
+    job, report = output.begun(), output.report() or {}
+    truths = {
+        row_id(row): row["text"] for row in manifest.read(manifest_uri or job["manifest"], storage) if row.get("text")
+    }
+    scores = []
+    for batch in output.batches("ok", ["recording_id", "text", "language", "task", "metadata"]):
+        for row in batch.to_pylist():
+            truth = truths.pop(row["recording_id"], None)
+            if truth is not None:
+                english = row["language"] == "en" and row["task"] == "transcribe"
+                scores.append(score(row["recording_id"], truth, row["text"], english))
+    scores.sort(key=lambda each: each.recording_id)
+    return Evaluation(scores, failed=len(truths), rtfx=report.get("rtfx"))
+
+
+def score(recording_id: str, truth: str, heard: str, english: bool) -> Score:
+    """Compares one transcript with its truth."""
+    normalise = normaliser(english)
+    truth, heard = normalise(truth), normalise(heard)
+    return Score(recording_id, truth, heard, jiwer.process_words(truth, heard), jiwer.process_characters(truth, heard))
+
+
+@cache
+def normaliser(english: bool) -> Callable[[str], str]:
+    """Whisper's text normaliser: English's own, or the one for every language."""
+    from whisper_normalizer.basic import BasicTextNormalizer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    return EnglishTextNormalizer() if english else BasicTextNormalizer()
+
+
+def _rate(outputs: list[jiwer.WordOutput] | list[jiwer.CharacterOutput]) -> float:
+    errors = sum(each.substitutions + each.deletions + each.insertions for each in outputs)
+    total = sum(each.hits + each.substitutions + each.deletions for each in outputs)
+    return errors / total if total else 0.0
+
+
+def _marked(score: Score) -> tuple[Text, Text]:
+    """Truth and transcript, the words that differ in colour, long ones cut."""
+    truth, heard = Text(), Text()
+    for chunk in score.words.alignments[0]:
+        same = chunk.type == "equal"
+        for text, words, start, end in (
+            (truth, score.words.references[0], chunk.ref_start_idx, chunk.ref_end_idx),
+            (heard, score.words.hypotheses[0], chunk.hyp_start_idx, chunk.hyp_end_idx),
+        ):
+            for word in words[start : min(end, SHOWN_WORDS)]:
+                text.append(f"{word} ", style="" if same else "bold red")
+    for text, words in ((truth, score.words.references[0]), (heard, score.words.hypotheses[0])):
+        if len(words) > SHOWN_WORDS:
+            text.append(f"… ({len(words)} words)", style="dim")
+    return truth, heard

@@ -1,0 +1,178 @@
+"""The three stages of the job, as Ray Data runs them.
+
+    Listen      CPU actors: a work-list row is read, its audio opened, decoded, cut into clips
+    Transcribe  engine actors: clips become a transcript; the audio ends here
+    commit      tasks: transcripts become Parquet; a receipt a recording goes to the driver
+
+A recording that fails becomes a failed row at the place where it fails and passes through what
+follows. One that takes its process down with it is tried again by Ray, and given up by
+``pipelines.attempts``.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import psutil
+import pyarrow as pa
+import ray
+
+from cluster.storage import Storage
+from pipelines.attempts import MAX_ATTEMPTS, AloneOrTogether
+from pipelines.output import Output
+from pipelines.rows import RECEIPT, HeardRow
+from speech.engine import EngineConfig, EngineStarter
+from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
+from speech.listener import Listener
+from speech.models import family_of
+from speech.recording import Options, Recording
+from speech.transcriber import Transcriber
+from speech.transcript import Transcript, parquet_schema
+from speech.uris import public_uri
+
+log = logging.getLogger("rayscribe")
+
+
+class Listen:
+    """Work-list rows in, heard recordings out, one at a time so that a block's audio is never held twice.
+
+    Args:
+        defaults: the run's options, where a row has none of its own.
+        model: for what it can do, and how long its clips may be.
+        storage: opens the audio.
+        attempts: handle of the actor ``pipelines.attempts.Attempts``.
+        timeout_s: a recording that takes longer takes the process with it, as no other way stops a
+            decoder that loops in C.
+    """
+
+    def __init__(self, defaults: Options, model: str, storage: Storage, attempts: Any, timeout_s: float) -> None:
+        self._defaults = defaults
+        self._family = family_of(model)
+        self._listener = Listener(clip_s=self._family.clip_s, open_audio=storage.open_audio)
+        self._attempts = attempts
+        self._node = ray.get_runtime_context().get_node_id()
+        self._timeout_s = timeout_s
+        self._dump = open(os.devnull, "w")  # noqa: SIM115 - faulthandler wants one that stays open
+
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        for row in work.to_pylist():
+            yield self._listen(json.loads(row["row"]), row["attempt"]).to_table()
+
+    def _listen(self, row: dict[str, Any], attempt: int) -> HeardRow:
+        start = time.perf_counter()
+        recording = Recording.malformed(row)
+        heard, error = None, None
+        downs = ray.get(self._attempts.begin.remote("listen", recording.id, self._node))
+        faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
+        try:
+            if downs >= MAX_ATTEMPTS:
+                raise AudioError("poison", _given_up("listening to", recording, self._timeout_s))
+            recording = Recording.from_row(row, self._defaults)
+            self._family.check(recording.options)
+            heard = self._listener.listen(recording)
+        except (RequestError, AudioError) as refused:
+            error = refused
+        except Exception as unforeseen:  # a fault of ours must cost one row, not the run
+            log.exception("listening to %s", public_uri(recording.audio))
+            error = AudioError("internal", f"{type(unforeseen).__name__}: {unforeseen}")
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        self._attempts.end.remote("listen", recording.id)
+        return HeardRow(recording, attempt, time.perf_counter() - start, heard, error)
+
+
+class Transcribe:
+    """Heard recordings in, transcripts out. Holds the engine, on an event loop of its own.
+
+    Ray calls it from several threads at once, a block each; all their clips meet in the one engine.
+    The loop is ours because Ray's own is blocked whenever it waits for input, and the engine with it.
+    """
+
+    def __init__(self, engine: EngineConfig, start: EngineStarter, attempts: Any, timeout_s: float) -> None:
+        family = family_of(engine.model)
+        self._model = engine.model
+        self._attempts = attempts
+        self._node = ray.get_runtime_context().get_node_id()
+        self._timeout_s = timeout_s
+        self._turns = AloneOrTogether()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True, name="engine-loop").start()
+        self._transcriber = Transcriber(
+            start(engine, family), family, engine.model, engine.concurrent_clips, clip_timeout_s=timeout_s
+        )
+        self._ready_at = pa.scalar(int(time.time() * 1e6), pa.timestamp("us", tz="UTC"))
+
+    def __call__(self, heard: pa.Table) -> pa.Table:
+        transcripts = asyncio.run_coroutine_threadsafe(self._transcribe_block(heard), self._loop).result()
+        table = pa.Table.from_pylist([transcript.to_row() for transcript in transcripts], schema=parquet_schema())
+        return table.append_column("engine_ready_at", pa.repeat(self._ready_at, len(table)))
+
+    async def _transcribe_block(self, table: pa.Table) -> list[Transcript]:
+        rows = [HeardRow.from_table(table, index) for index in range(len(table))]
+        return await asyncio.gather(*(self._transcribe(row) for row in rows))
+
+    async def _transcribe(self, row: HeardRow) -> Transcript:
+        if row.heard is None:
+            return self._failed(row, row.error)
+        downs = await self._attempts.begin.remote("transcribe", row.recording.id, self._node)
+        try:
+            if downs >= MAX_ATTEMPTS:
+                raise EngineError("poison", _given_up("transcribing", row.recording, self._timeout_s))
+            async with self._turns.alone() if downs else self._turns.together():
+                transcript = await self._transcriber.transcribe(row.recording, row.heard)
+            transcript = transcript.with_try(row.attempt, row.listen_s)
+        except EngineDied:
+            # Leaving the process makes Ray start the actor elsewhere and try the block again; an
+            # exception would be tried on this same dead engine, for ever (ray#59522).
+            log.exception("the engine has died; leaving the process")
+            _leave()
+        except RayscribeError as refused:
+            transcript = self._failed(row, refused)
+        except Exception as unforeseen:
+            log.exception("transcribing %s", public_uri(row.recording.audio))
+            transcript = self._failed(row, EngineError("internal", f"{type(unforeseen).__name__}: {unforeseen}"))
+        self._attempts.end.remote("transcribe", row.recording.id)
+        return transcript
+
+    def _failed(self, row: HeardRow, error: RayscribeError | None) -> Transcript:
+        """The failed row of a recording, with what is known of it."""
+        return Transcript(
+            recording=row.recording,
+            model=self._model,
+            duration_s=row.heard.duration_s if row.heard else None,
+            speech_s=row.heard.speech_s if row.heard else None,
+            channels=row.heard.channels if row.heard else None,
+            error=error,
+            attempt=row.attempt,
+            listen_s=row.listen_s,
+        )
+
+
+def commit(transcripts: pa.Table, output: Output) -> pa.Table:
+    """Transcripts in, receipts out; the transcripts are in the output folder when their receipts leave."""
+    rows = transcripts.to_pylist()
+    output.commit(rows)
+    receipts = [row | {"code": row["error"] and row["error"]["code"]} for row in rows]
+    return pa.Table.from_pylist(receipts, schema=RECEIPT)
+
+
+def _leave() -> NoReturn:
+    """Ends this process at once, and before it those that it has started: a stuck engine holds its GPU."""
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(1)
+
+
+def _given_up(doing: str, recording: Recording, timeout_s: float) -> str:
+    return (
+        f"{doing} {public_uri(recording.audio)} has ended its process {MAX_ATTEMPTS} times (a crash, memory, "
+        f"or more than {timeout_s:.0f} s): it is given up"
+    )

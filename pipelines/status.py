@@ -1,0 +1,81 @@
+"""How far a run is, read from its output folder alone: while it runs, afterwards, from any machine."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from cluster.storage import Storage
+from pipelines.lease import read_lease
+from pipelines.output import Output
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an output folder tells of the job that fills it."""
+
+    output: str
+    manifest: str
+    recordings: int | None  # in the manifest, once it has been read
+    ok: int
+    failures: list[dict[str, Any]]  # recording_id, audio, attempt, error
+    holder: dict[str, Any] | None  # of the lease
+    finished: bool
+
+    def print(self, each_failure: bool = False) -> None:
+        """Shows the counts, and each failed recording if asked."""
+        console = Console()
+        table = Table(show_header=False, box=SIMPLE)
+        table.add_row("state", self._state())
+        table.add_row("manifest", self.manifest)
+        answered = self.ok + len(self.failures)
+        table.add_row("answered", f"{answered}" + (f" of {self.recordings}" if self.recordings is not None else ""))
+        table.add_row("transcribed", str(self.ok))
+        table.add_row("failed", str(len(self.failures)))
+        for code, count in Counter(row["error"]["code"] for row in self.failures).most_common():
+            table.add_row(f"  {code}", str(count))
+        console.print(table, highlight=False)
+        if each_failure and self.failures:
+            failed = Table("recording", "stage", "code", "attempt", "what happened", box=SIMPLE)
+            for row in self.failures:
+                error = row["error"]
+                failed.add_row(
+                    row["recording_id"], error["stage"], error["code"], str(row["attempt"]), error["message"]
+                )
+            console.print(failed, highlight=False)
+
+    def _state(self) -> str:
+        if self.finished:
+            return "finished"
+        if self.holder:
+            return f"running: process {self.holder['pid']} on {self.holder['host']}, unless that has died"
+        return "stopped before its end; the same command again continues"
+
+
+def status_of(output_uri: str, storage_options: Mapping[str, Any]) -> Status:
+    """Reads the status of an output folder.
+
+    Raises:
+        UsageError: ``not_found``: no run has begun there; or its storage cannot be read.
+    """
+    storage = Storage(storage_options)
+    output = Output(output_uri, storage)
+    job = output.begun()
+    failures = [
+        row
+        for batch in output.batches("failed", ["recording_id", "audio", "attempt", "error"])
+        for row in batch.to_pylist()
+    ]
+    return Status(
+        output=output_uri,
+        manifest=job["manifest"],
+        recordings=job.get("recordings"),
+        ok=output.count("ok"),
+        failures=sorted(failures, key=lambda row: str(row["recording_id"])),
+        holder=read_lease(output_uri, storage),
+        finished=output.report() is not None,
+    )

@@ -1,0 +1,107 @@
+"""What a run came to: counted from receipts while it runs, shown and stored at its end."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass
+class Summary:
+    """Counts of one run. Durations are seconds of audio."""
+
+    done_before: int = 0  # recordings that earlier runs transcribed into this output
+    failed_before: int = 0  # recordings that failed in them
+    ok: int = 0
+    failed: Counter[str] = field(default_factory=Counter)  # by error code
+    audio_s: float = 0.0
+    speech_s: float = 0.0
+    usage: Counter[str] = field(default_factory=Counter)
+    first_ready_at: datetime | None = None
+    last_finished_at: datetime | None = None
+
+    def add(self, receipts: pa.Table) -> None:
+        """Counts a batch of receipts (``pipelines.stages.RECEIPT``)."""
+        for receipt in receipts.to_pylist():
+            if receipt["status"] == "ok":
+                self.ok += 1
+                self.audio_s += receipt["duration_s"]
+                self.speech_s += receipt["speech_s"]
+            else:
+                self.failed[receipt["code"]] += 1
+            self.usage.update(receipt["usage"])
+        ready, finished = pc.min(receipts["engine_ready_at"]).as_py(), pc.max(receipts["finished_at"]).as_py()
+        self.first_ready_at = min(ready, self.first_ready_at or ready)
+        self.last_finished_at = max(finished, self.last_finished_at or finished)
+
+    @property
+    def finished(self) -> int:
+        """Recordings that this run has answered, transcribed or failed."""
+        return self.ok + self.failed.total()
+
+    @property
+    def work_s(self) -> float:
+        """Seconds from the first engine's readiness to the last transcript: loading is not counted."""
+        if self.first_ready_at is None or self.last_finished_at is None:
+            return 0.0
+        return (self.last_finished_at - self.first_ready_at).total_seconds()
+
+    @property
+    def rtfx(self) -> float:
+        """Inverse real-time factor: seconds of audio a second of work (as the Open ASR Leaderboard)."""
+        return self.audio_s / self.work_s if self.work_s > 0 else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens that an engine step gives a clip, in the mean: 1 without drafts, more with accepted ones."""
+        written = self.usage["output_tokens"]
+        steps = written - self.usage["accepted_draft_tokens"]
+        return written / steps if steps > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For run.json."""
+        return {
+            "recordings": {
+                "ok": self.ok,
+                "failed": self.failed.total(),
+                "done_before": self.done_before,
+                "failed_before": self.failed_before,
+            },
+            "failures": dict(self.failed),
+            "audio_s": round(self.audio_s, 3),
+            "speech_s": round(self.speech_s, 3),
+            "work_s": round(self.work_s, 3),
+            "rtfx": round(self.rtfx, 2),
+            "usage": dict(self.usage),
+            "tokens_per_step": round(self.tokens_per_step, 2),
+        }
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether the output holds failed recordings."""
+        return bool(self.failed) or self.failed_before > 0
+
+    def print(self, output: str) -> None:
+        """Shows the summary as a table on stdout."""
+        table = Table(show_header=False, box=SIMPLE, title="rayscribe transcribe", title_justify="left")
+        table.add_row("recordings", f"{self.ok} transcribed, {self.failed.total()} failed")
+        if self.done_before or self.failed_before:
+            table.add_row("from earlier runs", f"{self.done_before} transcribed, {self.failed_before} failed")
+        table.add_row("audio", _hours(self.audio_s))
+        table.add_row("speech", f"{_hours(self.speech_s)}, summed over channels")
+        table.add_row("RTFx", f"{self.rtfx:.1f} (seconds of audio a second, over {self.work_s:.0f} s of work)")
+        for code, count in self.failed.most_common():
+            table.add_row(f"  failed: {code}", str(count))
+        table.add_row("output", f"{output}/transcripts")
+        Console().print(table, highlight=False)
+
+
+def _hours(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60:02d} min {rest % 60:02d} s"

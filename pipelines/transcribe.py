@@ -1,0 +1,270 @@
+"""The main job: a manifest of recordings in, Parquet transcripts out, by Ray Data.
+
+    manifest ──► work list ──► Listen ──► Transcribe ──► Commit ──► receipts ──► run.json
+    (driver)     (blocks)      (CPU       (engine        (tasks)    (driver)
+                                actors)    actors)
+
+The graph streams: at no time is more of the manifest's audio in memory than the stages have in
+hand. The driver sees no audio and no text, only a receipt a recording, from which it draws the
+progress bar and counts the summary.
+
+What the output folder already holds is left out of the work list, so that the same command
+continues where it stopped, and a manifest that has grown costs only its new rows.
+"""
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.nodes import Layout, local_slots, plan_layout
+from cluster.storage import Storage
+from pipelines import manifest
+from pipelines.attempts import Attempts
+from pipelines.job import Job
+from pipelines.lease import Lease
+from pipelines.output import Output
+from pipelines.progress import Progress
+from pipelines.rows import WORK
+from pipelines.stages import Listen, Transcribe, commit
+from pipelines.summary import Summary
+from speech.engine import EngineStarter, start_engine
+from speech.errors import RayscribeError, RequestError, UsageError
+from speech.models import family_of
+from speech.recording import row_id
+
+# Rows of the work list to a block that lies in the object store; only text, so many fit.
+WORK_ROWS_PER_BLOCK = 10_000
+# Recordings to a block of work, at most: what one Listener takes at a time, one engine call answers
+# and one file commits. Larger blocks cost less scheduling; smaller ones lose less when a node dies.
+MAX_RECORDINGS_PER_BLOCK = 32
+# How long the output is waited for when its storage is out of order. Giving up costs the run; waiting, minutes.
+COMMIT_PATIENCE_S = 600.0
+# Blocks that an engine works on at once, so that the end of one overlaps with the middle of another.
+BLOCKS_PER_ENGINE = 4
+
+
+def run(job: Job, start: EngineStarter = start_engine) -> Summary:
+    """Transcribes what the manifest has and the output has not, showing the progress.
+
+    Args:
+        job: what to do.
+        start: what starts an engine in its actor; another than ``start_engine`` where the job itself
+            is to be tested or timed without a model.
+
+    Raises:
+        UsageError: the manifest, the model, an option or a place of storage is wrong, or another run
+            holds the output; nothing was transcribed.
+    """
+    with _opened(job, start) as opened:
+        done, failed = opened.output.settle().values()
+        summary = Summary(done_before=len(done), failed_before=len(failed))
+        opened.transcribe(summary, lambda name: None if name in done or name in failed else 1)
+    return summary
+
+
+def retry(job: Job, start: EngineStarter = start_engine) -> Summary:
+    """Tries again what has failed in an output, and nothing else. Arguments and errors as of ``run``."""
+    with _opened(job, start) as opened:
+        done, failed = opened.output.settle().values()
+        summary = Summary(done_before=len(done))
+        opened.transcribe(summary, {name: attempt + 1 for name, attempt in failed.items()}.get)
+    return summary
+
+
+@contextlib.contextmanager
+def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
+    """Checks all that can be checked without work, then holds the output for this run alone."""
+    family = family_of(job.engine_config.model)
+    try:
+        family.check(job.options)
+    except RequestError as error:
+        raise UsageError(error.code, error.message) from error
+    storage = Storage(job.storage_options)
+    storage.check_readable(job.manifest)
+    storage.check_writable(job.output)
+    output = Output(job.output, Storage(job.storage_options, COMMIT_PATIENCE_S))
+    with Lease(job.output, storage):
+        continues = output.job() is not None
+        output.claim(job.what_texts_depend_on(), {"manifest": job.manifest}, job.allow_changes)
+        yield _Run(job, start, storage, output, continues)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run that holds its output."""
+
+    job: Job
+    start: EngineStarter
+    storage: Storage
+    output: Output
+    continues: bool  # an earlier run has begun on this output
+
+    def transcribe(self, summary: Summary, attempt_of: Callable[[str], int | None]) -> None:
+        """Runs the recordings for which ``attempt_of`` gives the number of their attempt."""
+        started_at = datetime.now(UTC)
+        with Progress() as progress:
+            progress.say(f"joining Ray at {self.job.address}" if self.job.address else "starting Ray")
+            _start_ray(self.job.address)
+            progress.say("reading the manifest")
+            rows = _Counted(manifest.read(self.job.manifest, self.storage))
+            blocks, to_do = _put_work(_work(rows, attempt_of))
+            self.output.note(recordings=rows.count)
+            if not to_do and self.output.report():  # all is done; the report of the run that did it stands
+                return
+            self.output.reopen()
+            if to_do:
+                layout = _layout(self.job)
+                progress.start(to_do, waiting_for=f"{layout.engines} × {self.job.engine_config.model} to load")
+                for receipts in self._receipts(blocks, to_do, layout):
+                    summary.add(receipts)
+                    progress.update(summary)
+        if self.continues:
+            self.output.settle()
+        self.output.finish(_report(self.job, summary, started_at))
+
+    def _receipts(self, blocks: list[Any], to_do: int, layout: Layout) -> Iterator[pa.Table]:
+        """Runs the graph and yields the receipts of what is committed, as it is committed."""
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        runtime_env = (
+            {"env_vars": {"OMP_NUM_THREADS": str(layout.threads_per_engine)}} if layout.threads_per_engine else {}
+        )
+        attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+        graph = (
+            ray.data.from_arrow_refs(blocks)
+            # Small enough that every Listener has several blocks to its name, even of a short manifest.
+            .repartition(target_num_rows_per_block=_recordings_per_block(to_do, layout.listeners))
+            .map_batches(
+                Listen,
+                fn_constructor_args=(
+                    self.job.options,
+                    self.job.engine_config.model,
+                    self.storage,
+                    attempts,
+                    self.job.listen_timeout_s,
+                ),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(min_size=1, max_size=layout.listeners),
+                num_cpus=1,
+            )
+            .map_batches(
+                Transcribe,
+                fn_constructor_args=(self.job.engine_config, self.start, attempts, self.job.clip_timeout_s),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(
+                    size=layout.engines,
+                    max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
+                    max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=layout.cpus_per_engine,
+                num_gpus=layout.gpus_per_engine or None,
+                runtime_env=runtime_env,
+            )
+            .map_batches(commit, fn_args=(self.output,), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+        )
+        try:
+            yield from graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
+            raise RayscribeError(
+                "run_failed",
+                f"the run has failed: {_last_line(error)} (what is done is kept; the logs of Ray's session say more)",
+            ) from error
+
+
+class _Counted:
+    """Iterates, and knows afterwards how many there were."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
+        self._rows = rows
+        self.count = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for row in self._rows:
+            self.count += 1
+            yield row
+
+
+def _work(rows: Iterable[dict[str, Any]], attempt_of: Callable[[str], int | None]) -> Iterator[dict[str, Any]]:
+    """The work list: id, JSON and attempt of the manifest rows that are to be done."""
+    for row in rows:
+        recording_id = row_id(row)
+        attempt = attempt_of(recording_id)
+        if attempt is not None:
+            text = json.dumps(row, ensure_ascii=False, default=str)
+            yield {"recording_id": recording_id, "row": text, "attempt": attempt}
+
+
+def _put_work(rows: Iterator[dict[str, Any]]) -> tuple[list[Any], int]:
+    """Puts the work list into Ray's object store, so that the driver holds none of it."""
+    import ray
+
+    blocks, count = [], 0
+    while batch := list(itertools.islice(rows, WORK_ROWS_PER_BLOCK)):
+        blocks.append(ray.put(pa.Table.from_pylist(batch, schema=WORK)))
+        count += len(batch)
+    return blocks, count
+
+
+def _last_line(error: Exception) -> str:
+    """What an error of Ray says in the end: before it stand the tracebacks of every process it crossed."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _recordings_per_block(to_do: int, listeners: int) -> int:
+    return max(1, min(MAX_RECORDINGS_PER_BLOCK, to_do // (8 * listeners)))
+
+
+def _start_ray(address: str | None) -> None:
+    """Joins the cluster at ``address``, or starts one on this machine; leaves a running one as it is."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user asks for it
+    # Ray's own processes write their complaints to files, and not between the lines of ours.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+
+    if not ray.is_initialized():
+        here: dict[str, Any] = {"num_cpus": local_slots(os.cpu_count() or 1), "include_dashboard": False}
+        where = {"address": address} if address else here | {"address": "local"}
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
+            raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {_last_line(error)}") from error
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # pipelines.progress draws the job, not Ray's operators
+    context.execution_options.verbose_progress = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _layout(job: Job) -> Layout:
+    """How the job is laid out over what Ray has."""
+    import ray
+
+    resources = ray.cluster_resources()
+    cores = int(resources["CPU"]) if job.address else os.cpu_count() or 1
+    return plan_layout(resources, cores, job.listeners, job.engines)
+
+
+def _report(job: Job, summary: Summary, started_at: datetime) -> dict[str, Any]:
+    """What run.json says. The storage options stay out of it: they hold secrets."""
+    from importlib.metadata import version
+
+    installed = {name: version(name) for name in ("rayscribe", "ray", "pyarrow", "transformers")}
+    return {
+        "config": job.model_dump(mode="json", exclude={"storage_options"}),
+        "versions": installed,
+        "started_at": started_at,
+        "finished_at": datetime.now(UTC),
+        **summary.as_dict(),
+    }

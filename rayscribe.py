@@ -1,0 +1,183 @@
+"""The command line: parses, calls a room, prints. The work is in the rooms."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from pipelines.job import SETTINGS, Job
+from speech.errors import RayscribeError, UsageError
+from speech.recording import clean_keywords
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
+EXIT_BY_SIGNAL = 128  # and the signal's number, as shells have it
+
+STOPPED = "stopped; what is done is kept, and the same command again continues"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code (see the README)."""
+    parsed = _parser().parse_args(arguments)
+    # As Ray does once it runs: a machine that is taken away unwinds the run, and lets its output go.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        code: int = parsed.command(parsed)
+        return code
+    except UsageError as error:
+        return _refuse(error.message, EXIT_USAGE)
+    except RayscribeError as error:
+        return _refuse(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _refuse(STOPPED, EXIT_BY_SIGNAL + signal.SIGINT)
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM:
+            return _refuse(STOPPED, EXIT_BY_SIGNAL + signal.SIGTERM)
+        raise
+
+
+def _transcribe(parsed: argparse.Namespace) -> int:
+    job = Job.from_settings(_settings(parsed))
+    from pipelines.transcribe import run
+
+    summary = run(job)
+    summary.print(job.output)
+    return EXIT_SOME_FAILED if summary.any_failed else EXIT_OK
+
+
+def _retry(parsed: argparse.Namespace) -> int:
+    from cluster.storage import Storage
+    from pipelines.output import Output
+    from pipelines.transcribe import retry
+
+    settings = _settings(parsed)
+    asked = Output(parsed.output, Storage(settings.get("storage_options"))).begun()
+    summary = retry(Job.from_settings({"manifest": asked["manifest"], **asked["settings"], **settings}))
+    summary.print(parsed.output)
+    return EXIT_SOME_FAILED if summary.any_failed else EXIT_OK
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from pipelines.status import status_of
+
+    status_of(parsed.output, _storage_options(parsed)).print(each_failure=parsed.failed)
+    return EXIT_OK
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from pipelines.evaluate import evaluate
+
+    evaluate(parsed.output, parsed.manifest, _storage_options(parsed)).print()
+    return EXIT_OK
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from cluster.doctor import examine
+
+    raise SystemExit(examine())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rayscribe", description="Bulk speech transcription on Ray.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    transcribe = commands.add_parser("transcribe", help="a manifest of recordings in, Parquet transcripts out")
+    transcribe.set_defaults(command=_transcribe)
+    transcribe.add_argument("manifest", nargs="?", default=argparse.SUPPRESS, help=SETTINGS["manifest"].description)
+    _add_settings(transcribe, leave_out={"manifest"})
+
+    retry = commands.add_parser("retry", help="try again what has failed in an output, and nothing else")
+    retry.set_defaults(command=_retry)
+    retry.add_argument("output", help="the output folder of a run; its manifest and options are taken again")
+    _add_settings(retry, leave_out={"output"})
+
+    status = commands.add_parser("status", help="what is done, what has failed and why")
+    status.set_defaults(command=_status)
+    status.add_argument("output", help="the output folder of a run, finished or not")
+    status.add_argument("--failed", action="store_true", help="name each failed recording")
+    _add_flag(status, "storage_options", SETTINGS["storage_options"])
+
+    evaluate = commands.add_parser("evaluate", help="word error rate against the manifest's text")
+    evaluate.set_defaults(command=_evaluate)
+    evaluate.add_argument("output", help="the output folder of a run")
+    evaluate.add_argument("--manifest", help="the truth, if not in the manifest that the run was given")
+    _add_flag(evaluate, "storage_options", SETTINGS["storage_options"])
+
+    doctor = commands.add_parser("doctor", help="what this machine has and lacks, and the command that mends it")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, leave_out: set[str]) -> None:
+    for name, field in SETTINGS.items():
+        if name not in leave_out:
+            _add_flag(parser, name, field)
+    parser.add_argument("--keywords-file", metavar="FILE", help="keywords, one a line")
+    parser.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+    """A flag for a setting: name, choices and help from the one field that defines it."""
+    kind: Any = field.annotation
+    choices = get_args(kind) if get_origin(kind) is Literal else None
+    given = "" if field.is_required() or not field.default or field.default_factory else f" (default: {field.default})"
+    arguments: dict[str, Any] = {"help": f"{field.description}{given}".replace("%", "%%"), "default": argparse.SUPPRESS}
+    if kind is bool:
+        arguments["action"] = argparse.BooleanOptionalAction
+    elif choices:
+        arguments["choices"] = choices
+    else:
+        arguments["metavar"] = "JSON" if name == "storage_options" else name.upper()
+    parser.add_argument(f"--{name.replace('_', '-')}", **arguments)
+
+
+def _settings(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The settings of --config, and over them those given as flags."""
+    flags = {name: value for name, value in vars(parsed).items() if name in SETTINGS}
+    if parsed.keywords_file:
+        flags["keywords"] = clean_keywords(line for line in _read(parsed.keywords_file).splitlines() if line.strip())
+    if "storage_options" in flags:
+        flags["storage_options"] = _storage_options(parsed)
+    return (_yaml(parsed.config) if parsed.config else {}) | flags
+
+
+def _yaml(path: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(_read(path)) or {}
+    except yaml.YAMLError as error:
+        raise UsageError("bad_config", f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise UsageError("bad_config", f"{path} should hold options as 'name: value' lines")
+    return {str(name).replace("-", "_"): value for name, value in settings.items()}
+
+
+def _storage_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    try:
+        options = json.loads(getattr(parsed, "storage_options", "{}"))
+    except json.JSONDecodeError as error:  # the text may hold a secret: name the place, not the text
+        raise UsageError("bad_option", f"--storage-options is not JSON (at character {error.pos})") from None
+    if not isinstance(options, dict):
+        raise UsageError("bad_option", "--storage-options should be a JSON object")
+    return options
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("not_found", f"cannot read {path}: {error}") from error
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"rayscribe: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The seam between us and a model: one clip of speech in, its text out.
+
+An engine knows audio and tokens, and nothing of recordings, channels or files. Two implement it:
+``engine_vllm`` (continuous batching, GPU or CPU) and ``engine_transformers`` (the reference, and for
+CPUs without vLLM). At float32 the two give the same tokens; a test holds them to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from speech.errors import UsageError
+from speech.models import DEFAULT_MODEL, Family
+from speech.recording import Options
+from speech.speculation import Speculation
+from speech.transcript import Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SAMPLE_RATE = 16_000  # Hz; what every model here was trained on
+
+
+class EngineConfig(BaseModel):
+    """How an engine is started."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(DEFAULT_MODEL, description="hub id or folder of the checkpoint")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="what runs the model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
+    )
+    concurrent_clips: int = Field(64, ge=1, description="clips decoded at once by one engine")
+    # Off until the property test of tests/speech/test_speculation.py has been seen to pass on a trained
+    # checkpoint, and bench/speculation.py what it is worth.
+    speculation: Speculation = Field(
+        "off",
+        description="drafts that the model verifies, for speed; the text stays the same. ctc: what Granite's encoder "
+        "reads; ngram: repetitions; auto: ctc, as far as it pays. ctc-accept changes words: it takes what the encoder "
+        "reads where that is likely enough",
+    )
+    accept_entropy: float = Field(
+        0.7, ge=0, description="ctc-accept: a clip none of whose frames has a higher entropy (nats) is taken as read"
+    )
+    accept_probability: float = Field(
+        0.2, ge=0, le=1, description="ctc-accept: else, a word piece to which the model gives so much is taken"
+    )
+    draft_tokens: int = Field(32, ge=1, le=128, description="tokens of a draft verified at once, at most")
+    kv_cache_gb: float = Field(1.0, gt=0, description="memory for the KV cache on a CPU, in GiB")
+    gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine takes")
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRequest:
+    """One clip to decode. ``samples``: int16 mono at 16 kHz, shape (n,)."""
+
+    samples: "np.ndarray"
+    options: Options
+    id: str  # unique among the clips in flight
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+    def waveform(self) -> "np.ndarray":
+        """float32 in [-1, 1), shape (n,)."""
+        return self.samples.astype("float32") / 32768.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What an engine made of one clip."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    avg_logprob: float | None
+    complete: bool  # False: cut off at the token limit
+    usage: Usage = field(default_factory=Usage)
+    flags: tuple[str, ...] = ()  # how it was made: ctc_words, if ctc-accept took words that the model would not have
+
+
+class Engine(Protocol):
+    """Decodes clips, many at a time, greedily."""
+
+    async def decode(self, clip: ClipRequest) -> Decoding:
+        """Decodes one clip; concurrent calls share the engine's batch.
+
+        Raises:
+            EngineError: this clip failed and the engine goes on.
+            EngineDied: the engine is gone and the process that holds it should exit.
+        """
+
+    async def check_health(self) -> None:
+        """Returns if the engine can take work; raises EngineDied otherwise."""
+
+    def stop(self) -> None:
+        """Ends the engine's processes and frees its memory."""
+
+
+EngineStarter = Callable[[EngineConfig, Family], Engine]
+
+
+def start_engine(config: EngineConfig, family: Family) -> Engine:
+    """Loads the model and returns an engine ready for work.
+
+    Raises:
+        UsageError: ``bad_engine`` where the engine's package is not installed, ``bad_model`` where the
+            checkpoint cannot be loaded.
+    """
+    try:
+        if config.engine == "vllm":
+            from speech.engine_vllm import VllmEngine
+
+            return VllmEngine(config, family)
+        from speech.engine_transformers import TransformersEngine
+
+        return TransformersEngine(config, family)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "bad_engine", f"the {config.engine} engine needs a package that is not installed ({error.name})"
+        ) from error

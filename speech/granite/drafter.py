@@ -1,0 +1,179 @@
+"""CTC drafts for vLLM: the encoder's own transcript, proposed to the language model for verification.
+
+vLLM builds ``CtcDrafter`` in its worker process from ``speculative_config={"method": "custom_class"}``
+and calls ``propose`` after every step. That interface says which tokens were sampled in which row of
+the batch, and nothing of who they belong to. The two missing links are taken where they lie:
+
+- row → request: the model runner's batch. ``DrafterBinding``, a worker extension (a supported option),
+  hands the runner over once, by ``collective_rpc("bind_drafter")`` before the first request.
+- request → what CTC read: the clip's embeddings in the encoder cache, to which the model has attached
+  its reading (``speech.granite.model``). That holds after a hit in that cache as well, and no order
+  of clips within an encoder batch is relied on.
+
+At temperature 0 vLLM accepts a drafted token only where it is what the model would have written, so a
+wrong, a missing or a mixed-up draft costs time and never a word. Where a link is missing (another
+vLLM keeps its embeddings elsewhere, say) there is simply no draft.
+
+A request is drafted for if its sampling parameters ask for it: ``extra_args={"draft": "ctc"}``, or a
+list of tokens, to be proposed instead of what CTC read (for benches and tests). With ``"accept":
+[doubt, probability]`` beside it, it is verified by the relaxed criterion of the paper: if no frame's
+entropy exceeds ``doubt``, CTC's text is taken whatever the model says, and else each of its tokens that
+the model gives at least ``probability``. The model's part is not saved whole: vLLM reads the prompt in
+the step in which it runs the encoder, and the first token is the model's own.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.tokenizers import TokenizerLike, cached_tokenizer_from_config
+
+from speech.granite.acceptance import RelaxedSampler
+from speech.granite.alignment import Draft
+from speech.granite.ctc import Reading
+from speech.granite.pace import FREE_TOKENS, Pace, Tally
+
+DRAFT, ACCEPT = "draft", "accept"  # keys in extra_args
+CTC = "ctc"
+
+
+@dataclass
+class Drafted:
+    """A request that is drafted for."""
+
+    draft: Draft
+    least: float | None = None  # probability of a drafted token that is accepted; None: the first choice only
+    followed: int = 0  # of the tokens that the model has written
+    tally: Tally = field(default_factory=Tally)
+
+
+class CtcDrafter:
+    """Proposes, for each request, the next tokens of its draft."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        speculation = vllm_config.speculative_config
+        assert speculation is not None  # vLLM builds us because of it
+        self._limit: int = speculation.num_speculative_tokens
+        self._tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+        self._vocabulary = Vocabulary(self._tokenizer)
+        self._runner: Any = None
+        # By request id; None for a request without a draft. No more of them than requests in the runner.
+        self._drafted: dict[str, Drafted | None] = {}
+
+    def load_model(self, model: object) -> None:
+        """There is nothing of our own to load; vLLM's CPU runner calls this unasked."""
+
+    def bind(self, runner: Any, free_tokens: float | None, relaxed: bool) -> None:
+        """Gives the drafter the model runner that it drafts for.
+
+        Args:
+            runner: vLLM's, of this worker.
+            free_tokens: for ``Pace``.
+            relaxed: whether requests may ask for the relaxed criterion.
+        """
+        self._runner = runner
+        if relaxed:
+            runner.rejection_sampler = RelaxedSampler(runner.rejection_sampler, self._least_probabilities)
+        self._pace = Pace(self._limit, free_tokens)
+        self._readings = runner.get_model().keep_readings()
+        # vLLM stops every draft while any request is within a draft's length of the context's end, as
+        # draft models have contexts of their own. This one has none, and the scheduler cuts to fit.
+        runner.effective_drafter_max_model_len = runner.max_model_len + self._limit
+
+    def propose(
+        self, sampled_token_ids: list[list[int]], num_tokens_no_spec: Any, token_ids_cpu: Any, slot_mappings: Any = None
+    ) -> list[list[int]]:
+        """Draft tokens for each row of the batch, at most ``num_speculative_tokens``.
+
+        Args:
+            sampled_token_ids: what each row was given in this step; empty while its prompt is read.
+        """
+        if self._runner is None:
+            return [[] for _ in sampled_token_ids]
+        req_ids, running = self._runner.input_batch.req_ids, len(sampled_token_ids)
+        proposed = [self._next(req_ids[row], bool(sampled), running) for row, sampled in enumerate(sampled_token_ids)]
+        self._forget_finished()
+        return proposed
+
+    def _next(self, req_id: str, writing: bool, running: int) -> list[int]:
+        request = self._runner.requests[req_id]
+        if req_id not in self._drafted:
+            # Looked for from the first step on: once the prompt is read, the encoder cache may drop it.
+            drafted = self._draft_for(request)
+            if drafted is None and not writing:
+                return []  # the encoder's turn may come in the next part of the prompt
+            self._drafted[req_id] = drafted
+        one = self._drafted[req_id]
+        if one is None or not writing:
+            return []
+        written = request.output_token_ids[one.followed :]
+        one.followed += len(written)
+        self._pace.observe(one.tally, *one.draft.follow(written))
+        return one.draft.propose(self._pace.size(one.tally, running))
+
+    def _draft_for(self, request: Any) -> Drafted | None:
+        """The whole draft; None where none is asked for, or none known yet."""
+        asked = request.sampling_params.extra_args or {}
+        if isinstance(asked.get(DRAFT), list):
+            return Drafted(Draft(asked[DRAFT], self._vocabulary))
+        if asked.get(DRAFT) != CTC or not request.mm_features:
+            return None
+        embeddings = self._runner.encoder_cache.get(request.mm_features[0].identifier)
+        reading: Reading | None = self._readings.get(embeddings) if embeddings is not None else None
+        if reading is None:
+            return None
+        tokens = self._tokenizer.encode(reading.text, add_special_tokens=False)
+        least = None
+        if ACCEPT in asked:
+            doubt, least = asked[ACCEPT]
+            if reading.doubt <= doubt:
+                # Taken as it is, its end too: without it the model could go on.
+                tokens, least = [*tokens, self._tokenizer.eos_token_id], 0.0
+        return Drafted(Draft(tokens, self._vocabulary), least)
+
+    def _least_probabilities(self) -> list[float | None]:
+        """``Drafted.least`` of each row of the batch."""
+        rows = (self._drafted.get(req_id) for req_id in self._runner.input_batch.req_ids)
+        return [one.least if one is not None else None for one in rows]
+
+    def _forget_finished(self) -> None:
+        """Drops the drafts of requests that the runner no longer holds (a preempted one it holds)."""
+        if len(self._drafted) > len(self._runner.requests):
+            for req_id in self._drafted.keys() - self._runner.requests.keys():
+                del self._drafted[req_id]
+
+
+class DrafterBinding:
+    """Mixed into vLLM's worker (``worker_extension_cls``): what can be asked of it by ``collective_rpc``."""
+
+    model_runner: Any
+
+    def bind_drafter(self, adaptive: bool, relaxed: bool) -> None:
+        """Introduces the drafter to the runner, where this worker has one (the last of a pipeline).
+
+        Args:
+            adaptive: whether slices are sized by acceptance and load, or as long as can be.
+            relaxed: whether requests may ask for the relaxed criterion.
+        """
+        drafter = getattr(self.model_runner, "drafter", None)
+        if isinstance(drafter, CtcDrafter):
+            free_tokens = FREE_TOKENS[self.model_runner.device.type] if adaptive else None
+            drafter.bind(self.model_runner, free_tokens, relaxed)
+
+
+class Vocabulary:
+    """The letters of a tokenizer's tokens, in its own alphabet (``Ġ`` for a space, and the like)."""
+
+    def __init__(self, tokenizer: TokenizerLike) -> None:
+        self._tokens: dict[str, int] = tokenizer.get_vocab()
+        self._letters = {token: letters for letters, token in self._tokens.items()}
+        # A special token is no text: one letter that no text has, so that no draft goes on inside it.
+        self._letters |= dict.fromkeys(tokenizer.all_special_ids, "\0")
+
+    def letters(self, token: int) -> str:
+        """A token's letters; none for an id that pads the embedding to a round size."""
+        return self._letters.get(token, "")
+
+    def token(self, letters: str) -> int | None:
+        """The token with exactly these letters, if there is one."""
+        return self._tokens.get(letters)

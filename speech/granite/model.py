@@ -1,0 +1,82 @@
+"""Granite Speech for vLLM, with an encoder whose answer for a clip does not depend on its neighbours.
+
+Subclasses of vLLM's own models, put in their place by ``speech.granite.plugin``.
+"""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import PreTrainedConfig
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.granite_speech import (
+    GraniteSpeechDummyInputsBuilder,
+    GraniteSpeechForConditionalGeneration,
+    GraniteSpeechMultiModalProcessor,
+    GraniteSpeechProcessingInfo,
+)
+from vllm.model_executor.models.granite_speech_plus import GraniteSpeechPlusForConditionalGeneration
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from speech.granite import ctc
+from speech.granite.encoder import ExactEncoder, similar_lengths
+
+
+class ExactAudio:
+    """Encodes clips in batches of similar length, each as if it were alone."""
+
+    encoder: ExactEncoder
+    projector: torch.nn.Module
+    # A ctc.Reading by the embeddings handed out for its clip. vLLM keeps those very tensors in its
+    # encoder cache: what was read lives as long as they do, is found again after a cache hit, and needs
+    # no name for the clip. None: nobody asked to read.
+    _readings: WeakTensorKeyDictionary | None = None
+
+    def keep_readings(self) -> WeakTensorKeyDictionary:
+        """From now on the CTC head reads every clip; where its readings are kept."""
+        if self._readings is None:
+            self._readings = WeakTensorKeyDictionary()
+        return self._readings
+
+    def _build_encoder(
+        self, config: PreTrainedConfig, quant_config: QuantizationConfig | None, prefix: str
+    ) -> ExactEncoder:
+        return ExactEncoder(config=config, quant_config=quant_config, prefix=prefix)
+
+    def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
+        """Audio embeddings of each clip, shape (audio tokens, LLM hidden), in the order given."""
+        features, sizes = kwargs.get("input_features"), kwargs.get("audio_embed_sizes")
+        if features is None:
+            return []
+        assert isinstance(features, torch.Tensor | list)
+        assert isinstance(sizes, torch.Tensor)
+        weight = self.encoder.input_linear.weight
+        clips = [clip.reshape(-1, clip.shape[-1]).to(weight.dtype) for clip in features]
+        audio_tokens = sizes.flatten().tolist()
+        embeddings: list[torch.Tensor | None] = [None] * len(clips)
+        for group in similar_lengths([len(clip) for clip in clips]):
+            batch = pad_sequence([clips[index] for index in group], batch_first=True)
+            lengths = torch.tensor([len(clips[index]) for index in group], device=batch.device)
+            states = self.encoder(batch, lengths)
+            projected = self.projector(states)
+            for row, index in enumerate(group):
+                embeddings[index] = projected[row, : audio_tokens[index]]
+            if self._readings is not None:
+                readings = ctc.read(self.encoder.ctc_logits(states), [len(clips[index]) for index in group])
+                for index, reading in zip(group, readings, strict=True):
+                    self._readings[embeddings[index]] = reading
+        return tuple(embedding for embedding in embeddings if embedding is not None)
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    GraniteSpeechMultiModalProcessor, info=GraniteSpeechProcessingInfo, dummy_inputs=GraniteSpeechDummyInputsBuilder
+)
+class ExactGraniteSpeech(ExactAudio, GraniteSpeechForConditionalGeneration):
+    """Granite Speech 3.x, 4.0 and 4.1."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    GraniteSpeechMultiModalProcessor, info=GraniteSpeechProcessingInfo, dummy_inputs=GraniteSpeechDummyInputsBuilder
+)
+class ExactGraniteSpeechPlus(ExactAudio, GraniteSpeechPlusForConditionalGeneration):
+    """Granite Speech 4.1 plus."""

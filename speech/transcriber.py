@@ -1,0 +1,150 @@
+"""The engine half: what the Listener heard, made into a transcript.
+
+One class for bulk and online. Every clip of every recording goes to the engine on its own, at once,
+so that the engine's batch is full whatever the lengths of the recordings; the answers are put back
+in the order of time.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from speech.engine import ClipRequest, Decoding, Engine
+from speech.errors import EngineDied
+from speech.guard import flags
+from speech.listener import Clip, Heard
+from speech.models import Family
+from speech.recording import Options, Recording
+from speech.tags import speaker_turns, timed_words, without_time_tags
+from speech.transcript import Segment, Transcript, Usage
+
+# Languages written without spaces between words: texts of segments are joined without one, too.
+UNSPACED_LANGUAGES = frozenset({"ja", "zh", "th", "lo", "my", "km", "bo"})
+# Less than this share of a recording being speech deserves a look: perhaps the detector ate the call.
+LITTLE_SPEECH = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """One clip's segments (several where the model tells speakers apart) and what they cost."""
+
+    segments: tuple[Segment, ...]
+    usage: Usage
+
+
+class Transcriber:
+    """Turns heard recordings into transcripts with one engine. Used from one event loop.
+
+    Args:
+        engine: decodes the clips.
+        family: what the engine's model can do.
+        model: its name, for the output.
+        concurrent_clips: how many clips the engine decodes at once. A few more than that are handed
+            over, so that it never waits; the rest stay here, where they cost nothing.
+        clip_timeout_s: an engine that takes longer over one clip is stuck, and as good as dead.
+    """
+
+    def __init__(
+        self, engine: Engine, family: Family, model: str, concurrent_clips: int, clip_timeout_s: float = 600.0
+    ) -> None:
+        self.engine = engine
+        self._family = family
+        self._model = model
+        self._places = asyncio.Semaphore(math.ceil(1.1 * concurrent_clips))
+        self._clip_timeout_s = clip_timeout_s
+        self._clips_taken = 0
+
+    async def transcribe(self, recording: Recording, heard: Heard) -> Transcript:
+        """Decodes all clips of a recording.
+
+        Raises:
+            RequestError: the model cannot do what is asked.
+            EngineError: a clip failed; the engine goes on.
+            EngineDied: the engine is gone.
+        """
+        self._family.check(recording.options)
+        start = time.perf_counter()
+        segments: list[Segment] = []
+        usage = Usage()
+        async for clip in self.stream(recording, heard):
+            segments += clip.segments
+            usage += clip.usage
+        return Transcript(
+            recording=recording,
+            model=self._model,
+            text=joined_text(segments, recording.options),
+            segments=tuple(segments),
+            flags=_recording_flags(segments, heard),
+            duration_s=heard.duration_s,
+            speech_s=heard.speech_s,
+            channels=heard.channels,
+            usage=usage,
+            transcribe_s=time.perf_counter() - start,
+        )
+
+    async def stream(self, recording: Recording, heard: Heard) -> AsyncIterator[DecodedClip]:
+        """Decodes all clips at once and yields them in the order of time, each as soon as it can be."""
+        tasks = [asyncio.ensure_future(self._decode(recording, clip)) for clip in heard.clips]
+        try:
+            for task in tasks:
+                yield await task
+        finally:  # one failed, or the listener has hung up: what is left would be work for nobody
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _decode(self, recording: Recording, clip: Clip) -> DecodedClip:
+        async with self._places:
+            self._clips_taken += 1
+            request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clips_taken}")
+            try:
+                async with asyncio.timeout(self._clip_timeout_s):
+                    decoding = await self.engine.decode(request)
+            except TimeoutError as error:
+                raise EngineDied(
+                    "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
+                ) from error
+        return DecodedClip(tuple(_segments(recording, clip, decoding)), decoding.usage)
+
+
+def joined_text(segments: list[Segment], options: Options) -> str:
+    """The text of a whole recording: its segments in the order of time."""
+    language = options.target_language or options.language
+    separator = "" if language in UNSPACED_LANGUAGES else " "
+    return separator.join(segment.text for segment in segments if segment.text)
+
+
+def _segments(recording: Recording, clip: Clip, decoding: Decoding) -> list[Segment]:
+    """A clip's text as segments: one, or one a speaker turn where the model marks them."""
+    options = recording.options
+    text = without_time_tags(decoding.text) if options.word_timestamps else decoding.text
+    turns = speaker_turns(text) if options.speaker_tags else []
+    turns = turns or [(None, text)]
+    spoken = " ".join(words for _, words in turns)  # tags are no speech: they would look like too much of it
+    raised = (*flags(spoken, clip.end_s - clip.start_s, decoding.avg_logprob, decoding.complete), *decoding.flags)
+    words = timed_words(decoding.text, clip.start_s) if options.word_timestamps else []
+    return [
+        Segment(
+            channel=clip.channel,
+            speaker=speaker or recording.speaker(clip.channel),
+            start_s=round(clip.start_s, 3),
+            end_s=round(clip.end_s, 3),
+            text=text,
+            avg_logprob=decoding.avg_logprob,
+            flags=raised,
+            words=tuple(words),
+        )
+        for speaker, text in turns
+    ]
+
+
+def _recording_flags(segments: list[Segment], heard: Heard) -> tuple[str, ...]:
+    """Every flag of a segment, once, and those that only the whole recording shows."""
+    raised = dict.fromkeys(flag for segment in segments for flag in segment.flags)
+    if not heard.clips:
+        raised["no_speech"] = None
+    elif heard.speech_s < LITTLE_SPEECH * heard.duration_s:
+        raised["little_speech"] = None
+    return tuple(raised)

@@ -1,0 +1,152 @@
+"""What comes out: one recording's transcript, and its shape as a Parquet row.
+
+``SCHEMA`` in words is the README's output table; ``parquet_schema()`` is the same for machines. A
+failed recording is a row of this very shape with ``error`` filled, so that nothing is dropped and
+both tables read alike.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from speech.errors import RayscribeError
+from speech.recording import Recording
+from speech.uris import public_uri
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word with its time, from a model that gives word timestamps."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of one speaker's speech. Times are seconds from the start of the file."""
+
+    channel: int
+    speaker: str | None
+    start_s: float
+    end_s: float
+    text: str
+    avg_logprob: float | None = None  # mean natural-log probability of the output tokens
+    flags: tuple[str, ...] = ()  # of speech.guard
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens spent on a recording. Draft tokens are those proposed by speculative decoding."""
+
+    audio_tokens: int = 0
+    prompt_tokens: int = 0  # audio tokens included
+    output_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The answer for one recording, transcribed or failed."""
+
+    recording: Recording
+    model: str
+    text: str = ""
+    segments: tuple[Segment, ...] = ()
+    flags: tuple[str, ...] = ()
+    duration_s: float | None = None
+    speech_s: float | None = None  # summed over channels, by the voice activity detector
+    channels: int | None = None  # how many were transcribed apart
+    error: RayscribeError | None = None
+    attempt: int = 1
+    usage: Usage = Usage()
+    listen_s: float | None = None  # seconds spent opening, decoding and segmenting
+    transcribe_s: float | None = None  # seconds from the first clip handed to the engine to the last text
+    finished_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def status(self) -> str:
+        """``ok`` or ``failed``: the partition that the row is written to."""
+        return "failed" if self.error else "ok"
+
+    def with_try(self, attempt: int, listen_s: float) -> "Transcript":
+        """The same, with what only the job knows of it."""
+        return replace(self, attempt=attempt, listen_s=listen_s)
+
+    def to_row(self) -> dict[str, Any]:
+        """The Parquet row, in the order of ``parquet_schema``."""
+        error = self.error and {"stage": self.error.stage, "code": self.error.code, "message": self.error.message}
+        return {
+            "recording_id": self.recording.id,
+            "audio": public_uri(self.recording.audio),
+            "duration_s": self.duration_s,
+            "speech_s": self.speech_s,
+            "channels": self.channels,
+            "language": self.recording.options.language,
+            "task": self.recording.options.task,
+            "model": self.model,
+            "text": self.text,
+            "segments": [asdict(segment) for segment in self.segments],
+            "flags": list(self.flags),
+            "error": error,
+            "attempt": self.attempt,
+            "usage": asdict(self.usage),
+            "listen_s": self.listen_s,
+            "transcribe_s": self.transcribe_s,
+            "finished_at": self.finished_at,
+            "metadata": self.recording.metadata_json(),
+            "status": self.status,
+        }
+
+
+def parquet_schema() -> "pa.Schema":
+    """The output schema. ``status`` is the partition: a folder of the path, not a column of the file."""
+    import pyarrow as pa
+
+    word = pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
+    segment = pa.struct(
+        [
+            ("channel", pa.int32()),
+            ("speaker", pa.string()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("text", pa.string()),
+            ("avg_logprob", pa.float32()),
+            ("flags", pa.list_(pa.string())),
+            ("words", pa.list_(word)),
+        ]
+    )
+    usage = pa.struct([(name, pa.int64()) for name in asdict(Usage())])
+    error = pa.struct([("stage", pa.string()), ("code", pa.string()), ("message", pa.string())])
+    return pa.schema(
+        [
+            ("recording_id", pa.string()),
+            ("audio", pa.string()),
+            ("duration_s", pa.float64()),
+            ("speech_s", pa.float64()),
+            ("channels", pa.int32()),
+            ("language", pa.string()),
+            ("task", pa.string()),
+            ("model", pa.string()),
+            ("text", pa.string()),
+            ("segments", pa.list_(segment)),
+            ("flags", pa.list_(pa.string())),
+            ("error", error),
+            ("attempt", pa.int32()),
+            ("usage", usage),
+            ("listen_s", pa.float64()),
+            ("transcribe_s", pa.float64()),
+            ("finished_at", pa.timestamp("us", tz="UTC")),
+            ("metadata", pa.string()),
+            ("status", pa.string()),
+        ]
+    )

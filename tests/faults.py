@@ -1,0 +1,169 @@
+"""A network that misbehaves, between a client and an S3 server on this machine.
+
+``FaultProxy`` passes requests on, and does to some of them what networks and busy services do:
+
+    slow_down    answers 503 SlowDown; the server never hears of the request
+    reset        takes the request and resets the connection; the server never hears of it
+    cut          passes the request on and resets the connection in the middle of the answer, so that
+                 the server has done what the client does not know of
+    stall        takes the request and is silent for ``stall_s``, longer than a client should wait
+
+and, which is no fault of the network's and in no draw unless it is named:
+
+    forbidden    answers 403 AccessDenied, as to wrong credentials
+
+Which requests suffer is drawn from a seed, in the order in which they arrive; or a script says so, one
+entry a request, and what comes after it passes.
+"""
+
+import contextlib
+import http.client
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+FAULTS = ("slow_down", "reset", "cut", "stall")
+_SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+_FORBIDDEN = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+_OF_ONE_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
+
+
+class FaultProxy(ThreadingHTTPServer):
+    """Serves while its ``with`` block runs.
+
+    Attributes:
+        injected: how often each fault was.
+        passed: how many requests went through unharmed.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        upstream: str,
+        share: float = 0.0,
+        kinds: Sequence[str] = FAULTS,
+        seed: int = 0,
+        script: Sequence[str | None] = (),
+        stall_s: float = 10.0,
+    ) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = urlsplit(upstream).netloc
+        self.stall_s = stall_s
+        self.injected: Counter[str] = Counter()
+        self.passed = 0
+        self._share, self._kinds = share, tuple(kinds)
+        self._script = list(script)
+        self._random = random.Random(seed)
+        self._drawing = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def draw(self) -> str | None:
+        """What happens to the next request."""
+        with self._drawing:
+            if self._script:
+                fault = self._script.pop(0)
+            else:
+                fault = self._random.choice(self._kinds) if self._random.random() < self._share else None
+            if fault:
+                self.injected[fault] += 1
+            else:
+                self.passed += 1
+            return fault
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients hang up on us, as they should
+
+
+@contextlib.contextmanager
+def faults_before(upstream: str, **options: object) -> Iterator[FaultProxy]:
+    """A proxy that runs for a while; arguments as FaultProxy's."""
+    proxy = FaultProxy(upstream, **options)  # type: ignore[arg-type]
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultProxy
+
+    def _serve(self) -> None:
+        body = self._request_body()
+        fault = self.server.draw()
+        if fault == "slow_down":
+            self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
+        elif fault == "forbidden":
+            self._answer(403, [("Content-Type", "application/xml")], _FORBIDDEN)
+        elif fault == "reset":
+            self._reset()
+        elif fault == "stall":
+            time.sleep(self.server.stall_s)
+            self.close_connection = True
+        else:
+            status, headers, content = self._ask_upstream(body)
+            self._answer(status, headers, content, cut=fault == "cut")
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
+
+    def _request_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _ask_upstream(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_HOP}
+        connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
+        try:
+            connection.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in _OF_ONE_HOP | {"content-length"}:
+                self.send_header(name, value)
+        length = {name.lower(): value for name, value in headers}.get("content-length")
+        self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(content)))
+        if cut and (self.command == "HEAD" or not content):
+            self._reset()
+            return
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+        if cut:
+            self._reset()
+
+    def _reset(self) -> None:
+        """Ends the connection as a machine that has crashed does: RST, with no word."""
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass

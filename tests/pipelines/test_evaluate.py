@@ -1,0 +1,31 @@
+"""Scores, on texts whose errors can be counted by hand."""
+
+import pytest
+
+from pipelines.evaluate import Evaluation, score
+
+
+def test_errors_and_words_are_summed_over_recordings() -> None:
+    scores = [
+        score("a", "one two three four", "one two three four", english=False),
+        score("b", "alpha beta", "alpha gamma delta", english=False),  # a substitution and an insertion
+    ]
+    evaluation = Evaluation(scores, failed=0, rtfx=None)
+    assert evaluation.wer == pytest.approx(2 / 6)
+    assert 0 < evaluation.cer < 1
+
+
+def test_english_is_normalised_as_whisper_does() -> None:
+    same = score(
+        "a", "I'm at twenty-two Baker Street, Mr. Holmes!", "i am at 22 baker street mister holmes", english=True
+    )
+    assert same.words.wer == 0
+
+
+def test_other_languages_keep_their_words() -> None:
+    assert score("a", "Der Zug fährt.", "der zug fährt", english=False).words.wer == 0
+    assert score("a", "Der Zug fährt.", "der zug steht", english=False).words.wer == pytest.approx(1 / 3)
+
+
+def test_a_transcript_without_a_word_is_all_deletions() -> None:
+    assert score("a", "hello there", "", english=True).words.wer == 1.0

@@ -1,0 +1,63 @@
+"""The lease on an output folder, on a disk and on S3."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import Storage
+from pipelines.lease import Lease, read_lease
+from speech.errors import UsageError
+from tests.conftest import S3
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Storage]:
+    if request.param == "disk":
+        return str(tmp_path), Storage()
+    s3: S3 = request.getfixturevalue("s3")
+    return f"{s3.bucket}/out", Storage(s3.options)
+
+
+def test_one_holder_at_a_time(place: tuple[str, Storage]) -> None:
+    output, storage = place
+    with Lease(output, storage, renew_s=0.1):
+        with pytest.raises(UsageError) as refused, Lease(output, storage, renew_s=0.1):
+            pytest.fail("two hold it")
+        assert refused.value.code == "output_in_use"
+    assert read_lease(output, storage) is None
+    with Lease(output, storage):
+        assert read_lease(output, storage)
+
+
+def leave_behind(output: str, storage: Storage, **holder: object) -> None:
+    """What a holder that was killed leaves."""
+    text = json.dumps({"run": "gone", "renewals": 3, **holder})
+    storage.write_bytes(f"{output}/lease.json", text.encode())
+
+
+def test_the_lease_of_a_dead_process_here_is_taken_over_at_once(place: tuple[str, Storage]) -> None:
+    output, storage = place
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os, socket; print(os.getpid(), socket.gethostname())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pid, host = ended.stdout.split()
+    leave_behind(output, storage, host=host, pid=int(pid), process_started=0.0)
+    with Lease(output, storage, expire_s=3600):
+        found = read_lease(output, storage)
+        assert found is not None
+        assert found["run"] != "gone"
+
+
+def test_the_lease_of_a_lost_machine_is_taken_over_when_it_expires(place: tuple[str, Storage]) -> None:
+    output, storage = place
+    leave_behind(output, storage, host="another-machine", pid=1, process_started=0.0)
+    with Lease(output, storage, renew_s=0.1, expire_s=0.5):
+        found = read_lease(output, storage)
+        assert found is not None
+        assert found["run"] != "gone"

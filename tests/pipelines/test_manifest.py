@@ -1,0 +1,249 @@
+"""Manifests of every kind, and each way in which one can be wrong."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from cluster.storage import Storage
+from pipelines import manifest
+from speech.errors import UsageError
+from speech.recording import Options, Recording
+from tests.conftest import S3
+
+
+def rows(uri: Path | str, storage: Storage | None = None) -> list[dict[str, Any]]:
+    return list(manifest.read(str(uri), storage or Storage()))
+
+
+def refused(uri: Path | str, code: str = "bad_manifest") -> str:
+    """The message with which a manifest is refused."""
+    with pytest.raises(UsageError) as caught:
+        rows(uri)
+    assert caught.value.code == code
+    return caught.value.message
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+# Kinds
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".JSONL"])
+def test_json_lines(tmp_path: Path, suffix: str) -> None:
+    text = '\ufeff{"audio": "1.wav", "note": {"a": [1]}}\r\n\n{"audio": "/x/ü.wav", "text": "á"}'
+    assert rows(write(tmp_path / f"m{suffix}", text)) == [
+        {"audio": f"{tmp_path}/1.wav", "note": {"a": [1]}},
+        {"audio": "/x/ü.wav", "text": "á"},
+    ]
+
+
+def test_packed_by_gzip(tmp_path: Path) -> None:
+    assert rows(write(tmp_path / "m.jsonl.gz", gzip.compress(b'{"audio": "/1.wav"}\n'))) == [{"audio": "/1.wav"}]
+    assert rows(write(tmp_path / "m.csv.gz", gzip.compress(b"audio\n/1.wav\n"))) == [{"audio": "/1.wav"}]
+
+
+def test_csv_cells_are_text_and_empty_ones_absent(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "m.csv",
+        "\ufeffid, audio,offset,duration,keywords,speakers,text,branch\r\n"
+        '7,1.wav,1.5,,"Kim, Acme","agent,customer","he said ""no"",\r\nthen left",north\r\n'
+        "8,2.wav,,,,,,\r\n\r\n",
+    )
+    first, second = rows(path)
+    assert second == {"id": "8", "audio": f"{tmp_path}/2.wav"}
+    recording = Recording.from_row(first, Options())
+    assert (recording.id, recording.offset, recording.duration) == ("7", 1.5, None)
+    assert recording.options.keywords == ("Kim", "Acme")
+    assert recording.speakers == ("agent", "customer")
+    assert recording.text == 'he said "no",\r\nthen left'
+    assert recording.metadata == {"branch": "north"}
+
+
+def test_a_csv_cell_holds_the_text_of_a_long_call(tmp_path: Path) -> None:
+    text = "word " * 100_000
+    assert rows(write(tmp_path / "m.csv", f"audio,text\n/1.wav,{text}\n"))[0]["text"] == text
+
+
+def test_tsv(tmp_path: Path) -> None:
+    assert rows(write(tmp_path / "m.tsv", "audio\ttext\n/1.wav\ta, b\n")) == [{"audio": "/1.wav", "text": "a, b"}]
+
+
+def test_parquet_in_more_than_one_batch(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "audio": [f"{n}.wav" for n in range(3000)],
+            "offset": [None, float("nan")] + [1.0] * 2998,
+            "keywords": [["a", "b"]] * 3000,
+        }
+    )
+    pa.parquet.write_table(table, tmp_path / "m.parquet")
+    read = rows(tmp_path / "m.parquet")
+    assert len(read) == 3000
+    assert read[0] == {"audio": f"{tmp_path}/0.wav", "keywords": ["a", "b"]}
+    assert [Recording.from_row(row, Options()).offset for row in read[:3]] == [0.0, 0.0, 1.0]
+
+
+def test_a_folder_of_parquet_parts(tmp_path: Path) -> None:
+    for part in range(2):
+        pa.parquet.write_table(pa.table({"audio": [f"{part}.wav"]}), tmp_path / f"part-{part}.parquet")
+    write(tmp_path / "_SUCCESS", "")
+    write(tmp_path / ".part-0.parquet.crc", "x")
+    assert rows(tmp_path) == [{"audio": f"{tmp_path}/0.wav"}, {"audio": f"{tmp_path}/1.wav"}]
+
+
+def test_a_folder_of_audio(tmp_path: Path) -> None:
+    for name in ("b.WAV", "deep/er/a.opus", "deep/.b.wav.swp", "._b.wav", "b.json", "notes.txt"):
+        write(tmp_path / name, "{}")
+    assert rows(tmp_path) == [{"audio": f"{tmp_path}/b.WAV"}, {"audio": f"{tmp_path}/deep/er/a.opus"}]
+
+
+def test_one_audio_file_is_a_manifest_of_one(tmp_path: Path) -> None:
+    assert rows(write(tmp_path / "a.mp3", "x")) == [{"audio": f"{tmp_path}/a.mp3"}]
+
+
+def test_a_glob(tmp_path: Path) -> None:
+    for name in ("x/1.wav", "y/2.wav", "y/3.txt", "z[1]/4.jsonl"):
+        write(tmp_path / name, '{"audio": "4.wav"}')
+    assert rows(f"{tmp_path}/*/*.wav") == [{"audio": f"{tmp_path}/x/1.wav"}, {"audio": f"{tmp_path}/y/2.wav"}]
+    assert rows(f"{tmp_path}/z[1]/4.jsonl") == [{"audio": f"{tmp_path}/z[1]/4.wav"}]  # a name, not a pattern
+
+
+def test_on_s3(s3: S3) -> None:
+    storage = Storage(s3.options)
+    storage.write_bytes(f"{s3.bucket}/m/m.jsonl", b'{"audio": "../calls/1.wav"}\n{"audio": "2.wav"}\n')
+    storage.write_bytes(f"{s3.bucket}/calls/1.wav", b"x")
+    storage.write_bytes(f"{s3.bucket}/calls/more/2.flac", b"x")
+    with storage.open(f"{s3.bucket}/m/m.jsonl") as file:
+        assert file.readline().endswith(b"\n")
+    pq = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table({"audio": ["3.wav"]}), pq)
+    storage.write_bytes(f"{s3.bucket}/pq/part.parquet", pq.getvalue().to_pybytes())
+    calls = [{"audio": f"{s3.bucket}/calls/1.wav"}, {"audio": f"{s3.bucket}/calls/more/2.flac"}]
+    assert rows(f"{s3.bucket}/m/m.jsonl", storage) == [calls[0], {"audio": f"{s3.bucket}/m/2.wav"}]
+    assert rows(f"{s3.bucket}/calls/", storage) == calls
+    assert rows(f"{s3.bucket}/calls/*.wav", storage) == calls[:1]
+    assert rows(f"{s3.bucket}/pq", storage) == [{"audio": f"{s3.bucket}/pq/3.wav"}]
+
+
+def test_nemos_names(tmp_path: Path) -> None:
+    asr = {"audio_filepath": "1.wav", "duration": 2.5, "text": "hello", "source_lang": "de", "target_lang": "de"}
+    ast = {"audio_filepath": "/2.wav", "taskname": "ast", "source_lang": "en", "target_lang": "de", "pnc": "yes"}
+    path = write(tmp_path / "nemo.json", "\n".join(json.dumps(row) for row in (asr | {"taskname": "asr"}, ast)))
+    first, second = (Recording.from_row(row, Options()) for row in rows(path))
+    assert (first.audio, first.duration, first.text) == (f"{tmp_path}/1.wav", 2.5, "hello")
+    assert (first.options.language, first.options.task) == ("de", "transcribe")
+    assert (second.options.language, second.options.task, second.options.target_language) == ("en", "translate", "de")
+    assert second.metadata == {"pnc": "yes"}
+
+
+def test_our_names_win_over_nemos(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav", "language": "fr", "source_lang": "de"}')
+    assert rows(path) == [{"audio": "/1.wav", "language": "fr", "source_lang": "de"}]
+
+
+def test_rows_that_cannot_be_meant_are_passed_on(tmp_path: Path) -> None:
+    """They fail alone, later: one bad row must not stop the others."""
+    lines = ['{"id": "a"}', '{"audio": 7, "id": "b"}', '{"audio": "/1.wav", "language": "klingon"}', '{"audio": null}']
+    assert len(rows(write(tmp_path / "m.jsonl", "\n".join(lines)))) == 4
+
+
+def test_rows_stream(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\nbroken')
+    assert next(manifest.read(str(path), Storage())) == {"audio": "/1.wav"}
+
+
+# What is wrong
+
+
+def test_missing_or_unknown_is_found_before_the_first_row(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        manifest.read(f"{tmp_path}/none.jsonl", Storage())  # not iterated
+    assert caught.value.code == "not_found"
+    unknown = refused(write(tmp_path / "m.xlsx", "x"))
+    assert "m.xlsx" in unknown
+    assert ".jsonl" in unknown
+    assert ".parquet" in unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("m.jsonl", '{"audio": "/1.wav"}\n{"audio": ', "m.jsonl line 2 is not JSON"),
+        ("m.jsonl", '[{"audio": "/1.wav"}]', "m.jsonl line 1 is not a JSON object"),
+        ("m.jsonl", "{\n", "m.jsonl line 1 is not JSON"),
+        ("m.jsonl", b'\n{"audio": "/\xff.wav"}', "m.jsonl line 2 is not UTF-8"),
+        ("m.jsonl", "[" * 100_000, "m.jsonl line 1 is not JSON"),
+        ("m.csv", "audio,text\n/1.wav,a\n/2.wav\n", "m.csv line 3 has 1 cells where the header has 2"),
+        ("m.csv", "audio,text\n/1.wav,a,b\n", "m.csv line 2 has 3 cells"),
+        ("m.csv", 'audio\n"/1.wav\n', "m.csv line 2 is not CSV"),
+        ("m.csv", "id;audio\n1;/1.wav\n", "m.csv has no column 'audio'"),
+        ("m.csv", b"audio\n/\xff.wav\n", "not UTF-8"),
+        ("m.parquet", "PAR1, or so it says", "m.parquet is no Parquet"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
+    assert said in refused(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n \n"), ("m.csv", "audio,text\n"), ("m.csv", "")])
+def test_empty(tmp_path: Path, name: str, content: str) -> None:
+    assert f"{name} holds no rows" in refused(write(tmp_path / name, content))
+
+
+def test_a_folder_with_nothing_to_hear(tmp_path: Path) -> None:
+    write(tmp_path / "notes.txt", "x")
+    assert "none of the 1 files" in refused(tmp_path)
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "not_found")
+    refused(f"{tmp_path}/*.wav", "not_found")
+
+
+def test_parquet_without_audio(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"path": ["1.wav"]}), tmp_path / "m.parquet")
+    assert "has no column 'audio' (nor 'audio_filepath') but 'path'" in refused(tmp_path / "m.parquet")
+
+
+def test_a_packed_manifest_that_was_cut(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(b'{"audio": "/%d.wav"}\n' % n for n in range(1000)))
+    assert "m.jsonl.gz cannot be read" in refused(write(tmp_path / "m.jsonl.gz", whole[:-20]), "unreadable")
+
+
+# Ids
+
+
+def test_an_id_twice_is_named_with_its_lines(tmp_path: Path) -> None:
+    lines = ['{"audio": "/1.wav", "id": "a"}', '{"audio": "/2.wav", "id": "b"}', '{"audio": "/3.wav", "id": "a"}']
+    message = refused(write(tmp_path / "m.jsonl", "\n".join(lines)), "duplicate_id")
+    assert "'a'" in message
+    assert "m.jsonl line 1 and " in message
+    assert "m.jsonl line 3)" in message
+    assert "'b'" not in message
+
+
+def test_the_same_row_twice_is_said_to_be_the_same(tmp_path: Path) -> None:
+    assert "line 2, the same row" in refused(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 2), "duplicate_id")
+
+
+def test_many_repeats_make_a_short_message(tmp_path: Path) -> None:
+    message = refused(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 1000), "duplicate_id")
+    assert "and 994 more" in message
+    assert len(message) < 2000
+
+
+def test_ids_without_being_given_tell_stretches_of_a_file_apart(tmp_path: Path) -> None:
+    text = '{"audio": "/1.wav"}\n{"audio": "/1.wav", "offset": 30}\n{"audio": "/2.wav"}\n'
+    assert len(rows(write(tmp_path / "m.jsonl", text))) == 3
+
+
+def test_a_hash_that_two_ids_share_is_no_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "hash", lambda _: 7, raising=False)
+    assert len(rows(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n{"audio": "/2.wav"}\n'))) == 2

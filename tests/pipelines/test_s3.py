@@ -1,0 +1,160 @@
+"""The whole job on object storage: manifest, audio and output in a bucket, on a good network and a bad one."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rayscribe
+from cluster.storage import Storage
+from pipelines.job import Job
+from pipelines.output import STATUSES, Output
+from pipelines.status import status_of
+from pipelines.transcribe import run
+from tests.conftest import S3
+from tests.faults import FAULTS, faults_before
+from tests.pipelines.echo import DATA, start_echo
+
+SECRET = "sesame-0123456789"  # moto takes any
+
+
+@pytest.fixture
+def calls(s3: S3) -> str:
+    """A manifest of calls, all in the bucket; one is missing, one is no audio."""
+    storage = Storage(s3.options)
+    for name in ("agent", "customer"):
+        storage.write_bytes(f"{s3.bucket}/calls/{name}.flac", (DATA / f"{name}.flac").read_bytes())
+    storage.write_bytes(f"{s3.bucket}/calls/notes.wav", b"not audio at all\n" * 100)
+    rows: list[dict[str, object]] = [
+        {
+            "audio": f"{('agent', 'customer')[number % 2]}.flac",
+            "id": f"call-{number:02}",
+            "keywords": [f"name {number}"],
+        }
+        for number in range(24)
+    ]
+    rows += [{"audio": "gone.flac", "id": "gone"}, {"audio": "notes.wav", "id": "notes"}]
+    return _write_manifest(s3, rows)
+
+
+def _write_manifest(s3: S3, rows: list[dict[str, object]]) -> str:
+    uri = f"{s3.bucket}/calls/manifest.jsonl"
+    Storage(s3.options).write_bytes(uri, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return uri
+
+
+def _job(manifest: str, output: str, options: dict[str, Any]) -> Job:
+    return Job.from_settings({"manifest": manifest, "output": output, "storage_options": options, "listeners": 2})
+
+
+def _answers(output: str, s3: S3) -> list[tuple[str, str, str]]:
+    """Every row: id, status, text."""
+    rows = [
+        (row["recording_id"], status, row["text"])
+        for status in STATUSES
+        for batch in Output(output, Storage(s3.options)).batches(status, ["recording_id", "text"])
+        for row in batch.to_pylist()
+    ]
+    return sorted(rows)
+
+
+def _versions(output: str, s3: S3) -> dict[str, str]:
+    filesystem, path = Storage(s3.options).filesystem(output)
+    return {name: info["LastModified"] for name, info in filesystem.find(path, detail=True).items()}
+
+
+def test_a_second_run_does_nothing_and_no_secret_is_written(
+    calls: str, s3: S3, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    output = f"{s3.bucket}/out"
+    job = _job(calls, output, s3.options | {"secret": SECRET})
+    summary = run(job, start_echo)
+    assert (summary.ok, dict(summary.failed)) == (24, {"not_found": 1, "unreadable": 1})
+    answers = _answers(output, s3)
+    assert [name for name, _, _ in answers] == [*(f"call-{number:02}" for number in range(24)), "gone", "notes"]
+
+    before = _versions(output, s3)
+    again = run(job, start_echo)
+    assert (again.finished, again.done_before, again.failed_before) == (0, 24, 2)
+    after = _versions(output, s3)
+    transcripts = {name for name in before if name.endswith(".parquet")}
+    assert {name: after[name] for name in transcripts} == {name: before[name] for name in transcripts}
+    assert after.keys() == before.keys()
+    assert status_of(output, s3.options).finished
+
+    storage = Storage(s3.options)
+    written = [storage.read_bytes(uri) or b"" for uri in storage.list(output)]
+    written += [repr(_all_rows(output, s3)).encode(), caplog.text.encode(), "".join(capfd.readouterr()).encode()]
+    written += [path.read_bytes() for path in _ray_logs().rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [each for each in written if SECRET.encode() in each]
+
+
+def _all_rows(output: str, s3: S3) -> list[dict[str, Any]]:
+    out = Output(output, Storage(s3.options))
+    return [row for status in STATUSES for batch in out.batches(status) for row in batch.to_pylist()]
+
+
+def _ray_logs() -> Path:
+    import ray
+
+    return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def test_a_bad_network_changes_nothing(calls: str, s3: S3) -> None:
+    run(_job(calls, f"{s3.bucket}/clean", s3.options), start_echo)
+    with faults_before(s3.endpoint, share=0.1, seed=7, stall_s=5.0) as proxy:
+        options = s3.options | {"endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 1.0}}
+        summary = run(_job(calls, f"{s3.bucket}/faulty", options), start_echo)
+        assert summary.finished == 26
+        assert set(proxy.injected) == set(FAULTS)
+        assert proxy.injected.total() > 0.03 * proxy.passed
+        assert run(_job(calls, f"{s3.bucket}/faulty", options), start_echo).finished == 0
+    assert _answers(f"{s3.bucket}/faulty", s3) == _answers(f"{s3.bucket}/clean", s3)
+    storage = Storage(s3.options)
+    assert len(storage.list(f"{s3.bucket}/faulty")) == len(storage.list(f"{s3.bucket}/clean"))
+
+
+# What is wrong with a place is said in one line, before any work.
+
+
+def _refused(capsys: pytest.CaptureFixture[str], manifest: str, output: str, options: dict[str, Any]) -> str:
+    start = time.monotonic()
+    arguments = ["transcribe", manifest, "--output", output, "--storage-options", json.dumps(options)]
+    assert rayscribe.main(arguments) == rayscribe.EXIT_USAGE
+    assert time.monotonic() - start < 30  # and mostly at once
+    captured = capsys.readouterr()
+    assert captured.err.startswith("rayscribe: ")
+    assert captured.err.count("\n") == 1
+    assert options["secret"] not in captured.err
+    return captured.err
+
+
+def test_buckets_that_do_not_exist(calls: str, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    options = s3.options | {"secret": SECRET}
+    assert "no bucket s3://nowhere" in _refused(capsys, calls, "s3://nowhere/out", options)
+    assert "no bucket s3://nowhere" in _refused(capsys, "s3://nowhere/m.jsonl", f"{s3.bucket}/out", options)
+    assert "calls/none.jsonl does not exist" in _refused(
+        capsys, f"{s3.bucket}/calls/none.jsonl", f"{s3.bucket}/out", options
+    )
+    assert Storage(s3.options).list(f"{s3.bucket}/out") == []
+
+
+def test_wrong_credentials_and_a_dead_endpoint(calls: str, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    with faults_before(s3.endpoint, share=1.0, kinds=["forbidden"]) as proxy:
+        options = s3.options | {"secret": SECRET, "endpoint_url": proxy.endpoint}
+        assert "check the credentials" in _refused(capsys, calls, f"{s3.bucket}/out", options)
+    options["endpoint_url"] = "http://127.0.0.1:9"
+    assert "Could not connect" in _refused(capsys, calls, f"{s3.bucket}/out", options)
+
+
+def test_an_output_that_may_be_read_but_not_written(
+    calls: str, s3: S3, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"audio": "a.flac"}\n')
+    with faults_before(s3.endpoint, share=1.0, kinds=["forbidden"]) as proxy:
+        options = s3.options | {"secret": SECRET, "endpoint_url": proxy.endpoint}
+        assert f"{s3.bucket}/out is forbidden" in _refused(capsys, str(manifest), f"{s3.bucket}/out", options)

@@ -1,0 +1,193 @@
+"""A call comes out as its turns: whose, when, and the sound of them; the same from wherever it came."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech.errors import AudioError
+from speech.listener import Clip, Heard, Listener
+from speech.recording import Channels, Options, Recording
+from tests.speech.audio import RATE, Turn, at_rate, call, likeness, sentence, silence, sndfile
+
+CALL, TURNS = call(exchanges=2)
+CALL_S = len(CALL) / RATE
+
+
+@pytest.fixture(scope="module")
+def listener() -> Listener:
+    return Listener(clip_s=30.0)
+
+
+def hear(listener: Listener, path: Path, samples: np.ndarray, channels: Channels = "auto", **stretch: float) -> Heard:
+    path.write_bytes(sndfile(samples, "WAV", "ULAW"))
+    return listener.listen(Recording(id="1", audio=str(path), options=Options(channels=channels), **stretch))
+
+
+def assert_turns(clips: list[Clip], turns: tuple[Turn, ...]) -> None:
+    """Each turn is one clip, which begins a little before it and ends a little after."""
+    assert [clip.channel for clip in clips] == [turn.channel for turn in turns]
+    for clip, turn in zip(clips, turns, strict=True):
+        assert turn.start_s - 0.5 <= clip.start_s <= turn.start_s
+        assert turn.end_s <= clip.end_s <= turn.end_s + 0.8
+        assert len(clip.samples) == round((clip.end_s - clip.start_s) * 16_000)
+
+
+def test_a_stereo_call_is_its_turns_in_time_order(listener: Listener, tmp_path: Path) -> None:
+    heard = hear(listener, tmp_path / "call.wav", CALL)
+    assert_turns(heard.clips, TURNS)
+    assert (heard.channels, heard.duration_s) == (2, pytest.approx(CALL_S))
+    spoken_s = sum(turn.end_s - turn.start_s for turn in TURNS)
+    assert heard.speech_s == pytest.approx(spoken_s, rel=0.1)
+
+
+def test_a_clip_is_the_sound_of_its_turn(listener: Listener, tmp_path: Path) -> None:
+    heard = hear(listener, tmp_path / "call.wav", CALL)
+    whole = at_rate(CALL, 16_000)
+    for clip in heard.clips:
+        assert clip.samples.dtype == np.int16
+        start = round(clip.start_s * 16_000)
+        said = whole[start : start + len(clip.samples), clip.channel]
+        assert likeness(clip.samples / np.float32(32768), said, within_s=0) > 0.999
+        assert np.abs(clip.samples).max() / 32768 == pytest.approx(np.abs(said).max(), rel=0.1)
+
+
+def test_speakers_who_talk_at_once_are_both_heard(listener: Listener, tmp_path: Path) -> None:
+    agent, customer = sentence("agent"), sentence("customer")
+    size = max(len(agent), len(customer))
+    both = np.stack([np.pad(voice, (RATE, size - len(voice) + RATE)) for voice in (agent, customer)], axis=1)
+    heard = hear(listener, tmp_path / "call.wav", both)
+    assert [clip.channel for clip in heard.clips] == [0, 1]
+    assert heard.speech_s > 0.9 * (len(agent) + len(customer)) / RATE
+
+
+def test_mono_written_twice_is_heard_once(listener: Listener, tmp_path: Path) -> None:
+    mono = CALL.sum(axis=1)
+    heard = hear(listener, tmp_path / "call.wav", np.stack([mono, mono], axis=1))
+    assert heard.channels == 1
+    assert_turns(heard.clips, tuple(Turn(0, turn.start_s, turn.end_s) for turn in TURNS))
+
+
+@pytest.mark.parametrize(("channels", "count", "turns"), [("mix", 1, 4), ("first", 1, 2), ("split", 2, 4)])
+def test_channels_as_asked_for(channels: Channels, count: int, turns: int, listener: Listener, tmp_path: Path) -> None:
+    heard = hear(listener, tmp_path / "call.wav", CALL, channels)
+    assert (heard.channels, len(heard.clips)) == (count, turns)
+
+
+def test_times_of_a_stretch_are_those_of_the_file(listener: Listener, tmp_path: Path) -> None:
+    first, second = TURNS[1], TURNS[2]
+    offset, end = first.start_s - 0.7, second.end_s + 0.7
+    heard = hear(listener, tmp_path / "call.wav", CALL, offset=offset, duration=end - offset)
+    assert_turns(heard.clips, (first, second))
+    assert heard.duration_s == pytest.approx(end - offset, abs=0.001)
+
+
+def test_silence_has_a_length_and_no_clips(listener: Listener, tmp_path: Path) -> None:
+    noise = (1e-3 * np.random.default_rng(0).standard_normal(5 * RATE)).astype(np.float32)
+    for samples in (silence(5), noise):
+        heard = hear(listener, tmp_path / "silence.wav", samples)
+        assert heard == Heard(duration_s=5.0, speech_s=0.0, channels=1, clips=[])
+
+
+def test_the_shortest_files(listener: Listener, tmp_path: Path) -> None:
+    for size in (1, 100, 600):
+        assert hear(listener, tmp_path / "short.wav", sentence("agent")[:size]).duration_s == size / RATE
+
+
+def test_a_monologue_is_cut_to_clips_and_nothing_is_lost(tmp_path: Path) -> None:
+    speech = np.concatenate([sentence("agent"), sentence("customer")])
+    heard = hear(Listener(clip_s=5.0), tmp_path / "long.wav", np.tile(speech, 4))
+    assert len(heard.clips) >= 6
+    assert all(len(clip.samples) <= 5 * 16_000 for clip in heard.clips)
+    assert sum(len(clip.samples) for clip in heard.clips) / 16_000 > 0.97 * 4 * len(speech) / RATE
+    whole = at_rate(np.tile(speech, 4), 16_000)
+    for clip in heard.clips[:-1]:  # a cut falls where it is quiet, not into a word
+        at = round(clip.end_s * 16_000)
+        assert np.abs(whole[at - 160 : at + 160]).mean() < 0.3 * np.abs(whole).mean()
+
+
+def test_a_path_and_a_file_object_give_the_same_bytes(listener: Listener, tmp_path: Path) -> None:
+    data = sndfile(CALL, "OGG", "OPUS")
+    (tmp_path / "call.ogg").write_bytes(data)
+    file = io.BytesIO(data)
+    remote = Listener(clip_s=30.0, open_audio=lambda uri: file).listen(Recording(id="1", audio="s3://b/call"))
+    assert file.closed
+    local = listener.listen(Recording(id="1", audio=(tmp_path / "call.ogg").as_uri()))
+    assert [clip.samples.tobytes() for clip in remote.clips] == [clip.samples.tobytes() for clip in local.clips]
+    assert len(local.clips) == 4
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (FileNotFoundError("s3://b/call"), "not_found"),
+        (PermissionError("403"), "forbidden"),
+        (RuntimeError("an SDK's own kind"), "unreadable"),
+        (AudioError("forbidden", "told by the storage itself"), "forbidden"),
+    ],
+)
+def test_an_opener_that_fails_is_an_audio_error(raised: Exception, code: str) -> None:
+    def refuse(uri: str) -> Path:
+        raise raised
+
+    with pytest.raises(AudioError) as caught:
+        Listener(clip_s=30.0, open_audio=refuse).listen(Recording(id="1", audio="s3://b/call"))
+    assert caught.value.code == code
+
+
+def test_bad_audio_and_too_long(listener: Listener, tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="not_found"):
+        listener.listen(Recording(id="1", audio=str(tmp_path / "gone.wav")))
+    with pytest.raises(AudioError, match="bad_range"):
+        hear(listener, tmp_path / "call.wav", CALL, offset=CALL_S + 1)
+    with pytest.raises(AudioError, match="too_long"):
+        hear(Listener(clip_s=30.0, max_duration_s=5.0), tmp_path / "call.wav", CALL)
+
+
+# Three hours take Silero most of a minute. What it says has no bearing on memory, so here the level says it.
+THREE_HOURS = """
+import re, sys
+import numpy as np
+import speech.listener
+from speech.recording import Recording
+
+class ByLevel:
+    def run(self, names, feed):
+        loud = (feed["input"] ** 2).mean(axis=1) > 1e-5
+        return loud.astype(np.float32), feed["h"], feed["c"]
+
+speech.listener.load_silero = ByLevel
+heard = speech.listener.Listener(clip_s=30.0).listen(Recording(id="1", audio=sys.argv[1]))
+# Not ru_maxrss: a child starts with that of the process that it was forked from.
+peak_mb = int(re.search("VmHWM: *([0-9]+)", open("/proc/self/status").read().replace("\t", " "))[1]) / 1024
+print(heard.duration_s, heard.channels, heard.speech_s, peak_mb, "torch" in sys.modules or "ray" in sys.modules)
+"""
+
+
+def test_three_hours_of_stereo_stay_under_600_mb(tmp_path: Path) -> None:
+    samples, _ = call(exchanges=6, pause_s=0.8)
+    minute = sndfile(samples, "WAV", "ULAW")
+    header, body = minute[: minute.index(b"data") + 8], minute[minute.index(b"data") + 8 :][: 2 * len(samples)]
+    times = 3 * 3600 * RATE * 2 // len(body)
+    with (tmp_path / "call.wav").open("wb") as file:
+        file.write(header[:-4] + (times * len(body)).to_bytes(4, "little"))
+        for _ in range(times):
+            file.write(body)
+    done = subprocess.run(
+        [sys.executable, "-c", THREE_HOURS, str(tmp_path / "call.wav")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    duration_s, channels, speech_s, peak_mb, heavy = done.stdout.split()
+    assert float(duration_s) == pytest.approx(3 * 3600, abs=60)
+    assert channels == "2"
+    assert float(speech_s) > 0.6 * float(duration_s), "the call should be mostly speech"
+    assert float(peak_mb) < 600
+    assert heavy == "False", "torch or ray was imported"

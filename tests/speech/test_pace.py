@@ -1,0 +1,61 @@
+"""How long a slice of a draft is, by load and by what became of the slices before."""
+
+from speech.granite.pace import FIRST_SLICE, Pace, Tally
+
+
+def warmed(pace: Pace, accepted: int, refused: bool) -> Tally:
+    """A request whose slices have ended like this, twenty times, in an engine that saw nothing else."""
+    own = Tally()
+    for _ in range(20):
+        pace.observe(own, accepted, refused)
+    return own
+
+
+def test_without_a_price_every_slice_is_the_longest() -> None:
+    pace = Pace(32, None)
+    assert pace.size(warmed(pace, 0, True), running=1000) == 32
+
+
+def test_good_drafts_are_long_while_few_requests_run_and_shorter_with_many() -> None:
+    pace = Pace(32, 64.0)
+    good = warmed(pace, 31, True)
+    sizes = [pace.size(good, running) for running in (1, 4, 16, 64, 256)]
+    assert sizes[:3] == [32, 32, 32]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 4 <= sizes[-1] < 32
+
+
+def test_bad_drafts_end_under_load_before_they_end_alone() -> None:
+    pace = Pace(32, 64.0)
+    bad = warmed(pace, 1, True)  # one in two is right
+    assert pace.size(bad, running=1) > 3
+    assert pace.size(bad, running=256) == 0
+
+
+def test_drafts_that_are_never_right_end_soon_and_are_tried_again_with_the_next_request() -> None:
+    pace = Pace(32, 64.0)
+    own, drafted = Tally(), 0
+    for _ in range(100):
+        drafted += (size := pace.size(own, running=1))
+        if size:
+            pace.observe(own, 0, True)
+    assert pace.size(own, running=1) <= 1
+    for _ in range(200):
+        pace.observe(Tally(), 0, True)
+    assert pace.size(Tally(), running=64) == FIRST_SLICE
+
+
+def test_what_was_seen_is_not_forgotten_while_nothing_is_drafted() -> None:
+    pace = Pace(32, 64.0)
+    warmed(pace, 31, True)
+    before = pace.size(Tally(), running=64)
+    for _ in range(100_000):  # more than a float could be halved away in
+        pace.observe(Tally(), 0, False)
+    assert pace.size(Tally(), running=64) == before
+
+
+def test_a_request_is_judged_by_its_own_drafts_more_than_by_the_others() -> None:
+    pace = Pace(32, 64.0)
+    good = warmed(pace, 31, True)
+    warmed(pace, 0, True)
+    assert pace.size(good, running=8) > pace.size(Tally(), running=8)

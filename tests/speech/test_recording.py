@@ -1,0 +1,176 @@
+"""What a manifest row asks for: defaults, what the row says, and every way it can be malformed."""
+
+import math
+from typing import Any
+
+import pytest
+
+from speech.errors import RequestError
+from speech.recording import MAX_KEYWORDS, Options, Recording, clean_keywords, row_id
+
+
+def read(defaults: Options | None = None, **row: Any) -> Recording:
+    return Recording.from_row({"audio": "a.wav", **row}, defaults or Options())
+
+
+# Keywords
+
+
+@pytest.mark.parametrize(
+    ("given", "cleaned"),
+    [
+        (" Acme  Corp ,Kim", ("Acme Corp", "Kim")),
+        (["Kim", "Acme\tCorp", "Kim "], ("Kim", "Acme Corp")),
+        (["O'Brien-Łódź 3000"], ("O'Brien-Łódź 3000",)),
+        ("", ()),
+        ("  ", ()),
+        ([], ()),
+    ],
+)
+def test_keywords_as_they_enter_a_prompt(given: Any, cleaned: tuple[str, ...]) -> None:
+    assert clean_keywords(given) == cleaned
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "a,,b",
+        ["a", " "],
+        ["a,b"],
+        ["a\x00"],
+        ["<|audio|>"],
+        ["x" * 101],
+        [f"k{n}" for n in range(MAX_KEYWORDS + 1)],
+        [7],
+    ],
+)
+def test_keywords_that_no_prompt_can_hold(given: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        clean_keywords(given)
+    assert caught.value.code == "bad_keywords"
+
+
+@pytest.mark.parametrize("given", [7, True, "a,,b", [None]])
+def test_bad_keywords_in_a_row_fail_the_row(given: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        read(keywords=given)
+    assert caught.value.code == "bad_keywords"
+
+
+# Options
+
+
+def test_the_row_wins_over_the_run() -> None:
+    run = Options(language="de", keywords="Acme", channels="mix")
+    row = read(run, language=" FR ", channels="split").options
+    assert (row.language, row.keywords, row.channels) == ("fr", ("Acme",), "split")
+
+
+def test_translation_is_into_english_unless_said() -> None:
+    assert read(task="translate", language="de").options.target_language == "en"
+    with pytest.raises(RequestError, match="into what"):
+        read(task="translate")
+    with pytest.raises(RequestError, match="needs task 'translate'"):
+        read(target_language="de")
+    assert read(target_language="en").options.task == "transcribe"  # as NeMo writes it
+
+
+def test_a_row_that_transcribes_does_not_inherit_a_target() -> None:
+    run = Options(task="translate", target_language="de")
+    assert read(run).options.target_language == "de"
+    assert read(run, task="transcribe").options.target_language is None
+
+
+# Rows
+
+
+def test_the_whole_row() -> None:
+    recording = Recording.from_row(
+        {
+            "audio_filepath": " s3://b/a.wav ",
+            "id": 7,
+            "offset": "1.5",
+            "duration": 2,
+            "speakers": "agent, customer",
+            "text": "hello",
+            "branch": {"city": "Łódź"},
+            "agent_id": 3,
+        },
+        Options(),
+    )
+    assert (recording.id, recording.audio, recording.offset, recording.duration) == ("7", "s3://b/a.wav", 1.5, 2.0)
+    assert (recording.speaker(0), recording.speaker(1), recording.speaker(2)) == ("agent", "customer", None)
+    assert recording.text == "hello"
+    assert recording.metadata == {"branch": {"city": "Łódź"}, "agent_id": 3}
+    assert recording.metadata_json() == '{"agent_id": 3, "branch": {"city": "Łódź"}}'
+
+
+def test_missing_cells_are_absent() -> None:
+    recording = read(offset=math.nan, duration=None, language=None, keywords=None, note=None)
+    assert recording == read()
+    assert recording.metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"audio": None}, "audio"),
+        ({"audio": " "}, "audio"),
+        ({"audio": ["a.wav"]}, "audio"),
+        ({"offset": -1}, "offset"),
+        ({"offset": "soon"}, "offset"),
+        ({"offset": math.inf}, "offset"),
+        ({"duration": 0}, "duration"),
+        ({"duration": math.inf}, "duration"),
+        ({"language": 5}, "language"),
+        ({"task": "summarise"}, "task"),
+        ({"channels": "left"}, "channels"),
+        ({"speakers": [1, 2]}, "speakers"),
+        ({"text": ["hello"]}, "text"),
+        ({"punctuation": "perhaps"}, "punctuation"),
+    ],
+)
+def test_a_malformed_row_names_its_column(row: dict[str, Any], column: str) -> None:
+    with pytest.raises(RequestError, match=column) as caught:
+        read(**row)
+    assert caught.value.code == "bad_row"
+
+
+def test_a_message_does_not_repeat_a_transcript() -> None:
+    with pytest.raises(RequestError) as caught:
+        read(text=["the patient said that " * 20])
+    assert len(caught.value.message) < 150
+
+
+def test_a_malformed_row_can_still_be_reported() -> None:
+    for row in ({}, {"audio": ["x"]}, {"id": "a", "offset": -1, "branch": 3}, {"audio": "a.wav", "language": 5}):
+        stand_in = Recording.malformed(row)
+        assert stand_in.id == row_id(row)
+    assert Recording.malformed({"id": "a", "offset": -1, "branch": 3}).metadata == {"branch": 3}
+
+
+# Ids
+
+
+def test_ids_are_stable_across_versions() -> None:
+    """An output folder is resumed by its ids: this value must never change."""
+    assert row_id({"audio": "s3://bucket/call.wav"}) == "5fa8b658f02753ff"
+
+
+def test_ids_follow_uri_and_offset_alone() -> None:
+    plain = row_id({"audio": "a.wav"})
+    same: list[dict[str, Any]] = [
+        {"audio_filepath": "a.wav"},
+        {"audio": " a.wav ", "text": "hello", "id": " "},
+        *({"audio": "a.wav", "offset": offset} for offset in (0, 0.0, "0", None, math.nan)),
+    ]
+    assert {row_id(row) for row in same} == {plain}
+    assert row_id({"audio": "a.wav", "offset": 30}) == row_id({"audio": "a.wav", "offset": "30.0"}) != plain
+    assert row_id({"audio": "b.wav"}) != plain
+
+
+def test_every_row_has_an_id() -> None:
+    assert row_id({"id": 0}) == "0"
+    assert row_id({"audio": "a.wav", "offset": "soon"}) != row_id({"audio": "a.wav", "offset": "later"})
+    assert row_id({"note": "x"}) != row_id({"note": "y"})
+    assert row_id({"audio": {"bytes": b"x"}})

@@ -1,0 +1,227 @@
+"""Drafts change no word, whatever they say, and spare steps where they are right."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, EngineConfig
+from speech.engine_vllm import VllmEngine
+from speech.errors import RayscribeError, UsageError
+from speech.listener import Listener
+from speech.models import GRANITE_4_0, WHISPER, family_of
+from speech.recording import Options, Recording
+from speech.speculation import ctc_can_help, method_for
+from tests.engines import RunningEngine
+from tests.loops import LoopThread
+
+MODEL = "demo/model"
+SAMPLES = Path("demo/samples")
+SHORT_CLIPS = 240
+# Room for some 30 blocks of the KV cache: with 48 clips at once, most are put off now and then, and
+# their prompts are read again, in parts.
+SMALL = EngineConfig(model=MODEL, kv_cache_gb=0.0115, concurrent_clips=48)
+
+
+class PromptedEngine(VllmEngine):
+    """Takes from the test what the drafter is asked for a clip."""
+
+    def __init__(self, config: EngineConfig, asked: dict[str, Any]) -> None:
+        super().__init__(config, family_of(config.model))
+        self._asked = asked
+
+    def _sampling(self, clip: ClipRequest) -> Any:
+        sampling = super()._sampling(clip)
+        if clip.id in self._asked:
+            sampling.extra_args = self._asked[clip.id]
+        return sampling
+
+
+class Prompted(RunningEngine):
+    """A running engine with speculation; what its drafter is asked can be set by the id of the clip."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.asked: dict[str, Any] = {}
+        self._thread = LoopThread()
+        self._engine = PromptedEngine(config, self.asked)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[ClipRequest]:
+    """All clips of the sample calls, and many short ones cut out of them anywhere."""
+    listener, found = Listener(clip_s=30.0), []
+    for path in sorted(SAMPLES.iterdir()):
+        try:
+            found += listener.listen(Recording(id=path.stem, audio=str(path))).clips
+        except RayscribeError:  # some are bad on purpose, and one is the manifest
+            continue
+    rng, whole = random.Random(0), [clip.samples for clip in found]
+    cut = []
+    for _ in range(SHORT_CLIPS):
+        samples = rng.choice(whole)
+        start = rng.randrange(max(1, len(samples) - SAMPLE_RATE))
+        cut.append(samples[start : start + rng.randint(SAMPLE_RATE // 2, 6 * SAMPLE_RATE)])
+    return [
+        ClipRequest(samples, Options(), str(number))
+        for number, samples in enumerate([*whole, *cut])
+        if len(samples) > SAMPLE_RATE // 4
+    ]
+
+
+@pytest.fixture(scope="module")
+def plain(clips: list[ClipRequest]) -> list[Decoding]:
+    """Every clip as plain greedy decoding has it (which no neighbour changes: see test_engines)."""
+    engine = RunningEngine(EngineConfig(model=MODEL, kv_cache_gb=0.5, speculation="off"))
+    decodings = engine.decode(*clips)
+    engine.stop()
+    return decodings
+
+
+@pytest.fixture(scope="module")
+def drafting(plain: list[Decoding]) -> Iterator[Prompted]:  # after plain: one engine at a time
+    engine = Prompted(SMALL.model_copy(update={"speculation": "ctc"}))
+    yield engine
+    engine.stop()
+
+
+def test_the_text_is_that_of_plain_greedy_decoding_whatever_the_draft(
+    drafting: Prompted, clips: list[ClipRequest], plain: list[Decoding]
+) -> None:
+    rng = random.Random(1)
+    vocabulary = max(token for decoding in plain for token in decoding.token_ids) + 1
+    assert len({decoding.token_ids for decoding in plain}) > len(plain) // 2  # or equality says little
+
+    def draft(index: int) -> Any:
+        right = list(plain[index].token_ids)
+        kind = rng.choice(["ctc", "none", "right", "wrong", "empty", "too long", "swapped", "slips"])
+        if kind == "ctc":
+            return "ctc"
+        if kind == "none":
+            return None
+        if kind == "swapped":
+            return list(rng.choice(plain).token_ids)
+        noise = rng.choices(range(vocabulary), k=rng.randint(1, 150))
+        if kind == "slips":
+            return [rng.choice(noise) if rng.random() < 0.1 else token for token in right if rng.random() > 0.05]
+        return {"right": right, "wrong": noise, "empty": [], "too long": right + noise}[kind]
+
+    for attempt in range(3):
+        order = list(range(len(clips)))
+        rng.shuffle(order)
+        batch = [replace(clips[index], id=f"{attempt}-{index}") for index in order]
+        drafting.asked.update({clip.id: {"draft": draft(index)} for clip, index in zip(batch, order, strict=True)})
+        for found, index in zip(drafting.decode(*batch), order, strict=True):
+            expected = plain[index]
+            assert (found.token_ids, found.complete) == (expected.token_ids, expected.complete)
+            assert found.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-3)
+
+
+@pytest.mark.xfail(
+    reason="the first demo checkpoint writes other words than its CTC head reads (1.4 tokens a step): retrain it",
+    strict=False,
+)
+def test_what_ctc_reads_spares_most_steps(drafting: Prompted, clips: list[ClipRequest], plain: list[Decoding]) -> None:
+    found = drafting.decode(*(replace(clip, id=f"ctc-{clip.id}") for clip in clips))
+    assert [each.token_ids for each in found] == [each.token_ids for each in plain]
+    tokens = sum(each.usage.output_tokens for each in found)
+    accepted = sum(each.usage.accepted_draft_tokens for each in found)
+    assert 0 < accepted < sum(each.usage.draft_tokens for each in found)
+    assert tokens / (tokens - accepted) > 2
+
+
+def test_a_right_draft_takes_a_step_a_slice(
+    drafting: Prompted, clips: list[ClipRequest], plain: list[Decoding]
+) -> None:
+    index = max(range(len(clips)), key=lambda index: len(plain[index].token_ids))
+    drafting.asked["right"] = {"draft": list(plain[index].token_ids)}
+    [found] = drafting.decode(replace(clips[index], id="right"))
+    usage = found.usage
+    assert found.token_ids == plain[index].token_ids
+    assert usage.accepted_draft_tokens == usage.draft_tokens
+    slices = -(-usage.output_tokens // (SMALL.draft_tokens + 1))
+    assert usage.output_tokens - usage.accepted_draft_tokens <= slices + 1
+
+
+def test_what_is_far_from_the_spoken_words_is_not_drafted(drafting: Prompted, clips: list[ClipRequest]) -> None:
+    translated = replace(clips[0], options=Options(task="translate", target_language="de"), id="german")
+    keywords = replace(clips[0], options=Options(keywords=("zanzibar",)), id="keywords")
+    german, with_keywords = drafting.decode(translated, keywords)
+    assert german.usage.draft_tokens == 0
+    assert with_keywords.usage.draft_tokens > 0
+
+
+def test_drafts_go_on_to_the_end_of_the_context(drafting: Prompted, clips: list[ClipRequest]) -> None:
+    # vLLM stops drafts of the whole batch when one request nears the end; ours must neither stop nor fail.
+    long_prompt = Options(keywords=tuple(f"keyword number {number} of very many" for number in range(125)))
+    found = drafting.decode(*(replace(clips[0], options=long_prompt, id=f"long-{number}") for number in range(2)))
+    assert found[0].usage.prompt_tokens > 3000
+    assert all(each.usage.draft_tokens > 0 for each in found)
+
+
+@pytest.fixture(scope="module")
+def accepting() -> Iterator[Prompted]:
+    engine = Prompted(SMALL.model_copy(update={"speculation": "ctc-accept"}))
+    yield engine
+    engine.stop()
+
+
+def test_fast_mode_takes_what_ctc_reads_and_says_so_and_leaves_exact_neighbours_alone(
+    accepting: Prompted, clips: list[ClipRequest], plain: list[Decoding]
+) -> None:
+    exact = [replace(clip, id=f"exact-{clip.id}") for clip in clips]
+    strict = [replace(clip, id=f"strict-{clip.id}") for clip in clips]
+    sure = [replace(clip, id=f"sure-{clip.id}") for clip in clips]
+    accepting.asked.update({clip.id: {"draft": "ctc"} for clip in exact})
+    accepting.asked.update({clip.id: {"draft": "ctc", "accept": [-1.0, 1.0]} for clip in strict})
+    accepting.asked.update({clip.id: {"draft": "ctc", "accept": [1e9, 1.0]} for clip in sure})
+    found = accepting.decode(*exact, *strict, *sure)
+    unrelaxed, taken = found[: 2 * len(clips)], found[2 * len(clips) :]
+    for one, expected in zip(unrelaxed, [*plain, *plain], strict=True):
+        assert (one.token_ids, one.flags) == (expected.token_ids, ())
+    for one, expected in zip(taken, plain, strict=True):
+        assert (one.token_ids == expected.token_ids) is (one.flags == ())
+        assert one.flags in ((), ("ctc_words",))
+    assert any(one.flags for one in taken)
+    steps = [one.usage.output_tokens - one.usage.accepted_draft_tokens for one in taken]
+    longest = max(one.usage.output_tokens for one in taken)
+    assert max(steps) <= 2 + longest // SMALL.draft_tokens
+
+
+def test_fast_mode_does_not_touch_what_keywords_are_for(accepting: Prompted, clips: list[ClipRequest]) -> None:
+    options = Options(keywords=("zanzibar",))
+    accepting.asked["plainly"] = None
+    fast, plainly = accepting.decode(
+        replace(clips[0], options=options, id="keywords"), replace(clips[0], options=options, id="plainly")
+    )
+    assert fast.usage.draft_tokens > 0
+    assert (fast.token_ids, fast.flags) == (plainly.token_ids, ())
+
+
+@pytest.mark.parametrize(
+    ("options", "helps"),
+    [
+        (Options(), True),
+        (Options(language="fr"), True),
+        (Options(keywords=("zanzibar",)), True),
+        (Options(language="ja"), False),
+        (Options(punctuation=True), False),
+        (Options(word_timestamps=True), False),
+        (Options(speaker_tags=True), False),
+        (Options(task="translate", target_language="de"), False),
+    ],
+)
+def test_which_requests_drafts_can_help(options: Options, helps: bool) -> None:
+    assert ctc_can_help(options) is helps
+
+
+def test_auto_drafts_where_it_can_and_an_explicit_wish_is_refused_where_it_cannot() -> None:
+    assert method_for("auto", GRANITE_4_0, "vllm") == "ctc"
+    assert method_for("auto", GRANITE_4_0, "transformers") is None
+    assert method_for("auto", WHISPER, "vllm") is None
+    assert method_for("off", GRANITE_4_0, "vllm") is None
+    for family, engine in ((WHISPER, "vllm"), (GRANITE_4_0, "transformers")):
+        with pytest.raises(UsageError, match="speculation 'ctc'"):
+            method_for("ctc", family, engine)

@@ -1,0 +1,113 @@
+"""The command line: what it refuses, in one line, before anything is started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rayscribe
+from pipelines.job import SETTINGS, Job
+from speech.errors import UsageError
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> str:
+    path = tmp_path / "manifest.jsonl"
+    path.write_text('{"audio": "a.wav"}\n')
+    return str(path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert rayscribe.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("rayscribe: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_a_manifest_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = str(tmp_path / "nothing.jsonl")
+    message = refused(capsys, "transcribe", missing, "--output", str(tmp_path / "out"))
+    assert missing in message
+
+
+def test_an_output_that_cannot_be_written(capsys: pytest.CaptureFixture[str], manifest: str) -> None:
+    message = refused(capsys, "transcribe", manifest, "--output", "/proc/nowhere")
+    assert "/proc/nowhere" in message
+
+
+def test_what_the_model_lacks_is_refused_with_what_it_has(
+    capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    assert "de, en" in refused(capsys, "transcribe", manifest, "--output", out, "--language", "xx")
+    assert "en-de" in refused(
+        capsys, "transcribe", manifest, "--output", out, "--task", "translate", "--target-language", "sv"
+    )
+    assert "keywords" in refused(capsys, "transcribe", manifest, "--output", out, "--punctuation")
+
+
+def test_wrong_values_name_their_option(capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert "concurrent_clips" in refused(capsys, "transcribe", manifest, "--output", out, "--concurrent-clips", "none")
+    assert "keyword" in refused(capsys, "transcribe", manifest, "--output", out, "--keywords", "a,,b")
+    assert "JSON" in refused(capsys, "transcribe", manifest, "--output", out, "--storage-options", "{secret")
+    assert "no-model" in refused(capsys, "transcribe", manifest, "--output", out, "--model", "no-model")
+
+
+def test_a_secret_in_bad_storage_options_is_not_repeated(
+    capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path
+) -> None:
+    message = refused(capsys, "transcribe", manifest, "--output", str(tmp_path), "--storage-options", '{"key": hush}')
+    assert "hush" not in message
+
+
+def test_an_option_that_yaml_invents_is_named(
+    capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("langauge: de\n")
+    assert "langauge" in refused(capsys, "transcribe", manifest, "--output", str(tmp_path), "--config", str(config))
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text("language: fr\nconcurrent-clips: 7\nkeywords: [Alpha, Beta]\n")
+    parsed = rayscribe._parser().parse_args(
+        ["transcribe", "m.jsonl", "--output", "out", "--config", str(config), "--language", "de"]
+    )
+    job = Job.from_settings(rayscribe._settings(parsed))
+    assert job.options.language == "de"
+    assert job.engine_config.concurrent_clips == 7
+    assert job.options.keywords == ("Alpha", "Beta")
+    assert job.engine_config.dtype == "auto"
+
+
+def test_keywords_come_from_a_file_a_line_each(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("Kuhn\n\n  Van  der Berg \n")
+    parsed = rayscribe._parser().parse_args(
+        ["transcribe", "m.jsonl", "--output", "out", "--keywords-file", str(tmp_path / "names.txt")]
+    )
+    assert Job.from_settings(rayscribe._settings(parsed)).options.keywords == ("Kuhn", "Van der Berg")
+
+
+def test_every_setting_has_a_flag_and_a_description() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "rayscribe", "transcribe", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for name, field in SETTINGS.items():
+        assert field.description
+        if name != "manifest":
+            assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_secrets_are_not_shown_with_a_job() -> None:
+    job = Job.from_settings({"manifest": "m", "output": "o", "storage_options": {"secret": "hush"}})
+    assert "hush" not in repr(job)
+
+
+def test_a_job_without_its_manifest_says_so() -> None:
+    with pytest.raises(UsageError, match="manifest"):
+        Job.from_settings({"output": "o"})

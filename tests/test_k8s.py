@@ -1,0 +1,219 @@
+"""k8s/rayjob.yaml: valid for KubeRay, free of what its operator refuses, and its command runs as written."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import rayscribe
+from pipelines.job import Job
+from tests.conftest import S3
+
+ROOT = Path(__file__).parent.parent
+MANIFEST = ROOT / "k8s" / "rayjob.yaml"
+CHECKER = ROOT.parent / "shared" / "crds" / "validate.py"  # KubeRay's own schemas, beside the repository
+MODEL = ROOT / "demo" / "model"
+MOUNTED = "/etc/rayscribe/job.yaml"
+
+
+@pytest.fixture(scope="module")
+def config_map() -> dict[str, Any]:
+    return _document("ConfigMap")
+
+
+@pytest.fixture(scope="module")
+def job() -> dict[str, Any]:
+    spec: dict[str, Any] = _document("RayJob")["spec"]
+    return spec
+
+
+def _document(kind: str) -> dict[str, Any]:
+    [found] = [each for each in yaml.safe_load_all(MANIFEST.read_text()) if each["kind"] == kind]
+    document: dict[str, Any] = found
+    return document
+
+
+def _pods(job: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each group with its pod."""
+    cluster = job["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield group, group["template"]["spec"]
+
+
+def _bytes(quantity: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([KMGT]i)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) << 10 * ("KMGT".index(unit[0]) + 1)
+
+
+@pytest.mark.skipif(not CHECKER.exists(), reason="KubeRay's schemas are not beside this repository")
+def test_it_is_valid_for_kuberay_without_an_unknown_field() -> None:
+    checked = subprocess.run([sys.executable, str(CHECKER), str(MANIFEST)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    assert "1 ray.io documents checked, 0 errors" in checked.stdout
+
+
+# Rules that the operator has and the schemas cannot say.
+
+
+def test_what_excludes_each_other_is_not_together(job: dict[str, Any]) -> None:
+    ends_itself = {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished"} & job.keys()
+    assert not (ends_itself and "deletionStrategy" in job)
+    assert job["shutdownAfterJobFinishes"]
+    assert not (job.get("suspend") and not job["shutdownAfterJobFinishes"])
+    assert job["backoffLimit"] >= 1  # each on a new cluster, which continues
+    assert "clusterSelector" not in job
+    mode = job.get("submissionMode", "K8sJobMode")
+    assert mode != "InteractiveMode"
+    assert not (mode == "SidecarMode" and {"submitterPodTemplate", "submitterConfig"} & job.keys())
+
+
+def test_what_the_autoscaler_asks_for(job: dict[str, Any]) -> None:
+    cluster = job["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"]
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    for group, pod in _pods(job):
+        assert pod.get("restartPolicy", "Never") == "Never"
+        assert "labels" not in group.get("rayStartParams", {})
+        assert not (group.get("resources") and {"num-cpus", "num-gpus", "resources"} & group["rayStartParams"].keys())
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_ray_is_the_one_that_is_installed(job: dict[str, Any]) -> None:
+    assert job["rayClusterSpec"]["rayVersion"] == version("ray")
+
+
+# What a pod needs.
+
+
+def test_every_pod_has_the_credentials_from_the_secret_and_nowhere_else(job: dict[str, Any]) -> None:
+    for _, pod in _pods(job):
+        [container] = pod["containers"]
+        assert container["envFrom"] == [{"secretRef": {"name": "rayscribe-storage"}}]
+        assert "env" not in container
+    assert not re.search(r"AWS_|AKIA|secret_?key", MANIFEST.read_text(), re.IGNORECASE)
+
+
+def test_every_pod_has_limits_shared_memory_and_no_privileges(job: dict[str, Any]) -> None:
+    for _, pod in _pods(job):
+        [container] = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        resources = container["resources"]
+        assert resources["limits"]["memory"] == resources["requests"]["memory"]
+        [shared] = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm"]
+        assert shared["medium"] == "Memory"
+        assert _bytes(shared["sizeLimit"]) < _bytes(resources["limits"]["memory"]) / 2
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounted["shm"] == "/dev/shm"
+        assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_plan_has_the_actors_that_the_pods_hold(job: dict[str, Any], config_map: dict[str, Any]) -> None:
+    told = yaml.safe_load(config_map["data"]["job.yaml"])
+    listeners, engines = job["rayClusterSpec"]["workerGroupSpecs"]
+    limits = {group["groupName"]: _limits(group) for group in (listeners, engines)}
+    assert told["engines"] == engines["replicas"] * int(limits["engines"]["nvidia.com/gpu"])
+    assert told["listeners"] == listeners["maxReplicas"] * int(limits["listeners"]["cpu"])
+    assert engines["minReplicas"] == engines["maxReplicas"]  # the GPUs are counted when the job begins
+    assert "nvidia.com/gpu" not in limits["listeners"]
+    assert job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def _limits(group: dict[str, Any]) -> dict[str, str]:
+    limits: dict[str, str] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    return limits
+
+
+def test_the_image_is_built_as_the_readme_says(job: dict[str, Any]) -> None:
+    [image] = {pod["containers"][0]["image"] for _, pod in _pods(job)}
+    assert f"docker build -f k8s/Dockerfile -t {image} ." in (ROOT / "k8s" / "README.md").read_text()
+    assert image.endswith(f":{version('rayscribe')}")
+    lines = (ROOT / "k8s" / "Dockerfile").read_text().splitlines()
+    assert "--extra gpu" in "".join(lines)
+    assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
+    copied = {line.split()[1] for line in lines if line.startswith("COPY ")}
+    needed = {"rayscribe.py", "speech", "pipelines", "cluster", "serve", "pyproject.toml"}
+    assert needed <= copied
+    assert all((ROOT / path).exists() for path in copied)
+
+
+# The command.
+
+
+def test_its_options_are_options(job: dict[str, Any], config_map: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(config_map["data"]["job.yaml"])
+    command, told = job["entrypoint"].split(" || ")
+    program, *arguments = shlex.split(command.replace(MOUNTED, str(path)))
+    parsed = rayscribe._parser().parse_args(arguments)
+    asked = Job.from_settings(rayscribe._settings(parsed))
+    assert program == "rayscribe"
+    assert (asked.manifest, asked.address) == ("s3://calls/manifest.jsonl", "auto")
+    assert told == f"[ $? -eq {rayscribe.EXIT_SOME_FAILED} ]"
+
+
+@pytest.mark.parametrize(("code", "as_told"), [(0, 0), (1, 1), (2, 1), (3, 0)])
+def test_only_a_run_that_did_not_finish_is_tried_again(job: dict[str, Any], code: int, as_told: int) -> None:
+    _, _, told = job["entrypoint"].partition("||")
+    assert subprocess.run(["sh", "-c", f"(exit {code}) || {told}"]).returncode == as_told
+
+
+@pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="the small model of the demo is not here")
+def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path) -> None:
+    """On a Ray cluster of its own, with another job.yaml in the ConfigMap's place; credentials from the environment."""
+    from cluster.storage import Storage
+    from pipelines.output import Output
+
+    storage = Storage(s3.options)
+    audio = (ROOT / "tests" / "speech" / "data" / "agent.flac").read_bytes()
+    storage.write_bytes(f"{s3.bucket}/agent.flac", audio)
+    rows = [{"audio": "agent.flac", "id": "there"}, {"audio": "gone.flac", "id": "gone"}]
+    storage.write_bytes(f"{s3.bucket}/manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    told = {"manifest": f"{s3.bucket}/manifest.jsonl", "output": f"{s3.bucket}/out", "model": str(MODEL)}
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(told | {"engine": "transformers", "engines": 1, "listeners": 1}))
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AWS_ENDPOINT_URL": s3.endpoint,
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    ray_here = Path("/tmp") / f"rs{port}"  # sockets' paths must be short
+    start = f"ray start --head --port {port} --num-cpus 6 --temp-dir {ray_here} --include-dashboard false --block"
+    head = subprocess.Popen(shlex.split(start), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _await_ray(port, environment)
+        command = job["entrypoint"].replace(MOUNTED, str(path))
+        done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=400)
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+        shutil.rmtree(ray_here, ignore_errors=True)
+    assert done.returncode == 0, done.stderr  # one has failed, and that is no reason to run again
+    standing = Output(f"{s3.bucket}/out", storage).settle()
+    assert standing == {"ok": {"there": 1}, "failed": {"gone": 1}}
+
+
+def _await_ray(port: int, environment: dict[str, str]) -> None:
+    check = ["ray", "health-check", "--address", f"127.0.0.1:{port}"]
+    for _ in range(60):
+        if subprocess.run(check, env=environment, capture_output=True).returncode == 0:
+            return
+    raise AssertionError("Ray has not started")
