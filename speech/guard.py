@@ -35,7 +35,7 @@ def flags(text: str, seconds: float, avg_logprob: float | None, complete: bool) 
     """
     found = {
         "cut_off": not complete,
-        "repetition": _compression_ratio(text) > MAX_COMPRESSION_RATIO,
+        "repetition": len(text) >= MIN_CHARS_TO_COMPRESS and compression_ratio(text) > MAX_COMPRESSION_RATIO,
         "too_fast": len(text) > MAX_CHARS_PER_S * max(seconds, 1.0),
         "no_text": not text and seconds >= MIN_SPEECH_S,
         "low_confidence": avg_logprob is not None and avg_logprob < MIN_AVG_LOGPROB,
@@ -43,8 +43,7 @@ def flags(text: str, seconds: float, avg_logprob: float | None, complete: bool) 
     return tuple(name for name, raised in found.items() if raised)
 
 
-def _compression_ratio(text: str) -> float:
-    if len(text) < MIN_CHARS_TO_COMPRESS:
-        return 0.0
+def compression_ratio(text: str) -> float:
+    """How many times shorter a text is when deflated; of short ones it says nothing."""
     raw = text.encode()
     return len(raw) / len(zlib.compress(raw))

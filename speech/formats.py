@@ -1,0 +1,151 @@
+"""A transcript as text: the five formats of OpenAI's audio API, for the endpoint and for export.
+
+    text           what was said, in the order of time
+    srt, vtt       subtitles, a cue a segment; speakers by name, or by channel where there are several
+    json           the text and its cost
+    verbose_json   segments with their times, channels, speakers and flags; words where the model times them
+
+Sources: the WebVTT recommendation of the W3C, sections 4 and 6.3; for SubRip, which has no standard, what
+players agree on; OpenAI's API reference for the JSON. Fields of a verbose segment that only Whisper has
+(``seek``, ``tokens``, ``temperature``, ``no_speech_prob``) are there, empty or zero, since clients read them.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from speech.guard import compression_ratio
+from speech.transcript import Segment, Transcript, Usage
+
+Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
+
+CONTENT_TYPES: dict[Format, str] = {
+    "json": "application/json",
+    "text": "text/plain; charset=utf-8",
+    "srt": "application/x-subrip; charset=utf-8",
+    "vtt": "text/vtt; charset=utf-8",
+    "verbose_json": "application/json",
+}
+
+
+def formatted(transcript: Transcript, format: Format) -> str:
+    """The whole file, or the whole answer, in a format."""
+    return _WRITERS[format](transcript)
+
+
+def token_usage(usage: Usage) -> dict[str, Any]:
+    """Tokens spent, as OpenAI counts them."""
+    return {
+        "type": "tokens",
+        "input_tokens": usage.prompt_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+        "input_token_details": {
+            "audio_tokens": usage.audio_tokens,
+            "text_tokens": usage.prompt_tokens - usage.audio_tokens,
+        },
+    }
+
+
+def _text(transcript: Transcript) -> str:
+    return f"{transcript.text}\n"
+
+
+def _srt(transcript: Transcript) -> str:
+    cues = (
+        f"{number}\n{_clock(segment.start_s, ',')} --> {_clock(segment.end_s, ',')}\n"
+        + (f"{speaker}: {text}\n" if speaker else f"{text}\n")
+        for number, (segment, speaker, text) in enumerate(_cues(transcript), 1)
+    )
+    return "\n".join(cues)
+
+
+def _vtt(transcript: Transcript) -> str:
+    cues = (
+        f"\n{_clock(segment.start_s, '.')} --> {_clock(segment.end_s, '.')}\n"
+        + (f"<v {_escaped(speaker)}>{_escaped(text)}\n" if speaker else f"{_escaped(text)}\n")
+        for segment, speaker, text in _cues(transcript)
+    )
+    return "WEBVTT\n" + "".join(cues)
+
+
+def _json(transcript: Transcript) -> str:
+    return _dumped({"text": transcript.text, "usage": token_usage(transcript.usage)})
+
+
+def _verbose_json(transcript: Transcript) -> str:
+    options = transcript.recording.options
+    words = [
+        {"word": word.text, "start": word.start_s, "end": word.end_s}
+        for segment in transcript.segments
+        for word in segment.words
+    ]
+    return _dumped(
+        {
+            "task": options.task,
+            "language": options.target_language or options.language,
+            "duration": transcript.duration_s,
+            "text": transcript.text,
+            "segments": [_verbose(number, segment) for number, segment in enumerate(transcript.segments)],
+            **({"words": words} if words else {}),
+            "usage": {"type": "duration", "seconds": transcript.duration_s},
+            "channels": transcript.channels,
+            "flags": list(transcript.flags),
+        }
+    )
+
+
+def _verbose(number: int, segment: Segment) -> dict[str, Any]:
+    return {
+        "id": number,
+        "seek": 0,
+        "start": segment.start_s,
+        "end": segment.end_s,
+        "text": segment.text,
+        "tokens": [],
+        "temperature": 0.0,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": round(compression_ratio(segment.text), 3),
+        "no_speech_prob": 0.0,
+        "channel": segment.channel,
+        "speaker": segment.speaker,
+        "flags": list(segment.flags),
+    }
+
+
+def _cues(transcript: Transcript) -> Iterator[tuple[Segment, str, str]]:
+    """Segments with words, who speaks (empty where nobody needs telling), and the text on one line."""
+    several = len({segment.channel for segment in transcript.segments}) > 1
+    for segment in transcript.segments:
+        if text := _one_line(segment.text):
+            nameless = f"Channel {segment.channel + 1}" if several else ""
+            yield segment, _one_line(segment.speaker or nameless), text
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and arrows: an empty line would end a cue, and an arrow begin its times."""
+    return " ".join(text.replace("-->", "→").split())
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _clock(seconds: float, mark: str) -> str:
+    """Hours, minutes, seconds and milliseconds, the last after ``mark``."""
+    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{milliseconds // 1000:02}{mark}{milliseconds % 1000:03}"
+
+
+def _dumped(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False)
+
+
+_WRITERS: dict[Format, Callable[[Transcript], str]] = {
+    "json": _json,
+    "text": _text,
+    "srt": _srt,
+    "vtt": _vtt,
+    "verbose_json": _verbose_json,
+}
