@@ -1,0 +1,91 @@
+"""What the endpoint is told: the flags of ``rayscribe serve``, the ``args`` of a Serve config, and nothing else."""
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, field_validator
+
+from speech.decoding import MAX_DURATION_S
+from speech.engine import EngineConfig
+from speech.errors import UsageError
+
+MIB = 1 << 20
+
+
+class ServeSettings(EngineConfig):
+    """One endpoint: its engine's settings, and its own."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; beyond this machine it needs --api-keys")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    api_keys: str | None = Field(
+        None, description="file of keys that clients may use, one a line, each as it is or as sha256:HEX"
+    )
+    names: tuple[str, ...] = Field(
+        (), description="further names that the model answers to, separated by commas, as whisper-1"
+    )
+    max_upload_mib: int = Field(2048, ge=1, description="largest upload, in MiB")
+    max_audio_s: float = Field(MAX_DURATION_S, gt=0, description="longest recording, in seconds")
+    max_requests: int = Field(
+        64, ge=1, description="requests in hand at once, uploads among them; one more is answered 503"
+    )
+    upload_timeout_s: float = Field(900.0, gt=0, description="a slower upload, in seconds, is given up")
+    clip_timeout_s: float = Field(
+        600.0, gt=0, description="an engine that takes longer over one clip, in seconds, is started anew"
+    )
+    drain_s: float = Field(900.0, ge=0, description="time, in seconds, for a replica that ends to finish its requests")
+    listeners: int | None = Field(None, ge=1, description="CPU replicas at most (default: by the machine)")
+    engines: int | None = Field(
+        None, ge=1, description="engine replicas at most (default: one a GPU; without one, one)"
+    )
+    min_engines: int | None = Field(
+        None, ge=0, description="engine replicas at least; 0 lets all go when nobody asks (default: as many as at most)"
+    )
+    queued_audio_s: float = Field(
+        600.0, gt=0, description="audio waiting per engine, in seconds, beyond which another is started"
+    )
+    address: str | None = Field(None, description="Ray cluster to run on, as ray://… or auto (default: this machine)")
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(**self.model_dump(include=set(EngineConfig.model_fields)))
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return self.max_upload_mib * MIB
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Builds the settings from one mapping, as flags and YAML have it.
+
+        Raises:
+            UsageError: ``bad_option`` naming the option; ``no_api_keys`` for an endpoint that anybody could use.
+        """
+        try:
+            built = cls(**settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = str(first["loc"][-1]) if first["loc"] else "settings"
+            raise UsageError("bad_option", f"option {option!r}: {first['msg']} (got {first['input']!r})") from error
+        if built.api_keys is None and not is_loopback(built.host):
+            raise UsageError(
+                "no_api_keys", f"whoever reaches {built.host} could use the endpoint: give --api-keys FILE"
+            )
+        return built
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the name ``localhost``, is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# Every setting by its name, for flags and their help texts.
+SERVE_SETTINGS = dict(ServeSettings.model_fields)
