@@ -24,6 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.hub import check_model
 from cluster.nodes import Layout, local_slots, plan_layout
 from cluster.storage import Storage
 from pipelines import manifest
@@ -90,6 +91,8 @@ def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
     storage = Storage(job.storage_options)
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
+    if start is start_engine and not job.address:  # a cluster's machines have caches and networks of their own
+        check_model(job.engine_config.model)
     output = Output(job.output, Storage(job.storage_options, COMMIT_PATIENCE_S))
     with Lease(job.output, storage):
         continues = output.job() is not None
