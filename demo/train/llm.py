@@ -8,8 +8,11 @@ encoder and so can run beside the encoder's, and a share of the next.
 
 *Heard* steps are the real task. First the whole model moves, with the encoder's CTC loss beside the
 answers' (``train_to_hear``): so the encoder learns to put into each frame what lies around it, without
-which the projector, which sees a window's frames as a set, could not tell their order. Then the
-encoder is frozen and the rest drilled on its features (``train_on_features``), four times as fast.
+which the projector, which sees a window's frames as a set, could not tell their order. Two more CTC
+losses show the way there: the text's *tokens*, read off the encoder's frames by a head that is thrown
+away, and read off the projector's output by the language model's own embeddings, so that what comes
+out of it lies where the text's tokens lie and has only to be copied. Then the encoder is frozen and
+the rest drilled on its features (``train_on_features``), four times as fast.
 """
 
 import logging
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from random import Random
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, ctc_loss
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GraniteSpeechForConditionalGeneration, PreTrainedTokenizerFast
 
@@ -38,6 +41,7 @@ CACHED_FRAMES_PER_BATCH = 4320
 SPELLED_PER_BATCH = 32
 SPELLED_SHARE = 0.1  # of the steps on clips
 CTC_WEIGHT = 0.5
+TOKEN_WEIGHT = 0.3  # of each of the two CTC losses over tokens
 # A fresh projector's gradients would only disturb the encoder: for so much of the budget it is spared them.
 _SPARED_SHARE = 0.3
 _EASY_STEPS = 1000  # of train_to_read, at its beginning
@@ -94,6 +98,20 @@ class AnswerTrainer:
         scaling = self._model.config.text_config.logits_scaling
         return cross_entropy(logits.float() / scaling, wanted[scored])
 
+    def token_loss(self, scores: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        """CTC per token; ``scores`` is ``[clips, positions, vocabulary]``, the padding token is the blank."""
+        targets = [torch.tensor(self.ids(text), dtype=torch.long) for text in texts]
+        lengths = torch.tensor([len(target) for target in targets])
+        positions = torch.full((len(texts),), scores.shape[1])
+        by_time = scores.float().log_softmax(-1).transpose(0, 1).cpu()
+        blank = self.tokenizer.pad_token_id
+        losses = ctc_loss(by_time, torch.cat(targets), positions, lengths, blank, reduction="none", zero_infinity=True)
+        return losses.sum() / lengths.sum().clamp(min=1)
+
+    def audio_token_loss(self, audio: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        """``token_loss`` of the projector's ``[clips, positions, hidden]``, scored against the token embeddings."""
+        return self.token_loss(audio.float() @ self._embed.weight.float().t(), texts)
+
     def letters(self, spoken: str, rng: Random) -> torch.Tensor:
         """Embeddings of a text's single letters, some wrong, as if an ear had spelled them."""
         ids = [self._letters[letter] for letter in _slipped(spoken, rng)]
@@ -139,13 +157,18 @@ def train_to_hear(
 ) -> None:
     """Trains all of ``model`` in place until the budget is spent; a ``fresh`` projector is let settle first."""
     answers = AnswerTrainer(model, tokenizer)
+    token_head = torch.nn.Linear(model.config.encoder_config.hidden_dim, len(tokenizer), device=model.device)
 
     def heard(batch: list[Clip], rng: Random) -> torch.Tensor:
-        hidden, ctc = encode(model, load_batch(train, batch, rng).to(model.device), [clip.text for clip in batch])
+        texts = [clip.text for clip in batch]
+        hidden, ctc = encode(model, load_batch(train, batch, rng).to(model.device), texts)
+        tokens = answers.token_loss(token_head(hidden.float()), texts)
         spare = fresh and budget.progress < _SPARED_SHARE
-        return _heard_loss(model, answers, hidden.detach() if spare else hidden, batch, rng) + CTC_WEIGHT * ctc
+        answered = _heard_loss(model, answers, hidden.detach() if spare else hidden, batch, rng)
+        return answered + CTC_WEIGHT * ctc + TOKEN_WEIGHT * tokens
 
-    _train_on_clips(model, answers, train, heard, FRAMES_PER_BATCH, dev, budget, seed, save)
+    weights = [*model.parameters(), *token_head.parameters()]
+    _train_on_clips(model, answers, weights, train, heard, FRAMES_PER_BATCH, dev, budget, seed, save)
 
 
 def train_on_features(
@@ -167,12 +190,14 @@ def train_on_features(
         frames = batch[0].frames - rng.randrange(15)
         return _heard_loss(model, answers, cached.batch(batch, frames, rng).to(model.device), batch, rng)
 
-    _train_on_clips(model, answers, train, heard, CACHED_FRAMES_PER_BATCH, dev, budget, seed, save)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    _train_on_clips(model, answers, weights, train, heard, CACHED_FRAMES_PER_BATCH, dev, budget, seed, save)
 
 
 def _train_on_clips(
     model: GraniteSpeechForConditionalGeneration,
     answers: AnswerTrainer,
+    weights: list[torch.nn.Parameter],
     train: Corpus,
     heard: Callable[[list[Clip], Random], torch.Tensor],
     frames_per_batch: int,
@@ -183,7 +208,7 @@ def _train_on_clips(
 ) -> None:
     rng = Random(seed * 1000 + worker())
     model.train()
-    trainer = Trainer([weight for weight in model.parameters() if weight.requires_grad], budget, PEAK_RATE)
+    trainer = Trainer(weights, budget, PEAK_RATE)
     running = {"spelled": 0.0, "heard": 0.0}
     next_report = _REPORT_EVERY_MINUTES
     while budget.progress < 1:
@@ -246,7 +271,8 @@ def _heard_loss(
     with autocast(model.device):
         audio = model.model.projector(hidden)
     tasks = [choose_task(clip.text, clip.german, clip.names, rng) for clip in batch]
-    return answers.loss(list(audio), [options for options, _ in tasks], [answer for _, answer in tasks])
+    answered = answers.loss(list(audio), [options for options, _ in tasks], [answer for _, answer in tasks])
+    return answered + TOKEN_WEIGHT * answers.audio_token_loss(audio, [clip.text for clip in batch])
 
 
 def choose_task(text: str, german: str, names: tuple[str, ...], rng: Random) -> tuple[Options, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, EngineConfig
 from speech.engine_vllm import VllmEngine
@@ -155,9 +156,13 @@ def test_what_is_far_from_the_spoken_words_is_not_drafted(drafting: Prompted, cl
 
 def test_drafts_go_on_to_the_end_of_the_context(drafting: Prompted, clips: list[ClipRequest]) -> None:
     # vLLM stops drafts of the whole batch when one request nears the end; ours must neither stop nor fail.
-    long_prompt = Options(keywords=tuple(f"keyword number {number} of very many" for number in range(125)))
+    tokenizer, context = AutoTokenizer.from_pretrained(MODEL), 4096
+    keywords = tuple(f"keyword number {number} of very many words that nobody says" for number in range(200))
+    while len(tokenizer.encode(", ".join(keywords))) > context - 200:
+        keywords = keywords[:-1]
+    long_prompt = Options(keywords=keywords)
     found = drafting.decode(*(replace(clips[0], options=long_prompt, id=f"long-{number}") for number in range(2)))
-    assert found[0].usage.prompt_tokens > 3000
+    assert context - 250 < found[0].usage.prompt_tokens < context
     assert all(each.usage.draft_tokens > 0 for each in found)
 
 
