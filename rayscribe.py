@@ -4,14 +4,16 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from pipelines.job import SETTINGS, Job
+from serve.settings import SERVE_SETTINGS, ServeSettings
 from speech.errors import RayscribeError, UsageError
+from speech.formats import Format
 from speech.recording import clean_keywords
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
@@ -68,6 +70,22 @@ def _status(parsed: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _export(parsed: argparse.Namespace) -> int:
+    from pipelines.export import export
+
+    count = export(parsed.output, parsed.format, parsed.to, _storage_options(parsed))
+    print(f"{count} transcripts in {parsed.to}")
+    return EXIT_OK
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    settings = ServeSettings.from_settings(_settings(parsed, SERVE_SETTINGS))
+    from serve.server import run
+
+    run(settings)
+    return EXIT_OK
+
+
 def _evaluate(parsed: argparse.Namespace) -> int:
     from pipelines.evaluate import evaluate
 
@@ -107,6 +125,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--manifest", help="the truth, if not in the manifest that the run was given")
     _add_flag(evaluate, "storage_options", SETTINGS["storage_options"])
 
+    export = commands.add_parser("export", help="the transcripts of an output as files, one a recording")
+    export.set_defaults(command=_export)
+    export.add_argument("output", help="the output folder of a run")
+    export.add_argument("--format", required=True, choices=get_args(Format), help="text, subtitles or JSON")
+    export.add_argument("--to", required=True, metavar="DIR", help="folder for the files, on a disk or in a bucket")
+    _add_flag(export, "storage_options", SETTINGS["storage_options"])
+
+    serve = commands.add_parser("serve", help="an endpoint for OpenAI's clients, and a page to try it")
+    serve.set_defaults(command=_serve)
+    for name, field in SERVE_SETTINGS.items():
+        _add_flag(serve, name, field)
+    serve.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
+
     doctor = commands.add_parser("doctor", help="what this machine has and lacks, and the command that mends it")
     doctor.set_defaults(command=_doctor)
     return parser
@@ -135,10 +166,10 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     parser.add_argument(f"--{name.replace('_', '-')}", **arguments)
 
 
-def _settings(parsed: argparse.Namespace) -> dict[str, Any]:
+def _settings(parsed: argparse.Namespace, known: Mapping[str, FieldInfo] = SETTINGS) -> dict[str, Any]:
     """The settings of --config, and over them those given as flags."""
-    flags = {name: value for name, value in vars(parsed).items() if name in SETTINGS}
-    if parsed.keywords_file:
+    flags = {name: value for name, value in vars(parsed).items() if name in known}
+    if getattr(parsed, "keywords_file", None):
         flags["keywords"] = clean_keywords(line for line in _read(parsed.keywords_file).splitlines() if line.strip())
     if "storage_options" in flags:
         flags["storage_options"] = _storage_options(parsed)

@@ -25,10 +25,10 @@ class ApiKeys:
         self._refresh()
 
     def admit(self, key: str) -> bool:
-        """Whether ``key`` is one of them. Takes as long for any wrong key, so that nothing is learned from time."""
+        """Whether ``key`` is one of them. All are compared, in constant time: the time it takes tells nothing."""
         self._refresh()
         presented = hashlib.sha256(key.encode()).digest()
-        return any([hmac.compare_digest(presented, known) for known in self._hashes])  # a list: all are compared
+        return sum(hmac.compare_digest(presented, known) for known in self._hashes) > 0
 
     def _refresh(self) -> None:
         try:

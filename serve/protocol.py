@@ -103,6 +103,14 @@ class SpeechForm(BaseModel):
         return Recording(id=request_id, audio=audio, speakers=self.speakers, options=options)
 
 
+def form_schema() -> dict[str, Any]:
+    """The JSON schema of the whole form, for the OpenAPI description: ``SpeechForm``, as it is sent, and the file."""
+    schema = SpeechForm.model_json_schema()
+    fields = {f"{name}[]" if name in LISTS else name: field for name, field in schema["properties"].items()}
+    file = {"type": "string", "format": "binary", "description": "the audio, in any container and codec"}
+    return schema | {"properties": {"file": file, **fields}, "required": ["file", "model"]}
+
+
 def _prompted(prompt: str) -> str:
     """The keywords that a prompt holds, separated by commas."""
     prompt = prompt.strip()
@@ -190,9 +198,11 @@ class ModelList(BaseModel):
 # HTTP statuses of errors by code; other codes have that of their class.
 STATUSES = {
     "invalid_api_key": 401,
+    "forbidden": 403,
     "model_not_found": 404,
     "not_found": 404,
     "method_not_allowed": 405,
+    "upload_timeout": 408,
     "too_large": 413,
     "too_long": 413,
     "not_multipart": 415,

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator
 
-from speech.decoding import MAX_DURATION_S
 from speech.engine import EngineConfig
 from speech.errors import UsageError
 
@@ -25,7 +24,7 @@ class ServeSettings(EngineConfig):
         (), description="further names that the model answers to, separated by commas, as whisper-1"
     )
     max_upload_mib: int = Field(2048, ge=1, description="largest upload, in MiB")
-    max_audio_s: float = Field(MAX_DURATION_S, gt=0, description="longest recording, in seconds")
+    max_audio_s: float = Field(8 * 3600.0, gt=0, description="longest recording, in seconds")
     max_requests: int = Field(
         64, ge=1, description="requests in hand at once, uploads among them; one more is answered 503"
     )
@@ -43,6 +42,9 @@ class ServeSettings(EngineConfig):
     )
     queued_audio_s: float = Field(
         600.0, gt=0, description="audio waiting per engine, in seconds, beyond which another is started"
+    )
+    metrics_port: int = Field(
+        9464, ge=1, le=65535, description="port of the metrics, for Prometheus, where Ray is started here"
     )
     address: str | None = Field(None, description="Ray cluster to run on, as ray://… or auto (default: this machine)")
 

@@ -88,16 +88,20 @@ class Listener:
         self._max_duration_s = max_duration_s
         self._vad = load_silero()
 
-    def listen(self, recording: Recording) -> Heard:
+    def listen(self, recording: Recording, source: AudioSource | None = None) -> Heard:
         """Decodes one recording and cuts its speech.
+
+        Args:
+            recording: what is asked for.
+            source: its audio where it is at hand, as that of an upload is; else its URI is opened.
 
         Raises:
             AudioError: whatever is wrong with the audio.
         """
         name = public_uri(recording.audio)
         with (
-            self._source(recording.audio, name) as source,
-            open_audio(source, name, max_duration_s=self._max_duration_s) as audio,
+            self._source(recording.audio, name) if source is None else contextlib.nullcontext(source) as opened,
+            open_audio(opened, name, max_duration_s=self._max_duration_s) as audio,
         ):
             groups = chosen_channels(audio, recording)
             frames = 0

@@ -8,7 +8,7 @@ in the order of time.
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from speech.engine import ClipRequest, Decoding, Engine
@@ -55,6 +55,7 @@ class Transcriber:
         self._places = asyncio.Semaphore(math.ceil(1.1 * concurrent_clips))
         self._clip_timeout_s = clip_timeout_s
         self._clips_taken = 0
+        self.queued_s = 0.0  # seconds of audio in hand, not yet decoded
 
     async def transcribe(self, recording: Recording, heard: Heard) -> Transcript:
         """Decodes all clips of a recording.
@@ -84,9 +85,9 @@ class Transcriber:
             transcribe_s=time.perf_counter() - start,
         )
 
-    async def stream(self, recording: Recording, heard: Heard) -> AsyncIterator[DecodedClip]:
+    async def stream(self, recording: Recording, heard: Heard) -> AsyncGenerator[DecodedClip, None]:
         """Decodes all clips at once and yields them in the order of time, each as soon as it can be."""
-        tasks = [asyncio.ensure_future(self._decode(recording, clip)) for clip in heard.clips]
+        tasks = [self._begin(recording, clip) for clip in heard.clips]
         try:
             for task in tasks:
                 yield await task
@@ -94,6 +95,18 @@ class Transcriber:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _begin(self, recording: Recording, clip: Clip) -> asyncio.Task[DecodedClip]:
+        """Sets a clip to be decoded; until that has ended somehow, it counts as queued."""
+        seconds = clip.end_s - clip.start_s
+
+        def ended(task: asyncio.Task[DecodedClip]) -> None:
+            self.queued_s -= seconds
+
+        self.queued_s += seconds
+        task = asyncio.create_task(self._decode(recording, clip))
+        task.add_done_callback(ended)
+        return task
 
     async def _decode(self, recording: Recording, clip: Clip) -> DecodedClip:
         async with self._places:
@@ -111,9 +124,13 @@ class Transcriber:
 
 def joined_text(segments: list[Segment], options: Options) -> str:
     """The text of a whole recording: its segments in the order of time."""
+    return separator(options).join(segment.text for segment in segments if segment.text)
+
+
+def separator(options: Options) -> str:
+    """What stands between the texts of two segments."""
     language = options.target_language or options.language
-    separator = "" if language in UNSPACED_LANGUAGES else " "
-    return separator.join(segment.text for segment in segments if segment.text)
+    return "" if language in UNSPACED_LANGUAGES else " "
 
 
 def _segments(recording: Recording, clip: Clip, decoding: Decoding) -> list[Segment]:

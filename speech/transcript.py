@@ -5,12 +5,13 @@ failed recording is a row of this very shape with ``error`` filled, so that noth
 both tables read alike.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from speech.errors import RayscribeError
-from speech.recording import Recording
+from speech.recording import Options, Recording
 from speech.uris import public_uri
 
 if TYPE_CHECKING:
@@ -82,6 +83,26 @@ class Transcript:
         """The same, with what only the job knows of it."""
         return replace(self, attempt=attempt, listen_s=listen_s)
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """What a transcribed row tells. It holds two of its options, language and task; the others count as default."""
+        options = Options.model_construct(language=row["language"], task=row["task"])
+        return cls(
+            recording=Recording(id=row["recording_id"], audio=row["audio"], options=options),
+            model=row["model"],
+            text=row["text"],
+            segments=tuple(_segment(segment) for segment in row["segments"]),
+            flags=tuple(row["flags"]),
+            duration_s=row["duration_s"],
+            speech_s=row["speech_s"],
+            channels=row["channels"],
+            attempt=row["attempt"],
+            usage=Usage(**row["usage"]),
+            listen_s=row["listen_s"],
+            transcribe_s=row["transcribe_s"],
+            finished_at=row["finished_at"],
+        )
+
     def to_row(self) -> dict[str, Any]:
         """The Parquet row, in the order of ``parquet_schema``."""
         error = self.error and {"stage": self.error.stage, "code": self.error.code, "message": self.error.message}
@@ -106,6 +127,11 @@ class Transcript:
             "metadata": self.recording.metadata_json(),
             "status": self.status,
         }
+
+
+def _segment(row: Mapping[str, Any]) -> Segment:
+    words = tuple(Word(**word) for word in row["words"])
+    return Segment(**{**row, "flags": tuple(row["flags"]), "words": words})
 
 
 def parquet_schema() -> "pa.Schema":

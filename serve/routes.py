@@ -1,0 +1,261 @@
+"""The endpoint's HTTP: what OpenAI's clients call, and the page at /.
+
+    upload ──► place? ──► form, audio on disk ──► what the model can do? ──► Listener ──► engine ──► answer
+               503        413, 415, 400           404, 400                   422, 413     500, 503
+
+Nothing here knows Ray: ``Halves`` are the two halves of Rayscribe, wherever they run.
+"""
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
+
+from serve.access import Access
+from serve.keys import ApiKeys
+from serve.metrics import RequestMetrics
+from serve.protocol import (
+    RETRY_AFTER_S,
+    Capabilities,
+    ErrorBody,
+    ModelEntry,
+    ModelList,
+    SegmentPart,
+    SpeechForm,
+    TextDelta,
+    TextDone,
+    form_schema,
+    status_of,
+)
+from serve.settings import ServeSettings
+from serve.upload import received
+from speech.errors import RayscribeError, RequestError
+from speech.formats import CONTENT_TYPES, formatted, token_usage
+from speech.listener import Heard
+from speech.models import family_of
+from speech.recording import Recording, Task
+from speech.transcriber import DecodedClip, separator
+from speech.transcript import Transcript, Usage
+
+PAGE = Path(__file__).parent / "playground"
+
+log = logging.getLogger("rayscribe")
+
+
+@dataclass(frozen=True)
+class Listened:
+    """What the CPU half has heard, and the same as the engine half takes it.
+
+    ``handle`` is a reference where the halves are apart, so that the audio is not sent through here twice.
+    """
+
+    heard: Heard
+    handle: Any
+
+
+class Halves(Protocol):
+    """The two halves of Rayscribe. Each method raises as the class behind it does."""
+
+    async def listen(self, recording: Recording, audio: BinaryIO) -> Listened:
+        """``speech.listener.Listener.listen``"""
+
+    async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
+        """``speech.transcriber.Transcriber.transcribe``"""
+
+    def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[DecodedClip, None]:
+        """``speech.transcriber.Transcriber.stream``"""
+
+
+def http_app(settings: ServeSettings, halves: Halves, metrics: RequestMetrics) -> FastAPI:
+    """The endpoint as an ASGI application.
+
+    Raises:
+        UsageError: the model is unknown, or the keys cannot be read.
+    """
+    access = Access(ApiKeys(settings.api_keys) if settings.api_keys else None)
+    desk = Desk(settings, halves, metrics)
+    router = APIRouter(prefix="/v1", dependencies=[Depends(access.check)])
+    form = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
+
+    @router.post("/audio/transcriptions", openapi_extra=form, response_class=Response)
+    async def transcriptions(request: Request) -> Response:
+        """What was said, written down."""
+        return await desk.answer(request, "transcribe")
+
+    @router.post("/audio/translations", openapi_extra=form, response_class=Response)
+    async def translations(request: Request) -> Response:
+        """What was said, in another language."""
+        return await desk.answer(request, "translate")
+
+    @router.get("/models")
+    async def models() -> ModelList:
+        """The model, once for each of its names."""
+        return ModelList(data=list(desk.models.values()))
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> ModelEntry:
+        """One model."""
+        return desk.model(name)
+
+    # The interactive documentation would load its scripts from another host.
+    app = FastAPI(title="Rayscribe", docs_url=None, redoc_url=None)
+    app.include_router(router)
+    app.add_exception_handler(RayscribeError, _refused)
+    app.add_exception_handler(HTTPException, _refused_by_framework)
+    app.add_exception_handler(Exception, _failed)
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+class Desk:
+    """Answers requests: takes what is asked in, has the halves work on it, hands the answer out."""
+
+    def __init__(self, settings: ServeSettings, halves: Halves, metrics: RequestMetrics) -> None:
+        self._settings = settings
+        self._halves = halves
+        self._metrics = metrics
+        self._family = family_of(settings.model)
+        self._in_hand = 0
+        abilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
+        now = int(time.time())
+        self.models = {
+            name: ModelEntry(id=name, created=now, rayscribe=abilities) for name in (settings.model, *settings.names)
+        }
+
+    def model(self, name: str) -> ModelEntry:
+        """The model of that name.
+
+        Raises:
+            RequestError: ``model_not_found``.
+        """
+        if name not in self.models:
+            raise RequestError("model_not_found", f"there is no model {name!r}; there is {', '.join(self.models)}")
+        return self.models[name]
+
+    async def answer(self, request: Request, task: Task) -> Response:
+        """Answers one request for a transcript, whole or as a stream."""
+        try:
+            async with contextlib.AsyncExitStack() as held:
+                held.enter_context(self._place())
+                form, name, audio = await held.enter_async_context(received(request, self._settings))
+                start = time.perf_counter()
+                recording = self._recording(form, name, task)
+                listened = await self._halves.listen(recording, audio)
+                if form.stream:
+                    clips = self._halves.stream(recording, listened.handle)
+                    await held.enter_async_context(contextlib.aclosing(clips))
+                    first = await anext(clips, None)  # what fails so far is answered with a status of its own
+                    events = self._events(recording, listened.heard, first, clips, start)
+                    await held.enter_async_context(contextlib.aclosing(events))
+                    return EventStream(events, held.pop_all())
+                transcript = await self._halves.transcribe(recording, listened.handle)
+                self._metrics.answered(task, listened.heard.duration_s, time.perf_counter() - start)
+                return Response(
+                    formatted(transcript, form.response_format), media_type=CONTENT_TYPES[form.response_format]
+                )
+        except RayscribeError as error:
+            self._metrics.refused(task, error.code)
+            raise
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for requests, for as long as it is answered."""
+        if self._in_hand >= self._settings.max_requests:
+            raise RequestError(
+                "overloaded", f"{self._in_hand} requests are being answered, the most at once; try again in a moment"
+            )
+        self._in_hand += 1
+        self._metrics.in_hand(self._in_hand)
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            self._metrics.in_hand(self._in_hand)
+
+    def _recording(self, form: SpeechForm, name: str, task: Task) -> Recording:
+        """What is asked for, if the model can do it."""
+        self.model(form.model)
+        recording = form.recording(uuid.uuid4().hex, name, task)
+        self._family.check(recording.options)
+        return recording
+
+    async def _events(
+        self,
+        recording: Recording,
+        heard: Heard,
+        clip: DecodedClip | None,
+        rest: AsyncIterator[DecodedClip],
+        start: float,
+    ) -> AsyncGenerator[bytes, None]:
+        """A transcript as events, ``clip`` being the first of it."""
+        texts: list[str] = []
+        usage = Usage()
+        between = separator(recording.options)
+        self._metrics.first_text(time.perf_counter() - start)
+        try:
+            while clip is not None:
+                usage += clip.usage
+                for segment in clip.segments:
+                    if segment.text:
+                        delta = between + segment.text if texts else segment.text
+                        texts.append(delta)
+                        yield _event(TextDelta(delta=delta, segment=SegmentPart.of(segment)))
+                clip = await anext(rest, None)
+        except RayscribeError as error:
+            self._metrics.refused(recording.options.task, error.code)
+            yield _event(ErrorBody.of(error))
+            return
+        self._metrics.answered(recording.options.task, heard.duration_s, time.perf_counter() - start)
+        yield _event(TextDone(text="".join(texts), duration=heard.duration_s, usage=token_usage(usage)))
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. What is ``held`` is let go when the stream has ended, however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], held: contextlib.AsyncExitStack) -> None:
+        # Proxies that hold answers back until they are whole are asked not to.
+        super().__init__(events, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+def _event(body: TextDelta | TextDone | ErrorBody) -> bytes:
+    return f"data: {body.model_dump_json()}\n\n".encode()
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RayscribeError)
+    status = status_of(error)
+    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    return JSONResponse(ErrorBody.of(error).model_dump(), status, headers)
+
+
+async def _refused_by_framework(request: Request, error: Exception) -> Response:
+    """No such path, or no such method on it."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    body = ErrorBody.of(RequestError(code, f"{request.method} {request.url.path}: {error.detail}"))
+    return JSONResponse(body.model_dump(), error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
+    body = ErrorBody.of(RayscribeError("internal", "a fault of the server's; its log says more"))
+    return JSONResponse(body.model_dump(), 500)
