@@ -190,7 +190,14 @@ class Storage:
                 found = [name for name, info in matches.items() if info["type"] == "file"]
             else:
                 found = self._tried(uri, filesystem.find, path)
-            return sorted(found if is_local(uri) else (f"{_protocol(uri)}://{name}" for name in found))
+            return sorted(_uri_of(name, uri) for name in found)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The URIs of all files in a folder, whatever their depth, in order, and how many bytes each has."""
+        with self.told_as(UsageError, folder):
+            filesystem, path = self.filesystem(folder)
+            found = self._tried(folder, filesystem.find, path, detail=True)
+            return {_uri_of(name, folder): info["size"] for name, info in sorted(found.items())}
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Writes a small file whole or not at all, over one that may be there.
@@ -409,6 +416,11 @@ def missing_driver(protocol: str) -> str | None:
 def _protocol(uri: str) -> str:
     scheme = _SCHEME.match(uri)
     return scheme[1].lower() if scheme else "file"
+
+
+def _uri_of(name: str, like: str) -> str:
+    """The URI of what a filesystem calls ``name``, in the storage of another URI."""
+    return name if is_local(like) else f"{_protocol(like)}://{name}"
 
 
 def _driver(protocol: str) -> type[fsspec.AbstractFileSystem]:

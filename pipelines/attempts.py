@@ -6,7 +6,9 @@ in here, and signed out afterwards. One that was signed in and never out has gon
 process, and is a suspect. What follows is up to the stage:
 
 - a Listener works on one recording at a time, so the suspect is the culprit;
-- an engine works on hundreds, all of which become suspects; it tries each of them again *alone*.
+- an engine works on hundreds, all of which become suspects; it tries each of them again *alone*, and
+  those that wait for their turn are not signed in: when the culprit's turn takes the process down once
+  more, it goes down alone.
 
 Either way a recording that has gone down MAX_ATTEMPTS times is given up, with a code of its own, and
 its neighbours are done.
@@ -28,17 +30,21 @@ class Attempts:
         self._unended: dict[str, list[str]] = {}  # the node of each beginning that has no end
 
     def begin(self, stage: str, recording_id: str, node: str) -> int:
-        """Signs a recording in; returns how many times before it has gone down with its process.
+        """Signs a recording in; returns its ``downs`` before."""
+        downs = self.downs(stage, recording_id)
+        self._unended.setdefault(f"{stage}/{recording_id}", []).append(node)
+        return downs
+
+    def downs(self, stage: str, recording_id: str) -> int:
+        """How many times a recording has gone down with its process.
 
         A machine that is lost is no recording's fault: beginnings on a node that is gone do not count.
         """
-        key = f"{stage}/{recording_id}"
-        before = self._unended.get(key, [])
-        if before:
-            alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
-            before = [each for each in before if each in alive]
-        self._unended[key] = [*before, node]
-        return len(before)
+        before = self._unended.get(f"{stage}/{recording_id}", [])
+        if not before:
+            return 0
+        alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
+        return sum(node in alive for node in before)
 
     def end(self, stage: str, recording_id: str) -> None:
         """Signs a recording out: it was answered, with whatever answer."""

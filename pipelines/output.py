@@ -9,16 +9,19 @@ A file appears whole or not at all (``Storage.write_bytes``), and its name is ma
 a block that is written twice, as after a lost worker, lands on itself. So what is in the folder is
 what is done, and resuming is a listing.
 
-The files are many and small (a million recordings are 31,000), so each is fetched whole, by one request,
-and many at a time; asking for the parts that are wanted would be three requests, one after another.
+While a run is at work its files are many and small, since what is not yet in one is lost with a machine: a
+million recordings make 31,000, or more. Each is fetched whole, by one request, and many at a time; asking
+for the parts that are wanted would be three requests, one after another. At its end a run merges them
+(``compact``), for all who read them afterwards.
 """
 
 import hashlib
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +34,12 @@ STATUSES = ("ok", "failed")
 # Files read at a time, which hides the latency of a store; and files held in memory until they are asked for.
 READERS = 32
 READ_AHEAD = 8 * READERS
+# A status that has no more small files than this is left as it is. Merged files are as large as can still
+# be fetched whole by every reader at once, and rows are merged of so few files that these are gone in a second.
+FEW_FILES = 256
+MERGED_BYTES = 8 << 20
+SMALL_BYTES = MERGED_BYTES // 2
+MERGED_FILES = 1024
 
 
 def stored_schema() -> pa.Schema:
@@ -120,28 +129,38 @@ class Output:
         standing: dict[str, dict[str, int]] = {status: {} for status in STATUSES}
         twice: set[str] = set()
         for status, _, ids, attempts in self._files():
-            twice.update(name for name in ids if any(name in names for names in standing.values()))
-            standing[status].update(zip(ids, attempts, strict=True))
+            for name, attempt in zip(ids, attempts, strict=True):
+                if any(name in names for names in standing.values()):
+                    twice.add(name)
+                standing[status][name] = attempt
         if twice:
-            self._drop_lesser(twice)
-            return self.settle()
+            for name, names in itertools.product(twice, standing.values()):
+                names.pop(name, None)
+            for best in self._drop_lesser(twice):
+                standing[best.status][best.name] = best.attempt
         return standing
 
-    def _drop_lesser(self, twice: set[str]) -> None:
-        """Of the recordings named, drops all answers but the best of each."""
-        best: dict[str, tuple[bool, int, str]] = {}
-        for status, path, ids, attempts in self._files():
-            for name, attempt in zip(ids, attempts, strict=True):
-                if name in twice:
-                    rank = (status == "ok", attempt, path)
-                    best[name] = max(rank, best.get(name, rank))
-        for status, path, ids, attempts in self._files():
-            keep = [
-                name not in twice or best[name] == (status == "ok", attempt, path)
-                for name, attempt in zip(ids, attempts, strict=True)
-            ]
-            if not all(keep):
-                self._keep_rows(status, path, keep)
+    def _drop_lesser(self, twice: set[str]) -> Collection["_Place"]:
+        """Of the recordings named, drops all answers but the best of each, and returns those."""
+        holders: dict[str, list[_Place]] = {}  # the rows of each file that holds one of them
+        for status, uri, ids, attempts in self._files():
+            if not twice.isdisjoint(ids):
+                rows = enumerate(zip(ids, attempts, strict=True))
+                holders[uri] = [_Place(name, status, attempt, len(ids), uri, row) for row, (name, attempt) in rows]
+        best: dict[str, _Place] = {}
+        for place in (place for places in holders.values() for place in places if place.name in twice):
+            best[place.name] = max(place, best.get(place.name, place), key=_Place.rank)
+        written: set[str] = set()
+        for uri, places in holders.items():
+            keep = [place.name not in twice or place == best[place.name] for place in places]
+            if all(keep):
+                continue
+            # The rows that stay are written before the file goes, and for a moment stand twice.
+            if any(keep) and (table := self._read_table(uri)) is not None:
+                written.add(self._write(places[0].status, table.filter(pa.array(keep))))
+            if uri not in written:  # by chance, under the name of one that goes
+                self._storage.remove(uri)
+        return best.values()
 
     def _files(self) -> Iterator[tuple[str, str, list[str], list[int]]]:
         """Every file of the output: its status, its URI, and the ids and attempts in it."""
@@ -149,11 +168,24 @@ class Output:
             for uri, table in self._tables(status, ["recording_id", "attempt"]):
                 yield status, uri, table["recording_id"].to_pylist(), table["attempt"].to_pylist()
 
-    def _keep_rows(self, status: str, uri: str, keep: list[bool]) -> None:
-        """Replaces a file by one of some of its rows; in between, the rows that stay stand twice."""
-        if any(keep) and (table := self._read_table(uri)) is not None:
-            self._write(status, table.filter(pa.array(keep)))
-        self._storage.remove(uri)
+    def compact(self) -> None:
+        """Merges small files, if they are many. Each recording should stand once before (``settle``).
+
+        A merged file is written before those that are in it are removed. Whoever reads in the second
+        between sees their rows twice; if the process ends in it, the next ``settle`` removes them.
+        """
+        for status in STATUSES:
+            sizes = self._storage.sizes(self._folder(status))
+            small = {uri: size for uri, size in sizes.items() if uri.endswith(".parquet") and size < SMALL_BYTES}
+            if len(small) > FEW_FILES:
+                for group in _groups(small):
+                    self._merge(status, group)
+
+    def _merge(self, status: str, uris: list[str]) -> None:
+        found = dict(self._read_tables(uris))
+        merged = self._write(status, pa.concat_tables(found.values(), promote_options="permissive"))
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(self._storage.remove, found.keys() - {merged}))
 
     def finish(self, report: dict[str, Any]) -> None:
         """Marks the run as finished by writing its report, ``run.json``."""
@@ -167,16 +199,24 @@ class Output:
         """The report of the run that has finished here, or None."""
         return self._read_json("run.json")
 
-    def _write(self, status: str, table: pa.Table) -> None:
+    def _write(self, status: str, table: pa.Table) -> str:
+        """Writes a file whole, under a name made of the ids in it; returns its URI."""
         ids = "\n".join(sorted(table["recording_id"].to_pylist()))
         name = hashlib.sha256(ids.encode()).hexdigest()[:24]
+        uri = join(self._folder(status), f"{name}.parquet")
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
-        self._storage.write_bytes(join(self._folder(status), f"{name}.parquet"), buffer.getvalue())
+        self._storage.write_bytes(uri, buffer.getvalue())
+        return uri
 
     def _tables(self, status: str, columns: list[str] | None) -> Iterator[tuple[str, pa.Table]]:
         """The files with a status, in the order of their names, with what is in them."""
-        uris = [uri for uri in self._storage.list(self._folder(status)) if uri.endswith(".parquet")]
+        return self._read_tables(
+            [uri for uri in self._storage.list(self._folder(status)) if uri.endswith(".parquet")], columns
+        )
+
+    def _read_tables(self, uris: list[str], columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
+        """Files and what is in them, but for those that have gone."""
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(uris), READ_AHEAD):
                 some = uris[start : start + READ_AHEAD]
@@ -200,3 +240,31 @@ class Output:
         text = self._storage.read_bytes(join(self.uri, name))
         content: dict[str, Any] | None = json.loads(text) if text is not None else None
         return content
+
+
+class _Place(NamedTuple):
+    """Where an answer stands."""
+
+    name: str
+    status: str
+    attempt: int
+    rows: int  # in its file
+    uri: str
+    row: int
+
+    def rank(self) -> tuple[bool, int, int, str, int]:
+        """The best is kept: of equal answers the one in the largest file, so that few files are written anew."""
+        return self.status == "ok", self.attempt, self.rows, self.uri, self.row
+
+
+def _groups(sizes: dict[str, int]) -> Iterator[list[str]]:
+    """Files to be merged, from all files and their sizes in bytes."""
+    group: list[str] = []
+    total = 0
+    for uri, size in sizes.items():
+        if group and (total + size > MERGED_BYTES or len(group) == MERGED_FILES):
+            yield group
+            group, total = [], 0
+        group.append(uri)
+        total += size
+    yield group

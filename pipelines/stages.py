@@ -121,11 +121,12 @@ class Transcribe:
     async def _transcribe(self, row: HeardRow) -> Transcript:
         if row.heard is None:
             return self._failed(row, row.error)
-        downs = await self._attempts.begin.remote("transcribe", row.recording.id, self._node)
+        downs = await self._attempts.downs.remote("transcribe", row.recording.id)
         try:
             if downs >= MAX_ATTEMPTS:
                 raise EngineError("poison", _given_up("transcribing", row.recording, self._timeout_s))
             async with self._turns.alone() if downs else self._turns.together():
+                await self._attempts.begin.remote("transcribe", row.recording.id, self._node)
                 transcript = await self._transcriber.transcribe(row.recording, row.heard)
             transcript = transcript.with_try(row.attempt, row.listen_s)
         except EngineDied:

@@ -129,8 +129,10 @@ class _Run:
                 for receipts in self._receipts(blocks, to_do, layout):
                     summary.add(receipts)
                     progress.update(summary)
-        if self.continues:
-            self.output.settle()
+            progress.say("tidying the output")
+            if self.continues:
+                self.output.settle()
+            self.output.compact()
         self.output.finish(_report(self.job, summary, started_at))
 
     def _receipts(self, blocks: list[Any], to_do: int, layout: Layout) -> Iterator[pa.Table]:
@@ -141,7 +143,8 @@ class _Run:
         runtime_env = (
             {"env_vars": {"OMP_NUM_THREADS": str(layout.threads_per_engine)}} if layout.threads_per_engine else {}
         )
-        attempts = ray.remote(Attempts).options(num_cpus=0).remote()
+        # Begun anew if its node is lost: the counts are forgotten, which costs a poison recording another try.
+        attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         graph = (
             ray.data.from_arrow_refs(blocks)
             # Small enough that every Listener has several blocks to its name, even of a short manifest.

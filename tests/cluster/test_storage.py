@@ -240,6 +240,8 @@ def test_write_list_read(root: str, s3: S3, storage: Storage, tmp_path: Path) ->
     both = [f"{root}/x/2.txt", f"{root}/x/deep/1.txt"]
     listed = storage.list(f"{root}/x")
     assert [uri.replace(":///", "://") for uri in listed] == both
+    assert storage.sizes(f"{root}/x") == dict.fromkeys(listed, 3)
+    assert storage.sizes(f"{root}/y") == {}
     assert len(storage.list(f"{root}/x/*")) == 1  # a file; the folder is none
     assert len(storage.list(f"{root}/**/*.txt")) == 2
     with storage.open(listed[0]) as file:

@@ -16,6 +16,8 @@ from speech.errors import EngineError
 from speech.models import Family
 from speech.transcript import Usage
 
+# What kills the engine waits so long, for others to be in flight with it; those that take their time still are then.
+COMPANY_S = 0.3
 DATA = Path(__file__).parent.parent / "speech" / "data"
 
 
@@ -29,7 +31,10 @@ class EchoEngine:
         if "break me" in clip.options.keywords:
             raise ZeroDivisionError("a fault of ours")
         if "kill me" in clip.options.keywords:
+            await asyncio.sleep(COMPANY_S)
             os.kill(os.getpid(), signal.SIGKILL)
+        if "take your time" in clip.options.keywords:
+            await asyncio.sleep(2 * COMPANY_S)
         text = " ".join([clip.options.language, *clip.options.keywords])
         return Decoding(text, (1, 2), -0.1, True, usage=Usage(audio_tokens=10, prompt_tokens=20, output_tokens=2))
 

@@ -16,10 +16,17 @@ from tests.pipelines.echo import answers_in, job_of, manifest_of, start_echo, tr
 
 def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_path: Path) -> None:
     os.mkfifo(calls / "endless.wav")  # opening it waits for ever, in C
-    rows: list[dict[str, object]] = [{"audio": "agent.flac", "id": f"good-{number}"} for number in range(6)]
-    rows.insert(2, {"audio": "endless.wav", "id": "hangs"})
-    rows.insert(5, {"audio": "customer.flac", "id": "kills", "keywords": ["kill me"]})
-    answers = transcribe(manifest_of(calls, *rows), tmp_path / "out", listen_timeout_s=6)
+    # Its company in the engine goes down with it, waits for it to be tried again, and is not taken for it.
+    company = [
+        {"audio": "agent.flac", "id": f"company-{number}", "keywords": ["take your time"]} for number in range(3)
+    ]
+    rows: list[dict[str, object]] = [
+        {"audio": "customer.flac", "id": "kills", "keywords": ["kill me"]},
+        *company,
+        {"audio": "endless.wav", "id": "hangs"},
+        *({"audio": "agent.flac", "id": f"good-{number}"} for number in range(3)),
+    ]
+    answers = transcribe(manifest_of(calls, *rows), tmp_path / "out", listen_timeout_s=3)
     errors = {row["recording_id"]: row["error"] and (row["error"]["stage"], row["error"]["code"]) for row in answers}
     assert len(answers) == len(rows)
     assert errors.pop("hangs") == ("listen", "poison")
