@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from speech.engine import EngineConfig
 from speech.errors import RequestError, UsageError
 from speech.recording import Options
+from speech.speculation import check_speculation
 
 
 class Job(BaseModel):
@@ -35,6 +36,11 @@ class Job(BaseModel):
     clip_timeout_s: float = Field(
         600.0, gt=0, description="an engine that takes longer over one clip, in seconds, is started anew"
     )
+
+    @model_validator(mode="after")
+    def _check_speculation(self) -> Self:
+        check_speculation(self.engine_config.speculation, self.options)
+        return self
 
     def what_texts_depend_on(self) -> dict[str, Any]:
         """The settings that another transcript would come of: those of the model and of the recordings."""

@@ -40,6 +40,7 @@ from speech.engine import EngineStarter, start_engine
 from speech.errors import RayscribeError, RequestError, UsageError
 from speech.models import family_of
 from speech.recording import row_id
+from speech.speculation import method_for
 
 # Rows of the work list to a block that lies in the object store; only text, so many fit.
 WORK_ROWS_PER_BLOCK = 10_000
@@ -83,7 +84,9 @@ def retry(job: Job, start: EngineStarter = start_engine) -> Summary:
 @contextlib.contextmanager
 def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
     """Checks all that can be checked without work, then holds the output for this run alone."""
-    family = family_of(job.engine_config.model)
+    asked = job.engine_config
+    family = family_of(asked.model)
+    method_for(asked.speculation, family, asked.engine, asked.draft_model)
     try:
         family.check(job.options)
     except RequestError as error:
@@ -92,7 +95,7 @@ def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
     if start is start_engine and not job.address:  # a cluster's machines have caches and networks of their own
-        check_model(job.engine_config.model)
+        check_model(asked.model)
     output = Output(job.output, Storage(job.storage_options, COMMIT_PATIENCE_S))
     with Lease(job.output, storage):
         continues = output.job() is not None

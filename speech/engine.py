@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from speech.errors import UsageError
 from speech.models import DEFAULT_MODEL, Family
 from speech.recording import Options
-from speech.speculation import Speculation
+from speech.speculation import Speculation, method_for
 from speech.transcript import Usage
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class EngineConfig(BaseModel):
     speculation: Speculation = Field(
         "off",
         description="drafts that the model verifies, for speed; the text stays the same. ctc: what Granite's encoder "
-        "reads; ngram: repetitions; auto: ctc, as far as it pays. ctc-accept changes words: it takes what the encoder "
-        "reads where that is likely enough",
+        "reads; ngram: repetitions; draft: what a small language model would say (draft_model); auto: ctc, as far as "
+        "it pays. ctc-accept changes words: it takes what the encoder reads where that is likely enough",
     )
     accept_entropy: float = Field(
         0.7, ge=0, description="ctc-accept: a clip none of whose frames has a higher entropy (nats) is taken as read"
@@ -48,7 +48,12 @@ class EngineConfig(BaseModel):
     accept_probability: float = Field(
         0.2, ge=0, le=1, description="ctc-accept: else, a word piece to which the model gives so much is taken"
     )
-    draft_tokens: int = Field(32, ge=1, le=128, description="tokens of a draft verified at once, at most")
+    draft_model: str | None = Field(
+        None, description="draft: hub id or folder of a text model with the vocabulary of the model's own"
+    )
+    draft_tokens: int | None = Field(
+        None, ge=1, le=128, description="tokens of a draft verified at once, at most (default: by the way of drafting)"
+    )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for the KV cache on a CPU, in GiB")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine takes")
 
@@ -79,7 +84,7 @@ class Decoding:
     avg_logprob: float | None
     complete: bool  # False: cut off at the token limit
     usage: Usage = field(default_factory=Usage)
-    flags: tuple[str, ...] = ()  # how it was made: ctc_words, if ctc-accept took words that the model would not have
+    flags: tuple[str, ...] = ()  # how it was made, where not by the model alone: ctc_text, ctc_words (ctc-accept)
 
 
 class Engine(Protocol):
@@ -89,6 +94,7 @@ class Engine(Protocol):
         """Decodes one clip; concurrent calls share the engine's batch.
 
         Raises:
+            RequestError: what is asked cannot be done in the way that the engine drafts.
             EngineError: this clip failed and the engine goes on.
             EngineDied: the engine is gone and the process that holds it should exit.
         """
@@ -108,8 +114,9 @@ def start_engine(config: EngineConfig, family: Family) -> Engine:
 
     Raises:
         UsageError: ``bad_engine`` where the engine's package is not installed, ``bad_model`` where the
-            checkpoint cannot be loaded.
+            checkpoint cannot be loaded, ``bad_option`` where it cannot draft as asked.
     """
+    method_for(config.speculation, family, config.engine, config.draft_model)
     try:
         if config.engine == "vllm":
             from speech.engine_vllm import VllmEngine

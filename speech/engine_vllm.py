@@ -8,13 +8,14 @@ vLLM runs in processes of its own (``AsyncLLM``): the caller's event loop only p
 """
 
 import asyncio
+import itertools
 import os
 from typing import Any
 
 from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, EngineConfig
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.models import AUDIO_TOKEN, Family, Whisper
-from speech.speculation import ctc_can_help, may_be_relaxed, method_for
+from speech.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
 from speech.transcript import Usage
 
 # Set before vLLM is imported, and only where the user has not.
@@ -25,6 +26,8 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 GIB = 1 << 30
+# Flags of texts made by ctc-accept: what CTC read, whole; with words of it that the model would not have chosen.
+CTC_TEXT, CTC_WORDS = "ctc_text", "ctc_words"
 
 
 class VllmEngine:
@@ -37,7 +40,8 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         self._family = family
-        self._method = method_for(config.speculation, family, "vllm")
+        self._speculation = config.speculation
+        self._method = method_for(config.speculation, family, "vllm", config.draft_model)
         self._adaptive = config.speculation == "auto"
         self._accept = (
             [config.accept_entropy, config.accept_probability] if config.speculation == "ctc-accept" else None
@@ -49,6 +53,7 @@ class VllmEngine:
             raise UsageError("bad_model", f"vLLM cannot load {config.model!r}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
         self._prepared: asyncio.Future[None] | None = None
+        self._audio_names = map(str, itertools.count())
 
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         """How vLLM is started."""
@@ -68,24 +73,59 @@ class VllmEngine:
             arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gb * GIB), "enforce_eager": True}
         else:
             arguments |= {"gpu_memory_utilization": config.gpu_memory}
-        return arguments | self._speculation(config)
+        return arguments | self._drafting(config)
 
-    def _speculation(self, config: EngineConfig) -> dict[str, Any]:
+    def _drafting(self, config: EngineConfig) -> dict[str, Any]:
         """vLLM's arguments for drafts."""
         if self._method is None:
             return {}
-        speculative = {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-        extension = {}
-        if self._method == "ctc":
-            speculative = {"method": "custom_class", "model": "speech.granite.drafter.CtcDrafter"}
-            extension = {"worker_extension_cls": "speech.granite.drafter.DrafterBinding"}
+        methods: dict[str, dict[str, Any]] = {
+            "ctc": {"method": "custom_class", "model": "speech.granite.drafter.CtcDrafter"},
+            "ngram": {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
+            "draft": {"method": "draft_model", "model": config.draft_model},
+        }
+        extension = {"worker_extension_cls": "speech.granite.drafter.DrafterBinding"} if self._method == "ctc" else {}
         return {
-            "speculative_config": speculative | {"num_speculative_tokens": config.draft_tokens},
+            "speculative_config": methods[self._method]
+            | {"num_speculative_tokens": config.draft_tokens or DRAFT_TOKENS[self._method]},
             "per_request_spec_decode_metrics": "summary",
             **extension,
         }
 
     async def decode(self, clip: ClipRequest) -> Decoding:
+        check_speculation(self._speculation, clip.options)
+        output = await self._answer(clip)
+        completion = output.outputs[0]
+        if completion.finish_reason not in ("stop", "length"):
+            raise EngineError(
+                "engine_aborted", f"vLLM ended a clip of {clip.seconds:.1f} s: {completion.finish_reason}"
+            )
+        tokens, prompt = tuple(completion.token_ids), output.prompt_token_ids or []
+        drafts = completion.spec_decode_metrics
+        drafted = drafts.num_draft_tokens if drafts else 0
+        accepted = sum(many * times for many, times in enumerate(drafts.histogram)) if drafts else 0
+        logprob = completion.cumulative_logprob
+        flags = _how_made(completion) if self._accept else ()
+        if CTC_TEXT in flags:
+            drafted = accepted = len(tokens) - 1  # all but its end, which CTC does not write
+            logprob = None
+        return Decoding(
+            text=completion.text.strip(),
+            token_ids=tokens,
+            avg_logprob=logprob / len(tokens) if logprob is not None and tokens else None,
+            complete=completion.finish_reason == "stop",
+            flags=flags,
+            usage=Usage(
+                audio_tokens=prompt.count(self._audio_token_id),
+                prompt_tokens=len(prompt),
+                output_tokens=len(tokens),
+                draft_tokens=drafted,
+                accepted_draft_tokens=accepted,
+            ),
+        )
+
+    async def _answer(self, clip: ClipRequest) -> Any:
+        """vLLM's final output for a clip."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -101,27 +141,7 @@ class VllmEngine:
                 "engine_refused", f"vLLM could not decode a clip of {clip.seconds:.1f} s: {error}"
             ) from error
         assert output is not None  # generate yields at least the final output
-        completion = output.outputs[0]
-        if completion.finish_reason not in ("stop", "length"):
-            raise EngineError(
-                "engine_aborted", f"vLLM ended a clip of {clip.seconds:.1f} s: {completion.finish_reason}"
-            )
-        tokens, prompt = tuple(completion.token_ids), output.prompt_token_ids or []
-        logprob, drafts = completion.cumulative_logprob, completion.spec_decode_metrics
-        return Decoding(
-            text=completion.text.strip(),
-            token_ids=tokens,
-            avg_logprob=logprob / len(tokens) if logprob is not None and tokens else None,
-            complete=completion.finish_reason == "stop",
-            flags=("ctc_words",) if self._accept and not _greedy(completion) else (),
-            usage=Usage(
-                audio_tokens=prompt.count(self._audio_token_id),
-                prompt_tokens=len(prompt),
-                output_tokens=len(tokens),
-                draft_tokens=drafts.num_draft_tokens if drafts else 0,
-                accepted_draft_tokens=sum(many * times for many, times in enumerate(drafts.histogram)) if drafts else 0,
-            ),
-        )
+        return output
 
     async def _prepare(self) -> None:
         """Introduces drafter and model runner to each other, once.
@@ -142,7 +162,7 @@ class VllmEngine:
         draft: dict[str, Any] = {}  # read by speech.granite.drafter
         if self._method == "ctc" and ctc_can_help(clip.options):
             draft["draft"] = "ctc"
-            if self._accept and may_be_relaxed(clip.options):
+            if self._accept:
                 draft["accept"] = self._accept
         return SamplingParams(
             temperature=0.0,
@@ -157,8 +177,9 @@ class VllmEngine:
         audio = {"audio": (clip.waveform(), SAMPLE_RATE)}
         if isinstance(self._family, Whisper):  # an encoder-decoder: the audio is the encoder's whole prompt
             return {"encoder_prompt": {"prompt": "", "multi_modal_data": audio}, "decoder_prompt": {"prompt": text}}
-        # A name of our own spares vLLM the hashing of the waveform.
-        return {"prompt": text, "multi_modal_data": audio, "multi_modal_uuids": {"audio": [clip.id]}}
+        # A name of our own spares vLLM the hashing of the waveform. Its cache of what was encoded goes by the name
+        # and outlives the clip: no two clips may share one.
+        return {"prompt": text, "multi_modal_data": audio, "multi_modal_uuids": {"audio": [next(self._audio_names)]}}
 
     @property
     def _audio_token_id(self) -> int:
@@ -176,9 +197,14 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def _greedy(completion: Any) -> bool:
-    """Whether every token was the model's first choice."""
-    return all(
-        candidates[token].rank == 1
-        for token, candidates in zip(completion.token_ids, completion.logprobs or [], strict=False)
-    )
+def _how_made(completion: Any) -> tuple[str, ...]:
+    """Flags of a text that is not what the model would have written by itself, or may not be.
+
+    As ``speech.granite.acceptance`` tells it: a rank above 1 is of a token that was not the model's first
+    choice, 0 of one that it was not asked about.
+    """
+    chosen = zip(completion.token_ids, completion.logprobs or [], strict=False)
+    ranks = {candidates[token].rank for token, candidates in chosen}
+    if 0 in ranks:
+        return (CTC_TEXT,)
+    return (CTC_WORDS,) if ranks - {1} else ()

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
-# Letters of the draft, past as many as the model has written, among which it may go on: a skipped
-# word or two. A wider window finds longer gaps and costs more at every disagreement.
-SKIPPED_LETTERS = 24
 # After so many letters without a settled agreement the two are telling different stories, and the best
 # guess is taken as it is: aligning a longer text would cost more than drafts can save.
 DOUBTFUL_LETTERS = 48
+# Letters of the draft, past as many as that, among which it may go on: a skipped word or two. A wider
+# window finds longer gaps and costs more at every disagreement.
+SKIPPED_LETTERS = 24
 # Agreement on so many letters is no accident: what went before it is settled.
 SETTLED_LETTERS = 3
 
@@ -50,9 +50,8 @@ class Draft:
         letters = [pieces.letters(token) for token in self._tokens]
         self._text = "".join(letters)
         self._starts = [0, *accumulate(map(len, letters))]  # of each token, and the end
-        self._settled = 0  # letters of the draft up to here are accounted for
-        self._doubtful = ""  # what the model has written since
         self._position = 0  # where the draft goes on
+        self._doubt: Alignment | None = None  # of what the model has written since the last agreement
         self._proposed: list[int] = []
 
     def propose(self, limit: int) -> list[int]:
@@ -77,24 +76,25 @@ class Draft:
         agreed = 0
         while agreed < min(len(written), len(self._proposed)) and written[agreed] == self._proposed[agreed]:
             agreed += 1
-        agreed_letters = self._letters(written[:agreed])
-        if not self._doubtful or len(agreed_letters) >= SETTLED_LETTERS:
-            self._settle(self._position + len(agreed_letters))
-        else:
-            self._doubtful += agreed_letters
+        letters = self._letters(written[:agreed])
+        if self._doubt is None or len(letters) >= SETTLED_LETTERS:
+            self._position += len(letters)
+            self._doubt, letters = None, ""
         refused = agreed < min(len(written), len(self._proposed))
         self._proposed = []
-        self._doubtful += self._letters(written[agreed:])
-        if self._doubtful:
-            window = self._text[self._settled : self._settled + len(self._doubtful) + SKIPPED_LETTERS]
-            self._position = self._settled + _end_of(self._doubtful, window)
-        if len(self._doubtful) > DOUBTFUL_LETTERS:
-            self._settle(self._position)
+        if letters := letters + self._letters(written[agreed:]):
+            self._align(letters)
         return agreed, refused
 
-    def _settle(self, position: int) -> None:
-        self._settled = self._position = position
-        self._doubtful = ""
+    def _align(self, letters: str) -> None:
+        """Places letters that were not as proposed."""
+        if self._doubt is None:
+            window = self._text[self._position :][: DOUBTFUL_LETTERS + SKIPPED_LETTERS]
+            self._doubt = Alignment(window, self._position)
+        self._doubt.extend(letters)
+        self._position = self._doubt.end()
+        if self._doubt.written > DOUBTFUL_LETTERS:
+            self._doubt = None
 
     def _letters(self, tokens: Iterable[int]) -> str:
         return "".join(map(self._pieces.letters, tokens))
@@ -113,23 +113,42 @@ class Draft:
         return tokens
 
 
-def _end_of(written: str, window: str) -> int:
-    """Where in ``window`` the text that ``written`` says in other letters is most likely to end.
+class Alignment:
+    """The edit distances of a text, as it grows, to every start of a window of the draft.
 
-    The end of the cheapest alignment (edit distance) of all of ``written`` with a start of ``window``.
-    Among equals one that ends in a common letter is better than one that does not, and then the one
-    that ends latest: a letter replaced is likelier than one too many.
+    Args:
+        window: letters of the draft.
+        start: the place of the first of them.
     """
-    costs = list(range(len(window) + 1))
-    for row, letter in enumerate(written):
-        before, costs[0] = costs[0], row + 1
-        for column, other in enumerate(window, start=1):
-            replaced = before + (letter != other)
-            before = costs[column]
-            costs[column] = min(replaced, before + 1, costs[column - 1] + 1)
-    last = written[-1]
 
-    def badness(end: int) -> tuple[int, bool, int]:
-        return costs[end], end == 0 or window[end - 1] != last, -end
+    def __init__(self, window: str, start: int) -> None:
+        self.written = 0  # letters of the text
+        self._window = window
+        self._start = start
+        self._costs = list(range(len(window) + 1))
+        self._last = ""
 
-    return min(range(len(costs)), key=badness)
+    def extend(self, letters: str) -> None:
+        """Adds letters to the text: a row of the table for each."""
+        costs = self._costs
+        for letter in letters:
+            self.written += 1
+            before, costs[0] = costs[0], self.written
+            for column, other in enumerate(self._window, start=1):
+                replaced = before + (letter != other)
+                before = costs[column]
+                costs[column] = min(replaced, before + 1, costs[column - 1] + 1)
+        self._last = letters[-1]
+
+    def end(self) -> int:
+        """The place in the draft where what the text says in other letters is most likely to end.
+
+        The end of the cheapest alignment of the whole text with a start of the window. Among equals one
+        that ends in a common letter is better than one that does not, and then the one that ends latest: a
+        letter replaced is likelier than one too many.
+        """
+
+        def badness(end: int) -> tuple[int, bool, int]:
+            return self._costs[end], end == 0 or self._window[end - 1] != self._last, -end
+
+        return self._start + min(range(len(self._costs)), key=badness)

@@ -16,10 +16,13 @@ vLLM keeps its embeddings elsewhere, say) there is simply no draft.
 
 A request is drafted for if its sampling parameters ask for it: ``extra_args={"draft": "ctc"}``, or a
 list of tokens, to be proposed instead of what CTC read (for benches and tests). With ``"accept":
-[doubt, probability]`` beside it, it is verified by the relaxed criterion of the paper: if no frame's
-entropy exceeds ``doubt``, CTC's text is taken whatever the model says, and else each of its tokens that
-the model gives at least ``probability``. The model's part is not saved whole: vLLM reads the prompt in
-the step in which it runs the encoder, and the first token is the model's own.
+[doubt, probability]`` beside it, the answer is made by the three steps of the paper's fast mode:
+
+1. If no frame's entropy exceeds ``doubt``, what CTC read is the answer, whole, in the step in which the
+   encoder ran. (vLLM reads the prompt in that same step, so this much of the model's work is not saved.)
+2. Else every token of it that the model gives at least ``probability`` is kept, up to the first that is
+   not. The end of the text is such a token, too: where the model would rather go on, it does.
+3. From there on the model writes, and the rest of the draft is verified exactly.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +31,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.tokenizers import TokenizerLike, cached_tokenizer_from_config
 
-from speech.granite.acceptance import RelaxedSampler
+from speech.granite.acceptance import Ahead, RelaxedSampling
 from speech.granite.alignment import Draft
 from speech.granite.ctc import Reading
 from speech.granite.pace import FREE_TOKENS, Pace, Tally
@@ -42,9 +45,18 @@ class Drafted:
     """A request that is drafted for."""
 
     draft: Draft
-    least: float | None = None  # probability of a drafted token that is accepted; None: the first choice only
+    least: float | None = None  # probability of a drafted token that is kept; None: the model's first choice only
+    sure: bool = False  # the draft is the answer, whatever the model says
+    # What the model should write next: a slice, as the scheduler was told, and the token after it, which the
+    # same step brings for nothing.
+    ahead: list[int] = field(default_factory=list)
     followed: int = 0  # of the tokens that the model has written
     tally: Tally = field(default_factory=Tally)
+
+    def propose(self, size: int) -> list[int]:
+        """The next slice of the draft."""
+        self.ahead = self.draft.propose(size + 1)
+        return self.ahead[:size]
 
 
 class CtcDrafter:
@@ -69,12 +81,12 @@ class CtcDrafter:
         Args:
             runner: vLLM's, of this worker.
             free_tokens: for ``Pace``.
-            relaxed: whether requests may ask for the relaxed criterion.
+            relaxed: whether requests may ask for the fast mode's three steps.
         """
         self._runner = runner
-        if relaxed:
-            runner.rejection_sampler = RelaxedSampler(runner.rejection_sampler, self._least_probabilities)
         self._pace = Pace(self._limit, free_tokens)
+        if relaxed:
+            RelaxedSampling(self._ahead).install(runner)
         self._readings = runner.get_model().keep_readings()
         # vLLM stops every draft while any request is within a draft's length of the context's end, as
         # draft models have contexts of their own. This one has none, and the scheduler cuts to fit.
@@ -96,20 +108,26 @@ class CtcDrafter:
         return proposed
 
     def _next(self, req_id: str, writing: bool, running: int) -> list[int]:
-        request = self._runner.requests[req_id]
-        if req_id not in self._drafted:
-            # Looked for from the first step on: once the prompt is read, the encoder cache may drop it.
-            drafted = self._draft_for(request)
-            if drafted is None and not writing:
-                return []  # the encoder's turn may come in the next part of the prompt
-            self._drafted[req_id] = drafted
-        one = self._drafted[req_id]
+        one = self._drafted_for(req_id, writing)
         if one is None or not writing:
             return []
-        written = request.output_token_ids[one.followed :]
+        written = self._runner.requests[req_id].output_token_ids[one.followed :]
         one.followed += len(written)
-        self._pace.observe(one.tally, *one.draft.follow(written))
-        return one.draft.propose(self._pace.size(one.tally, running))
+        accepted, refused = one.draft.follow(written)
+        if refused:
+            one.least = None  # step 3: exactly, from here on
+        self._pace.observe(one.tally, accepted, refused)
+        return one.propose(self._pace.size(one.tally, running))
+
+    def _drafted_for(self, req_id: str, writing: bool) -> Drafted | None:
+        """A request's draft; None where there is none, or none yet."""
+        if req_id not in self._drafted:
+            # Looked for from the first step on: once the prompt is read, the encoder cache may drop it.
+            drafted = self._draft_for(self._runner.requests[req_id])
+            if drafted is None and not writing:
+                return None  # the encoder's turn may come in the next part of the prompt
+            self._drafted[req_id] = drafted
+        return self._drafted[req_id]
 
     def _draft_for(self, request: Any) -> Drafted | None:
         """The whole draft; None where none is asked for, or none known yet."""
@@ -123,24 +141,30 @@ class CtcDrafter:
         if reading is None:
             return None
         tokens = self._tokenizer.encode(reading.text, add_special_tokens=False)
-        least = None
-        if ACCEPT in asked:
-            doubt, least = asked[ACCEPT]
-            if reading.doubt <= doubt:
-                # Taken as it is, its end too: without it the model could go on.
-                tokens, least = [*tokens, self._tokenizer.eos_token_id], 0.0
-        return Drafted(Draft(tokens, self._vocabulary), least)
+        if ACCEPT not in asked:
+            return Drafted(Draft(tokens, self._vocabulary))
+        doubt, least = asked[ACCEPT]
+        room = self._runner.max_model_len - request.num_prompt_tokens
+        answer = [*tokens, self._tokenizer.eos_token_id][:room]
+        return Drafted(Draft(answer, self._vocabulary), least, sure=reading.doubt <= doubt)
 
-    def _least_probabilities(self) -> list[float | None]:
-        """``Drafted.least`` of each row of the batch."""
-        rows = (self._drafted.get(req_id) for req_id in self._runner.input_batch.req_ids)
-        return [one.least if one is not None else None for one in rows]
+    def _ahead(self) -> list[Ahead]:
+        """What may be taken of the drafts of each row that is being written and has asked for it."""
+        found = []
+        for row, req_id in enumerate(self._runner.input_batch.req_ids):
+            writing = not self._runner.discard_request_mask.np[row]  # else its prompt has only been read in part
+            one = self._drafted_for(req_id, writing) if writing else None
+            if one is None or one.least is None:
+                continue
+            if not self._runner.requests[req_id].output_token_ids:  # its prompt has just been read
+                one.propose(self._runner.max_model_len if one.sure else 0)
+            found.append(Ahead(row, one.ahead, one.least, one.sure))
+        return found
 
     def _forget_finished(self) -> None:
         """Drops the drafts of requests that the runner no longer holds (a preempted one it holds)."""
-        if len(self._drafted) > len(self._runner.requests):
-            for req_id in self._drafted.keys() - self._runner.requests.keys():
-                del self._drafted[req_id]
+        for req_id in self._drafted.keys() - self._runner.requests.keys():
+            del self._drafted[req_id]
 
 
 class DrafterBinding:
@@ -153,7 +177,7 @@ class DrafterBinding:
 
         Args:
             adaptive: whether slices are sized by acceptance and load, or as long as can be.
-            relaxed: whether requests may ask for the relaxed criterion.
+            relaxed: whether requests may ask for the fast mode's three steps.
         """
         drafter = getattr(self.model_runner, "drafter", None)
         if isinstance(drafter, CtcDrafter):

@@ -3,6 +3,8 @@
 Subclasses of vLLM's own models, put in their place by ``speech.granite.plugin``.
 """
 
+from typing import Any
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -25,12 +27,18 @@ from speech.granite.encoder import ExactEncoder, similar_lengths
 class ExactAudio:
     """Encodes clips in batches of similar length, each as if it were alone."""
 
+    config: PreTrainedConfig
     encoder: ExactEncoder
     projector: torch.nn.Module
     # A ctc.Reading by the embeddings handed out for its clip. vLLM keeps those very tensors in its
     # encoder cache: what was read lives as long as they do, is found again after a cache hit, and needs
     # no name for the clip. None: nobody asked to read.
     _readings: WeakTensorKeyDictionary | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # vLLM's draft models ask every multimodal model that they draft for for this name.
+        self.config.image_token_index = self.config.audio_token_index
 
     def keep_readings(self) -> WeakTensorKeyDictionary:
         """From now on the CTC head reads every clip; where its readings are kept."""

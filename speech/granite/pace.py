@@ -9,7 +9,8 @@ price as long as
     p**i > 1 / (F/b + 1)  =  b / (b + F)
 
 Few requests: long slices. Many requests, or bad drafts: short ones, at last none. p is measured, by
-request, starting from what the engine has seen lately; F is the machine's.
+request, starting from what the engine has seen lately; where nothing is proposed it is measured all the
+same, on the tokens that the model writes unasked. F is the machine's.
 """
 
 import math
@@ -20,7 +21,6 @@ from dataclasses import dataclass
 # tokens' arithmetic; reckoned, not measured (bench/speculation_gpu.py measures it).
 FREE_TOKENS = {"cpu": 64.0, "cuda": 256.0}
 
-FIRST_SLICE = 4  # at least, of every draft: without it acceptance, once low, would never be measured again
 _OWN_WEIGHT = 8.0  # refusals and acceptances that the engine's experience counts for in a request's share
 _MEMORY = 0.99  # of that experience, from one slice to the next
 _FIRST_GUESS = (19.0, 1.0)  # accepted and refused, before anything was seen
@@ -59,13 +59,12 @@ class Pace:
         share = self._share(own)
         price = running / (running + self._free_tokens)
         size = self._limit if share >= 1 else int(math.log(price) / math.log(share)) if share > 0 else 0
-        first = FIRST_SLICE if not own.accepted and not own.refused else 0
-        return min(self._limit, max(first, size))
+        return min(self._limit, size)
 
     def observe(self, own: Tally, accepted: int, refused: bool) -> None:
         """Takes note of what became of a request's slice."""
         if not accepted and not refused:
-            return  # there was none, or none of it was verified: nothing learned, nothing to forget
+            return  # the draft is at its end: nothing learned, nothing to forget
         own.add(accepted, refused)
         self._seen.accepted *= _MEMORY
         self._seen.refused *= _MEMORY

@@ -1,14 +1,16 @@
 """The drafter beside a stand-in for vLLM's model runner: whose draft it is, and for how long."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
 from speech.granite import drafter as drafter_module
-from speech.granite.acceptance import prefer_likely
+from speech.granite.acceptance import UNASKED, prefer_likely
 from speech.granite.ctc import Reading, read
 from speech.granite.drafter import CtcDrafter, DrafterBinding
 
@@ -37,7 +39,8 @@ class Runner:
         self.requests: dict[str, Any] = {}
         self.encoder_cache: dict[str, torch.Tensor] = {}
         self.readings: dict[torch.Tensor, Reading] = {}
-        self.rejection_sampler: Any = None
+        self.rejection_sampler: Any = SimpleNamespace(sampler=SimpleNamespace(logprobs_mode="raw_logprobs"))
+        self.reading_prompts: set[str] = set()
         self.max_model_len = 100
         self.device = torch.device("cpu")
         self.drafter: Any = None
@@ -54,6 +57,7 @@ class Runner:
         self.requests[request] = SimpleNamespace(
             sampling_params=SimpleNamespace(extra_args={"draft": draft} | asked),
             mm_features=[SimpleNamespace(identifier=clip)],
+            num_prompt_tokens=20,
             output_token_ids=[],
         )
         self.input_batch.req_ids.append(request)
@@ -61,6 +65,42 @@ class Runner:
     def end(self, request: str) -> None:
         del self.requests[request]
         self.input_batch.req_ids.remove(request)
+
+    @property
+    def discard_request_mask(self) -> Any:
+        """Rows whose prompts are not read to their end."""
+        return SimpleNamespace(np=np.array([name in self.reading_prompts for name in self.input_batch.req_ids]))
+
+    def _sample(self, logits: torch.Tensor, metadata: object) -> SamplerOutput:
+        """As vLLM samples where no row has a draft."""
+        logprobs = logits.log_softmax(-1)
+        chosen = logits.argmax(-1, keepdim=True)
+        ranks = torch.ones(len(logits), dtype=torch.int64)
+        return SamplerOutput(chosen.int(), LogprobsTensors(chosen.int(), logprobs.gather(1, chosen), ranks))
+
+    def write(self, **shares: dict[str, float]) -> dict[str, list[tuple[str, float, int]]]:
+        """A step without drafts, given what each row's model thinks: letters, their log-probabilities and ranks."""
+        logits = torch.full((len(self.input_batch.req_ids), 128), -30.0)
+        for row, name in enumerate(self.input_batch.req_ids):
+            for letter, share in shares[name].items():
+                logits[row, ord(letter)] = math.log(share)
+        sampled = self._sample(logits, None)
+        rows, width = sampled.sampled_token_ids.shape
+        tensors = sampled.logprobs_tensors
+        assert tensors is not None
+        assert len(tensors.logprobs) == rows * width
+        written = {}
+        for row, name in enumerate(self.input_batch.req_ids):
+            lines = [
+                (row * width + place, token) for place, token in enumerate(sampled.sampled_token_ids[row].tolist())
+            ]
+            lines = [(line, token) for line, token in lines if token >= 0]
+            assert [int(tensors.logprob_token_ids[line, 0]) for line, _ in lines] == [token for _, token in lines]
+            written[name] = [
+                (chr(token), round(float(tensors.logprobs[line, 0]), 3), int(tensors.selected_token_ranks[line]))
+                for line, token in lines
+            ]
+        return written
 
     def step(self, **written: str) -> dict[str, str]:
         """What is proposed after a step in which these requests were given these letters."""
@@ -160,7 +200,7 @@ def test_no_more_drafts_are_held_than_there_are_requests(runner: Runner) -> None
         runner.hear(f"clip{number}", "abcdefgh")
         runner.begin(f"r{number}", f"clip{number}")
         runner.step(**{f"r{number}": "a"})
-        assert len(runner.drafter._drafted) <= len(runner.requests)
+        assert runner.drafter._drafted.keys() == runner.requests.keys()
         if number >= 3:
             runner.end(f"r{number - 3}")
 
@@ -172,23 +212,58 @@ def test_an_unbound_drafter_proposes_nothing(runner: Runner) -> None:
     assert unbound.propose([[1], [2]], None, None) == [[], []]
 
 
-def test_what_ctc_is_sure_of_is_taken_to_its_end_and_the_rest_where_it_is_likely(runner: Runner) -> None:
-    runner.hear("sure", "abcd", doubt=0.5)
-    runner.hear("unsure", "abcd", doubt=0.9)
-    runner.begin("exact", "sure")
-    runner.begin("sure", "sure", accept=[0.7, 0.2])
-    runner.begin("unsure", "unsure", accept=[0.7, 0.2])
-    proposed = runner.step(exact="a", sure="a", unsure="a")
-    assert proposed == {"exact": "bcd", "sure": "bcd" + chr(END), "unsure": "bcd"}
-    assert runner.drafter._least_probabilities() == [None, 0.0, 0.2]
+@pytest.fixture
+def fast(runner: Runner) -> Runner:
+    """With the fast mode's three steps."""
+    binding = DrafterBinding()
+    binding.model_runner = runner
+    binding.bind_drafter(adaptive=False, relaxed=True)
+    return runner
+
+
+def test_what_ctc_is_sure_of_is_the_answer_at_once(fast: Runner) -> None:
+    fast.hear("sure", "abcd", doubt=0.5)
+    fast.begin("exact", "sure")
+    fast.begin("sure", "sure", accept=[0.7, 0.2])
+    fast.begin("partly", "sure", accept=[0.7, 0.2])
+    fast.reading_prompts = {"partly"}
+    written = fast.write(exact={"x": 1.0}, sure={"x": 1.0}, partly={"y": 1.0})
+    assert written["exact"] == [("x", 0.0, 1)]
+    assert written["partly"] == [("y", 0.0, 1)]  # which vLLM throws away: its prompt is not read to the end
+    assert written["sure"] == [(letter, 0.0, UNASKED) for letter in ("a", "b", "c", "d", chr(END))]
+    assert fast.step(exact="x", sure="abcd" + chr(END), partly="")["sure"] == ""
+
+
+def test_of_the_rest_what_is_likely_is_taken_up_to_the_first_that_is_not(fast: Runner) -> None:
+    fast.hear("unsure", "abcdefghij", doubt=0.9)
+    fast.begin("exact", "unsure")
+    fast.begin("fast", "unsure", accept=[0.7, 0.2])
+    likely, unlikely = {"x": 0.7, "a": 0.3}, {"x": 0.9, "f": 0.1}
+    first = fast.write(exact=likely, fast=likely)
+    assert first == {"exact": [("x", round(math.log(0.7), 3), 1)], "fast": [("a", round(math.log(0.3), 3), 2)]}
+    assert fast.step(exact="a", fast="a")["fast"] == "bcde"
+    assert [one.least for one in fast.drafter._ahead()] == [0.2]
+    # Of the four it was given one, say, for vLLM may cut drafts; the next is verified where the model goes on.
+    assert fast.step(exact="b", fast="b")["fast"] == "cdef"
+    assert fast.step(exact="cde", fast="cde")["fast"] == "fghi"
+    assert fast.write(exact=unlikely, fast=unlikely)["fast"] == [("x", round(math.log(0.9), 3), 1)]
+    assert fast.step(exact="x", fast="x")["fast"] != ""
+    assert fast.drafter._ahead() == []  # exactly, from here on
+
+
+def test_the_end_is_a_token_of_the_draft(fast: Runner) -> None:
+    fast.hear("unsure", "ab", doubt=0.9)
+    fast.begin("fast", "unsure", accept=[0.7, 0.2])
+    assert fast.write(fast={"a": 1.0})["fast"][0][0] == "a"
+    assert fast.step(fast="a") == {"fast": "b" + chr(END)}
 
 
 def test_likely_drafts_become_the_first_choice_and_nothing_else_changes() -> None:
     shares = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1], [0.6, 0.1, 0.3], [0.6, 0.3, 0.1]])
     drafted = torch.tensor([1, 2, 1, 1], dtype=torch.int32)
     logits = shares.log()
-    relaxed = prefer_likely(logits.clone(), drafted, [0.2, None, 0.0, 0.2], [2, 1, 0, 1])
+    relaxed = prefer_likely(logits.clone(), drafted, {0: 0.2, 2: 0.0, 3: 0.2}, [2, 1, 0, 1])
     assert relaxed.argmax(-1).tolist() == [1, 0, 0, 1]
-    assert prefer_likely(logits.clone(), drafted, [None, 0.0], [2, 2]).argmax(-1).tolist() == [0, 0, 1, 1]
+    assert prefer_likely(logits.clone(), drafted, {1: 0.0}, [2, 2]).argmax(-1).tolist() == [0, 0, 1, 1]
     assert torch.equal(relaxed[relaxed.isfinite()], logits[relaxed.isfinite()])
-    assert prefer_likely(logits, drafted, [None, 0.2], [4, 0]) is logits
+    assert prefer_likely(logits, drafted, {1: 0.2}, [4, 0]) is logits

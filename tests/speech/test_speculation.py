@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, EngineConfig
+from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, EngineConfig, start_engine
 from speech.engine_vllm import VllmEngine
-from speech.errors import RayscribeError, UsageError
+from speech.errors import RayscribeError, RequestError, UsageError
 from speech.listener import Listener
 from speech.models import GRANITE_4_0, WHISPER, family_of
 from speech.recording import Options, Recording
-from speech.speculation import ctc_can_help, method_for
+from speech.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
 from tests.engines import RunningEngine
 from tests.loops import LoopThread
 
@@ -142,7 +142,7 @@ def test_a_right_draft_takes_a_step_a_slice(
     usage = found.usage
     assert found.token_ids == plain[index].token_ids
     assert usage.accepted_draft_tokens == usage.draft_tokens
-    slices = -(-usage.output_tokens // (SMALL.draft_tokens + 1))
+    slices = -(-usage.output_tokens // (DRAFT_TOKENS["ctc"] + 1))
     assert usage.output_tokens - usage.accepted_draft_tokens <= slices + 1
 
 
@@ -192,7 +192,7 @@ def test_fast_mode_takes_what_ctc_reads_and_says_so_and_leaves_exact_neighbours_
     assert any(one.flags for one in taken)
     steps = [one.usage.output_tokens - one.usage.accepted_draft_tokens for one in taken]
     longest = max(one.usage.output_tokens for one in taken)
-    assert max(steps) <= 2 + longest // SMALL.draft_tokens
+    assert max(steps) <= 2 + longest // DRAFT_TOKENS["ctc"]
 
 
 def test_fast_mode_does_not_touch_what_keywords_are_for(accepting: Prompted, clips: list[ClipRequest]) -> None:
@@ -206,27 +206,45 @@ def test_fast_mode_does_not_touch_what_keywords_are_for(accepting: Prompted, cli
 
 
 @pytest.mark.parametrize(
-    ("options", "helps"),
+    ("options", "exactly", "fast"),
     [
-        (Options(), True),
-        (Options(language="fr"), True),
-        (Options(keywords=("zanzibar",)), True),
-        (Options(language="ja"), False),
-        (Options(punctuation=True), False),
-        (Options(word_timestamps=True), False),
-        (Options(speaker_tags=True), False),
-        (Options(task="translate", target_language="de"), False),
+        (Options(), True, True),
+        (Options(language="fr"), True, True),
+        (Options(keywords=("zanzibar",)), True, False),
+        (Options(language="ja"), False, False),
+        (Options(punctuation=True), False, False),
+        (Options(word_timestamps=True), False, False),
+        (Options(speaker_tags=True), False, False),
+        (Options(task="translate", target_language="de"), False, False),
     ],
 )
-def test_which_requests_drafts_can_help(options: Options, helps: bool) -> None:
-    assert ctc_can_help(options) is helps
+def test_which_requests_drafts_can_help_and_which_fast_mode_refuses(
+    options: Options, exactly: bool, fast: bool
+) -> None:
+    assert ctc_can_help(options) is exactly
+    check_speculation("auto", options)
+    if fast:
+        check_speculation("ctc-accept", options)
+    else:
+        with pytest.raises(RequestError, match="speculation auto or off"):
+            check_speculation("ctc-accept", options)
 
 
 def test_auto_drafts_where_it_can_and_an_explicit_wish_is_refused_where_it_cannot() -> None:
     assert method_for("auto", GRANITE_4_0, "vllm") == "ctc"
+    assert method_for("ctc-accept", GRANITE_4_0, "vllm") == "ctc"
     assert method_for("auto", GRANITE_4_0, "transformers") is None
     assert method_for("auto", WHISPER, "vllm") is None
     assert method_for("off", GRANITE_4_0, "vllm") is None
     for family, engine in ((WHISPER, "vllm"), (GRANITE_4_0, "transformers")):
         with pytest.raises(UsageError, match="speculation 'ctc'"):
             method_for("ctc", family, engine)
+        with pytest.raises(UsageError, match="speculation 'ctc'"):
+            start_engine(EngineConfig(engine=engine, speculation="ctc"), family)
+
+
+def test_a_draft_model_and_the_wish_for_one_go_together() -> None:
+    assert method_for("draft", GRANITE_4_0, "vllm", "small-granite") == "draft"
+    for asked, draft_model in (("draft", None), ("ctc", "small-granite"), ("off", "small-granite")):
+        with pytest.raises(UsageError, match="go together"):
+            method_for(asked, GRANITE_4_0, "vllm", draft_model)
