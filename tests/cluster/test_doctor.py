@@ -33,7 +33,7 @@ def test_what_lacks_is_told_with_its_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lacking = doctor.Check("vLLM", False, "not [installed]", "uv sync --extra cpu")
-    monkeypatch.setattr(doctor, "run_checks", lambda _: [doctor.Check("Python", True, "3.12.1"), lacking])
+    monkeypatch.setattr(doctor, "run_checks", lambda *_: [doctor.Check("Python", True, "3.12.1"), lacking])
     assert doctor.examine() == 1
     shown = capsys.readouterr().out
     assert "✗ vLLM: uv sync --extra cpu" in shown
@@ -41,7 +41,7 @@ def test_what_lacks_is_told_with_its_command(
 
 
 def test_what_only_some_need_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "run_checks", lambda _: [doctor.Check("gs://", None, "needs gcsfs")])
+    monkeypatch.setattr(doctor, "run_checks", lambda *_: [doctor.Check("gs://", None, "needs gcsfs")])
     assert doctor.examine() == 0
 
 
@@ -64,6 +64,19 @@ def test_vllm_is_the_build_for_the_machine(
     assert check.ok is ok
     assert said in check.found
     assert ok or f"--extra {'gpu' if gpus else 'cpu'}" in check.fix
+
+
+def test_which_drafts_a_model_can_be_run_with_and_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    granite = doctor.check_drafting("ibm-granite/granite-4.0-1b-speech")
+    assert granite.ok
+    assert all(way in granite.found for way in ("ctc", "ctc-accept", "ngram", "draft"))
+    assert "Whisper" in doctor.check_drafting("openai/whisper-tiny").found
+    assert doctor.check_drafting(str(tmp_path)).ok is False
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert "VLLM_USE_V2_MODEL_RUNNER" in doctor.check_drafting("ibm-granite/granite-4.0-1b-speech").fix
+    monkeypatch.setattr(doctor, "_version", lambda _: "")
+    assert doctor.check_drafting("ibm-granite/granite-4.0-1b-speech").found.startswith("none")
 
 
 @pytest.mark.parametrize(
