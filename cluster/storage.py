@@ -303,9 +303,8 @@ class Storage:
         except UsageError as error:
             shown = UsageError(error.code, error.message.replace(f"/{_PROBE}", ""))
             raise self._without_bucket(uri, error) or shown from None
-        with contextlib.suppress(Exception):  # where deleting is forbidden, an empty object stays
-            filesystem, path = self.filesystem(probe)
-            filesystem.rm_file(path)
+        with contextlib.suppress(UsageError):  # where deleting is forbidden, an empty object stays
+            self._hasty().remove(probe)
 
     def _hasty(self) -> "Storage":
         """The same storage, for somebody who waits."""
