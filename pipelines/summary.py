@@ -58,8 +58,8 @@ class Summary:
         return self.audio_s / self.work_s if self.work_s > 0 else 0.0
 
     @property
-    def tokens_per_step(self) -> float:
-        """Tokens that an engine step gives a clip, in the mean: 1 without drafts, more with accepted ones."""
+    def acceptance_length(self) -> float:
+        """Tokens that a step of the model gives a clip, in the mean: 1 without drafts, more with accepted ones."""
         written = self.usage["output_tokens"]
         steps = written - self.usage["accepted_draft_tokens"]
         return written / steps if steps > 0 else 0.0
@@ -79,7 +79,7 @@ class Summary:
             "work_s": round(self.work_s, 3),
             "rtfx": round(self.rtfx, 2),
             "usage": dict(self.usage),
-            "tokens_per_step": round(self.tokens_per_step, 2),
+            "acceptance_length": round(self.acceptance_length, 2),
         }
 
     @property
@@ -96,6 +96,9 @@ class Summary:
         table.add_row("audio", _hours(self.audio_s))
         table.add_row("speech", f"{_hours(self.speech_s)}, summed over channels")
         table.add_row("RTFx", f"{self.rtfx:.1f} (seconds of audio a second, over {self.work_s:.0f} s of work)")
+        if drafted := self.usage["draft_tokens"]:
+            accepted = f"{self.usage['accepted_draft_tokens']} of {drafted} tokens accepted"
+            table.add_row("drafts", f"{accepted}, {self.acceptance_length:.1f} tokens a step")
         for code, count in self.failed.most_common():
             table.add_row(f"  failed: {code}", str(count))
         table.add_row("output", f"{output}/transcripts")
