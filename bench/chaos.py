@@ -1,22 +1,32 @@
 """Nothing is lost, tried: the job is killed at random moments and run again, and its output compared.
 
-    python -m bench.chaos [--kills 20] [--recordings 48] [--seed 0] [--trials driver engine listener node]
+    python -m bench.chaos [--kills 20] [--recordings 30] [--seed 0]
+                          [--trials driver engine listener node storage vllm]
 
-The job runs on a real S3 protocol server on this machine (moto), with an engine that takes a second
-for a clip (``bench.noop``), so that there is something to interrupt. Each trial kills one thing with
-SIGKILL, at moments drawn from the seed:
+Manifest, audio and output are on a real S3 protocol server on this machine (moto). What happens, at
+moments drawn from the seed:
 
-    driver      the process that the user started: ``--kills`` times, wherever it then is
-    engine      the actor that holds the engine; Ray starts another
-    listener    an actor that decodes; Ray starts another
-    node        one worker node of a local cluster of three (``ray.cluster_utils``)
+    driver      the process that the user started is killed, ``--kills`` times, wherever it then is
+    engine      the actor that holds the engine is killed; Ray starts another
+    listener    an actor that decodes is killed; Ray starts another
+    node        a worker node that holds an engine is lost, of a cluster of three (``ray.cluster_utils``)
+    storage     a tenth of all requests are answered 503, reset, cut or left without an answer (tests.faults)
+    vllm        vLLM's own process is killed, and later the driver; what it leaves behind is counted
 
-Then the same command runs to its end, and the output must equal that of a run nobody disturbed: the
-same ids, once each, with the same text. Recordings that were transcribed twice are counted. Prints a
-table and, last, one line of JSON; the exit code is 1 if anything differs.
+All but the last run with an engine that takes half a second for a clip and costs nothing (``bench.noop``),
+on one Ray cluster that outlives the drivers. ``vllm`` runs the command line as a user would, each time
+with a Ray of its own, on demo/model. Every kill is a SIGKILL.
+
+After each kill the same job runs again, to its end. Its output must equal that of a run that nobody
+disturbed: the same ids, once each, with the same text. A recording that had been begun and not committed
+is transcribed twice; these are counted, and must not be more than an engine has in flight. Prints a table
+and, last, one line of JSON; the exit code is 1 if anything differs.
 """
 
 import argparse
+import contextlib
+import functools
+import itertools
 import json
 import logging
 import os
@@ -28,8 +38,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,95 +47,183 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.noop import DECODED, start_slow
+from bench.noop import start_noop
 from cluster.storage import Storage
 from pipelines.job import Job
 from pipelines.output import STATUSES, Output
-from pipelines.transcribe import run
+from pipelines.transcribe import BLOCKS_PER_ENGINE, recordings_per_block, run
+from tests.faults import faults_before
 
-AUDIO = Path("tests/speech/data/agent.flac")
-TRIALS = ("driver", "engine", "listener", "node")
-ACTORS = {"engine": "Transcribe", "listener": "Listen"}  # as Ray titles their processes
+CALLS = Path("tests/speech/data")
+NAMES = ("agent", "customer")
+MODEL = "demo/model"
+TRIALS = ("driver", "engine", "listener", "node", "storage", "vllm")
+ACTORS = {"engine": "(Transcribe)", "listener": "(Listen)"}  # as Ray titles their processes
+LISTENERS = 2
+PAUSE_S = 0.5
+CORES = 8  # as Ray counts them, of each cluster
+STORE_BYTES = 200 << 20  # Ray's object store, of each node
+LEFT_BEHIND_S = 20.0  # what a killed driver has started may take so long to end
+
+Row = tuple[str, str, str]  # id, status, text
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one trial came to."""
+    """What one kind of trial came to."""
 
     trial: str
+    engine: str
     kills: int
-    same_as_undisturbed: bool
-    transcribed_twice: int
+    same: bool  # every output as if undisturbed
+    twice: int | None  # recordings begun again, at most, after one kill
+    in_flight: int | None  # as many could have been
     seconds: float
+    note: str = ""
 
 
 class Bench:
-    """The bucket, the manifest in it and the undisturbed run that all trials are held against."""
+    """The bucket, the calls in it, and the trials."""
 
     def __init__(self, options: dict[str, Any], folder: Path, recordings: int, seed: int) -> None:
         self._options = options
         self._storage = Storage(options)
         self._folder = folder
+        self._seed = seed
         self._random = random.Random(seed)
         self._storage.filesystem("s3://chaos")[0].mkdir("chaos")
-        self._storage.write_bytes("s3://chaos/call.flac", AUDIO.read_bytes())
-        rows = [{"audio": "call.flac", "id": f"call-{number:03}"} for number in range(recordings)]
+        for name in NAMES:
+            self._storage.write_bytes(f"s3://chaos/{name}.flac", (CALLS / f"{name}.flac").read_bytes())
+        rows: list[dict[str, Any]] = [
+            {"audio": f"{NAMES[number % 2]}.flac", "id": f"call-{number:03}"} for number in range(recordings)
+        ]
         rows.append({"audio": "missing.flac", "id": "missing"})
+        self._recordings = len(rows)
         self._storage.write_bytes("s3://chaos/calls.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def undisturbed(self) -> None:
+        """The run that all others are held against."""
         start = time.perf_counter()
-        self._finish("undisturbed")
+        if self._start("undisturbed").wait():
+            raise RuntimeError(f"the job has failed; its log is {self._log('undisturbed')}")
         self._run_s = time.perf_counter() - start
-        self._expected = self._texts("undisturbed")
+        self._expected = self._rows("undisturbed")
+        assert len(self._expected) == self._recordings
 
-    def trial(self, name: str, kills: int) -> Outcome:
+    def driver(self, kills: int) -> Outcome:
         start = time.perf_counter()
-        killed = {"driver": self._kill_drivers, "node": self._kill_node}.get(name, self._kill_actor)(name, kills)
-        self._finish(name)
-        return Outcome(
-            trial=name,
-            kills=killed,
-            same_as_undisturbed=self._texts(name) == self._expected,
-            transcribed_twice=self._twice(name),
-            seconds=time.perf_counter() - start,
-        )
-
-    def _kill_drivers(self, name: str, kills: int) -> int:
-        killed = 0
-        for _ in range(kills):
+        same, twice, committed = True, 0, list[int]()
+        for number in itertools.count():
+            name = f"driver-{number:02}"
             driver = self._start(name)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.wait(timeout=self._random.uniform(0, self._run_s))
-            except subprocess.TimeoutExpired:
-                driver.kill()
-                driver.wait()
-                killed += 1
-        return killed
+                continue  # it was over before its moment
+            driver.kill()
+            driver.wait()
+            committed.append(len(self._rows(name)))
+            self._run(name)
+            same &= self._rows(name) == self._expected
+            twice = max(twice, self._twice(name))
+            if len(committed) == kills:
+                break
+        note = f"of {self._recordings} recordings {', '.join(map(str, sorted(committed)))} were committed"
+        return self._outcome("driver", kills, same, twice, start, note)
 
-    def _kill_actor(self, name: str, kills: int) -> int:
-        driver = self._start(name)
-        actor = _await_process(driver, ACTORS[name])
-        time.sleep(self._random.uniform(0, self._run_s / 4))  # a moment of its work, not of the bench's timing
+    def actor(self, trial: str) -> Outcome:
+        start = time.perf_counter()
+        driver = self._start(trial)
+        self._await_begun(trial, self._random.randint(1, self._recordings // 2), driver)
+        actor = _process(psutil.Process(), ACTORS[trial])
+        assert actor is not None
         actor.kill()
+        return self._outcome(trial, 1, driver.wait() == 0 and self._same(trial), self._twice(trial), start)
+
+    def node(self) -> Outcome:
+        start = time.perf_counter()
+        begun = self._random.randint(1, self._recordings // 2)
+        ended_well = self._start("node", nodes=3, kill_node_after=begun).wait() == 0
+        return self._outcome("node", 1, ended_well and self._same("node"), self._twice("node"), start, engines=2)
+
+    def storage(self) -> Outcome:
+        start = time.perf_counter()
+        with faults_before(self._options["endpoint_url"], share=0.1, seed=self._seed, stall_s=5.0) as proxy:
+            options = self._options | {"endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 1.0}}
+            for _ in range(2):
+                self._run("storage", options)
+        faults = ", ".join(f"{kind} {count}" for kind, count in sorted(proxy.injected.items()))
+        note = f"{proxy.passed} requests passed; {faults}"
+        return self._outcome("storage", 0, self._same("storage"), self._twice("storage"), start, note)
+
+    def vllm(self) -> Outcome:
+        start = time.perf_counter()
+        if self._start_cli("vllm-undisturbed").wait() not in (0, 3):
+            raise RuntimeError(f"the job has failed; its log is {self._log('vllm-undisturbed')}")
+        driver = self._start_cli("vllm")
+        committed = self._await_committed("vllm", 1, driver)
+        killed = _process(psutil.Process(driver.pid), "EngineCore")
+        assert killed is not None
+        killed.kill()
+        _await(lambda: _process(psutil.Process(driver.pid), "EngineCore", killed) is not None, driver)
+        committed = self._await_committed("vllm", committed, driver)
+        self._await_committed("vllm", committed + 1, driver)
+        started = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
         driver.wait()
-        return 1
+        killed_at = time.perf_counter()
+        _, left = psutil.wait_procs(started, timeout=LEFT_BEHIND_S)
+        left = [each for each in left if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        ended_s = time.perf_counter() - killed_at
+        finished = self._start_cli("vllm").wait() in (0, 3)
+        same = finished and not left and self._rows("vllm") == self._rows("vllm-undisturbed")
+        note = f"{len(started)} processes of the killed driver, {len(left)} left after {ended_s:.0f} s"
+        return Outcome("vllm", MODEL, 2, same, None, None, time.perf_counter() - start, note)
 
-    def _kill_node(self, name: str, kills: int) -> int:
-        self._start(name, "--kill-node-after", str(self._random.uniform(0.2, 0.8) * self._run_s)).wait()
-        return 1
+    def _outcome(
+        self, trial: str, kills: int, same: bool, twice: int, start: float, note: str = "", engines: int = 1
+    ) -> Outcome:
+        # What an engine has in its hands, and as much again that is on its way to the bucket.
+        in_flight = 2 * BLOCKS_PER_ENGINE * engines * recordings_per_block(self._recordings, LISTENERS)
+        seconds = time.perf_counter() - start
+        return Outcome(trial, "no-op", kills, same and twice <= in_flight, twice, in_flight, seconds, note)
 
-    def _finish(self, name: str) -> None:
-        if self._start(name).wait():
-            raise RuntimeError(f"the job on {name} has failed; its log is {self._folder / name}.log")
+    def _same(self, name: str) -> bool:
+        """Runs a job again, which should find nothing to do, and looks at its output."""
+        self._run(name)
+        return self._rows(name) == self._expected
 
-    def _start(self, name: str, *more: str) -> subprocess.Popen[bytes]:
-        """Starts the job in a process of its own, as the user would."""
-        command = [sys.executable, "-m", "bench.chaos", "--drive", json.dumps(self._options), f"s3://chaos/{name}"]
-        environment = os.environ | {DECODED: str(self._decoded(name)), "RAY_AUTH_MODE": "disabled"}
-        log = (self._folder / f"{name}.log").open("ab")
-        return subprocess.Popen([*command, *more], env=environment, stdout=log, stderr=log)
+    def _run(self, name: str, options: dict[str, Any] | None = None) -> None:
+        """Runs a job to its end, in this process."""
+        with self._log(name).open("a") as log, contextlib.redirect_stderr(log):
+            run(_job(f"s3://chaos/{name}", options or self._options), self._engine(name))
 
-    def _texts(self, name: str) -> list[tuple[str, str, str]]:
-        """Every row of an output: id, status, text. Sorted, so that two outputs can be compared."""
+    def _start(self, name: str, **more: Any) -> subprocess.Popen[bytes]:
+        """Starts a job in a process of its own, on this process's cluster if not on one of its own."""
+        import ray
+
+        told = {"output": f"s3://chaos/{name}", "options": self._options, "begun": str(self._begun(name))}
+        told |= {"address": ray.get_runtime_context().gcs_address, **more}
+        return self._popen(name, "bench.chaos", "--drive", json.dumps(told))
+
+    def _start_cli(self, name: str) -> subprocess.Popen[bytes]:
+        arguments = ["transcribe", "s3://chaos/calls.jsonl", "--output", f"s3://chaos/{name}", "--model", MODEL]
+        arguments += ["--storage-options", json.dumps(self._options), "--concurrent-clips", "1"]
+        return self._popen(name, "rayscribe", *arguments)
+
+    def _popen(self, name: str, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with self._log(name).open("ab") as log:
+            return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log)
+
+    def _await_begun(self, name: str, many: int, driver: subprocess.Popen[bytes]) -> None:
+        _await(lambda: _lines(self._begun(name)) >= many, driver)
+
+    def _await_committed(self, name: str, many: int, driver: subprocess.Popen[bytes]) -> int:
+        """Waits until so many recordings are committed, and tells how many are."""
+        _await(lambda: len(self._rows(name)) >= many, driver)
+        return len(self._rows(name))
+
+    def _rows(self, name: str) -> list[Row]:
+        """Every row of an output, sorted, so that two outputs can be compared."""
         output = Output(f"s3://chaos/{name}", self._storage)
         return sorted(
             (row["recording_id"], status, row["text"])
@@ -136,68 +233,126 @@ class Bench:
         )
 
     def _twice(self, name: str) -> int:
-        """Recordings of which more clips were decoded than in the undisturbed run."""
-        once = Counter(self._decoded("undisturbed").read_text().split())
-        decoded = Counter(self._decoded(name).read_text().split())
-        return sum(decoded[recording] > once[recording] for recording in decoded)
+        """Recordings of which more clips were begun than in the undisturbed run."""
+        once = Counter(self._begun("undisturbed").read_text().split())
+        begun = Counter(self._begun(name).read_text().split())
+        return sum(begun[recording] > once[recording] for recording in begun)
 
-    def _decoded(self, name: str) -> Path:
-        return self._folder / f"{name}.decoded"
+    def _engine(self, name: str) -> Callable[..., Any]:
+        return functools.partial(start_noop, pause_s=PAUSE_S, begun=str(self._begun(name)))
+
+    def _begun(self, name: str) -> Path:
+        return self._folder / f"{name}.begun"
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of the driver")
-    parser.add_argument("--recordings", type=int, default=48)
+    parser.add_argument("--recordings", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", nargs="+", choices=TRIALS, default=TRIALS)
-    parser.add_argument("--drive", nargs=2, help=argparse.SUPPRESS)  # the job, in a process of its own
-    parser.add_argument("--kill-node-after", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--drive", type=json.loads, help=argparse.SUPPRESS)  # the job, in a process of its own
     parsed = parser.parse_args(arguments)
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # no token file is left in the home directory
     if parsed.drive:
-        return _drive(json.loads(parsed.drive[0]), parsed.drive[1], parsed.kill_node_after)
+        return _drive(**parsed.drive)
     folder = Path(tempfile.mkdtemp(prefix="rayscribe-chaos-"))
     with _s3() as options:
         bench = Bench(options, folder, parsed.recordings, parsed.seed)
-        outcomes = [bench.trial(name, parsed.kills) for name in parsed.trials]
-    table = Table("killed", "times", "output as if undisturbed", "transcribed twice", "seconds")
+        outcomes = list(_outcomes(bench, parsed.trials, parsed.kills))
+    table = Table("trial", "engine", "kills", "as if undisturbed", "twice, at most", "in flight", "seconds", "")
     for each in outcomes:
-        same = "yes" if each.same_as_undisturbed else "NO"
-        table.add_row(each.trial, str(each.kills), same, str(each.transcribed_twice), f"{each.seconds:.0f}")
+        cells = [each.trial, each.engine, each.kills, "yes" if each.same else "NO", each.twice, each.in_flight]
+        cells += [f"{each.seconds:.0f}", each.note]
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
     Console().print(table)
     print(json.dumps([asdict(each) for each in outcomes]))
-    if not all(each.same_as_undisturbed for each in outcomes):
+    if not all(each.same for each in outcomes):
         print(f"the logs are in {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)
     return 0
 
 
-def _drive(options: dict[str, Any], output: str, kill_node_after: float | None) -> int:
-    """The job itself; on a cluster of three nodes, of which one is lost, if asked."""
-    address = None
-    if kill_node_after is not None:
+def _outcomes(bench: Bench, trials: Sequence[str], kills: int) -> Iterator[Outcome]:
+    """Runs the trials, those of the no-op engine on one Ray cluster."""
+    if set(trials) - {"vllm"}:
+        with _ray():
+            bench.undisturbed()
+            if "driver" in trials:
+                yield bench.driver(kills)
+            for trial in ACTORS:
+                if trial in trials:
+                    yield bench.actor(trial)
+            if "node" in trials:
+                yield bench.node()
+            if "storage" in trials:
+                yield bench.storage()
+    if "vllm" in trials:
+        yield bench.vllm()
+
+
+def _drive(
+    output: str, options: dict[str, Any], begun: str, address: str, nodes: int = 1, kill_node_after: int = 0
+) -> int:
+    """The job itself; on a cluster of its own, of which a node is lost, if asked."""
+    if nodes > 1:
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-        nodes = [cluster.add_node(num_cpus=4) for _ in range(2)]
-        threading.Timer(kill_node_after, cluster.remove_node, (nodes[0],), {"allow_graceful": False}).start()
+        resources = {"num_cpus": CORES, "object_store_memory": STORE_BYTES}
+        cluster = Cluster(initialize_head=True, head_node_args=resources | {"num_cpus": 0})
+        workers = [cluster.add_node(**resources) for _ in range(nodes - 1)]
         address = cluster.address
-    job = Job.from_settings(
+        threading.Thread(target=_lose_node, args=(cluster, workers, begun, kill_node_after), daemon=True).start()
+    start = functools.partial(start_noop, pause_s=PAUSE_S, begun=begun)
+    run(_job(output, options, address, engines=nodes - 1 or 1), start)
+    return 0
+
+
+def _lose_node(cluster: Any, workers: list[Any], begun: str, many: int) -> None:
+    """Kills a node that holds an engine, once so many recordings are begun."""
+    _await(lambda: _lines(Path(begun)) >= many)
+    for node in workers:
+        [raylet] = node.all_processes["raylet"]
+        if _process(psutil.Process(raylet.process.pid), ACTORS["engine"]):
+            cluster.remove_node(node, allow_graceful=False)
+            return
+
+
+def _job(output: str, options: dict[str, Any], address: str | None = None, engines: int = 1) -> Job:
+    return Job.from_settings(
         {
             "manifest": "s3://chaos/calls.jsonl",
             "output": output,
             "storage_options": options,
             "address": address,
-            "listeners": 2,
-            "engines": 1 if address is None else 2,
+            "listeners": LISTENERS,
+            "engines": engines,
         }
     )
-    run(job, start_slow)
-    return 0
 
 
-@contextmanager
+@contextlib.contextmanager
+def _ray() -> Iterator[None]:
+    """A Ray cluster that outlives the drivers."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=CORES,
+        object_store_memory=STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
+
+
+@contextlib.contextmanager
 def _s3() -> Iterator[dict[str, Any]]:
     """A real S3 protocol server, and the storage options that lead to it."""
     from moto.server import ThreadedMotoServer
@@ -210,17 +365,27 @@ def _s3() -> Iterator[dict[str, Any]]:
     server.stop()
 
 
-def _await_process(driver: subprocess.Popen[bytes], stage: str) -> psutil.Process:
-    """The actor of a stage, among the processes that a driver has started, once it is there."""
-    while driver.poll() is None:
-        for process in psutil.Process(driver.pid).children(recursive=True):
-            try:
-                if f"({stage})" in " ".join(process.cmdline()):
-                    return process
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.2)
-    raise RuntimeError(f"the job ended before its {stage} actor was seen")
+def _await(condition: Callable[[], bool], driver: subprocess.Popen[bytes] | None = None) -> None:
+    while not condition():
+        if driver and driver.poll() is not None:
+            raise RuntimeError("the job ended before its moment had come")
+        time.sleep(0.05)
+
+
+def _process(ancestor: psutil.Process, title: str, but: psutil.Process | None = None) -> psutil.Process | None:
+    """The first process below another that has a word in its title, and is not a certain one."""
+    below = ancestor.children(recursive=True)
+    return next((each for each in below if title in _command(each) and each != but), None)
+
+
+def _command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 if __name__ == "__main__":

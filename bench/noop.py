@@ -1,39 +1,36 @@
-"""What benches of the job itself put in the model's place: engines that cost nothing, or only time."""
+"""What benches of the job itself put in the model's place: an engine that costs nothing, or only time."""
 
 import asyncio
-import os
 
 from speech.engine import ClipRequest, Decoding, EngineConfig
 from speech.models import Family
 
-# Where ``start_slow``'s engine writes a line for each clip that it decodes, so that work done twice shows.
-DECODED = "RAYSCRIBE_BENCH_DECODED"
-
 
 class NoopEngine:
-    """Answers each clip, at once or after ``pause_s``, with its length; notes it in the file ``decoded``."""
+    """Answers each clip, at once or after ``pause_s``, with its recording's id and its length.
 
-    def __init__(self, pause_s: float = 0.0, decoded: str | None = None) -> None:
+    Args:
+        pause_s: how long a clip takes.
+        begun: a file in which each clip's recording is noted, a line each, when the clip is begun.
+    """
+
+    def __init__(self, pause_s: float, begun: str | None) -> None:
         self._pause_s = pause_s
-        self._decoded = decoded
+        self._begun = begun
 
     async def decode(self, clip: ClipRequest) -> Decoding:
+        recording = clip.id.rpartition("/")[0]
+        if self._begun:
+            with open(self._begun, "a") as file:  # short appends are atomic
+                file.write(f"{recording}\n")
         await asyncio.sleep(self._pause_s)
-        if self._decoded:
-            with open(self._decoded, "a") as file:  # short appends are atomic
-                file.write(f"{clip.id.rpartition('/')[0]}\n")
-        return Decoding(f"{clip.seconds:.2f} seconds", (), None, True)
+        return Decoding(f"{recording}: {clip.seconds:.2f} seconds", (), None, True)
 
     async def check_health(self) -> None: ...
 
     def stop(self) -> None: ...
 
 
-def start_noop(config: EngineConfig, family: Family) -> NoopEngine:
-    """In place of ``speech.engine.start_engine``: an engine that costs nothing."""
-    return NoopEngine()
-
-
-def start_slow(config: EngineConfig, family: Family) -> NoopEngine:
-    """In place of ``speech.engine.start_engine``: an engine slow enough to be caught at work."""
-    return NoopEngine(pause_s=1.0, decoded=os.environ.get(DECODED))
+def start_noop(config: EngineConfig, family: Family, pause_s: float = 0.0, begun: str | None = None) -> NoopEngine:
+    """In place of ``speech.engine.start_engine``."""
+    return NoopEngine(pause_s, begun)

@@ -151,7 +151,7 @@ class _Run:
         graph = (
             ray.data.from_arrow_refs(blocks)
             # Small enough that every Listener has several blocks to its name, even of a short manifest.
-            .repartition(target_num_rows_per_block=_recordings_per_block(to_do, layout.listeners))
+            .repartition(target_num_rows_per_block=recordings_per_block(to_do, layout.listeners))
             .map_batches(
                 Listen,
                 fn_constructor_args=(
@@ -232,7 +232,8 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _recordings_per_block(to_do: int, listeners: int) -> int:
+def recordings_per_block(to_do: int, listeners: int) -> int:
+    """How many recordings make a block of work."""
     return max(1, min(MAX_RECORDINGS_PER_BLOCK, to_do // (8 * listeners)))
 
 
