@@ -1,0 +1,96 @@
+/** What is heard: the recording with its waveform, play button, clock and speed. */
+
+import { clock } from "./formats.js";
+import { LONGEST_SEEN_S, peaksOf } from "./sound.js";
+import { Waveform } from "./waveform.js";
+
+const $ = (id) => document.getElementById(id);
+
+/** Plays one file at a time; calls `moved(segment)` with the segment that is heard, or undefined, as it goes. */
+export class Player {
+  constructor(moved) {
+    this.moved = moved;
+    this.audio = $("audio");
+    this.waveform = new Waveform($("waveform"), (seconds) => this.seek(seconds));
+    $("play").addEventListener("click", () => this.toggle());
+    $("speed").addEventListener("change", ({ target }) => (this.audio.playbackRate = target.value));
+    for (const type of ["play", "pause", "seeked"]) this.audio.addEventListener(type, () => this.follow());
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== " " || ![document.body, $("waveform")].includes(event.target)) return;
+      event.preventDefault(); // scrolling
+      this.toggle();
+    });
+  }
+
+  /** Takes another file; resolves to whether the browser can play it. */
+  async load(file) {
+    URL.revokeObjectURL(this.audio.src);
+    this.file = file;
+    this.peaks = [];
+    this.playable = false;
+    this.setDuration(0);
+    this.show([], { lanes: 1 });
+    $("playing-name").textContent = file.name;
+    $("play").disabled = true;
+    this.audio.src = URL.createObjectURL(file);
+    this.audio.playbackRate = $("speed").value;
+    await Promise.race(["loadedmetadata", "error"].map((type) => next(this.audio, type)));
+    if (this.file !== file) return false; // yet another was chosen meanwhile
+    this.playable = !this.audio.error;
+    $("play").disabled = !this.playable;
+    if (this.playable && Number.isFinite(this.audio.duration)) {
+      this.setDuration(this.audio.duration);
+      if (this.audio.duration <= LONGEST_SEEN_S) this.showPeaks(file);
+    }
+    return this.playable;
+  }
+
+  async showPeaks(file) {
+    const { channels } = await peaksOf(file).catch(() => ({ channels: [] })); // then there is a flat line
+    if (this.file !== file) return;
+    this.peaks = channels;
+    this.show(this.segments, { lanes: Math.max(this.lanes, channels.length) });
+  }
+
+  /** Draws the segments that there are, in so many lanes. */
+  show(segments, { lanes }) {
+    this.segments = segments;
+    this.lanes = lanes;
+    this.waveform.update({ segments, lanes, peaks: this.peaks });
+  }
+
+  setDuration(seconds) {
+    this.duration = seconds;
+    $("length").textContent = seconds ? clock(seconds) : "–:––";
+    this.waveform.update({ duration: seconds, position: 0, active: null });
+  }
+
+  hear(segment) {
+    if (!this.playable) return;
+    this.seek(segment.start);
+    this.audio.play();
+  }
+
+  seek(seconds) {
+    if (this.playable) this.audio.currentTime = seconds;
+  }
+
+  toggle() {
+    if (this.playable) this.audio.paused ? this.audio.play() : this.audio.pause();
+  }
+
+  /** Moves everything to where the recording is, again and again while it plays. */
+  follow() {
+    const { paused, currentTime } = this.audio;
+    document.body.classList.toggle("playing", !paused);
+    $("play").setAttribute("aria-label", paused ? "Play" : "Pause");
+    $("now").textContent = clock(currentTime);
+    const active = this.segments.findLast(({ start, end }) => start <= currentTime && currentTime < end);
+    this.waveform.update({ position: currentTime, active });
+    this.moved(active);
+    cancelAnimationFrame(this.frame);
+    if (!paused) this.frame = requestAnimationFrame(() => this.follow());
+  }
+}
+
+const next = (target, type) => new Promise((resolve) => target.addEventListener(type, resolve, { once: true }));

@@ -1,0 +1,80 @@
+/** The transcript as a list that grows: a line for each segment, each of which can be heard. */
+
+import { clock, speakerOf } from "./formats.js";
+
+const VOICES = 4; // colours; a fifth speaker has the first's again
+
+/**
+ * Fills an <ol>; calls `hear(segment)` for the line that is clicked.
+ *
+ * In the order of tabs the list is one stop; the arrow keys, Home and End go from line to line.
+ */
+export class TranscriptView {
+  constructor(list, hear) {
+    this.list = list;
+    this.hear = hear;
+    this.clear();
+    list.addEventListener("keydown", (event) => this.move(event));
+  }
+
+  clear() {
+    this.list.replaceChildren();
+    this.list.classList.remove("several");
+    this.lines = new Map(); // segment → its line
+    this.voices = new Map(); // who → the number of a colour
+    this.active = null;
+  }
+
+  /** Adds a line below the others, and gives the segment its `voice`. */
+  add(segment) {
+    const who = `${segment.channel} ${segment.speaker}`;
+    if (!this.voices.has(who)) this.voices.set(who, this.voices.size % VOICES);
+    segment.voice = this.voices.get(who);
+    const [before] = [...this.lines.keys()].slice(-1);
+    if (before && before.channel !== segment.channel) this.list.classList.add("several");
+
+    const line = document.createElement("li");
+    line.classList.add(`voice-${segment.voice}`);
+    line.classList.toggle("same", before?.voice === segment.voice);
+    line.classList.toggle("nameless", !segment.speaker);
+    line.append(this.timeButton(segment), element("strong", speakerOf(segment, true)), element("p", segment.text));
+    line.addEventListener("click", () => getSelection().isCollapsed && this.hear(segment)); // else: text is being marked
+    this.list.append(line);
+    this.lines.set(segment, line);
+  }
+
+  timeButton(segment) {
+    const button = element("button", clock(segment.start));
+    button.type = "button";
+    button.tabIndex = this.lines.size ? -1 : 0;
+    button.setAttribute("aria-label", `${clock(segment.start)}, play from here`);
+    return button;
+  }
+
+  /** Marks the line that is heard, or none, and keeps it in sight. */
+  activate(segment) {
+    if (segment === this.active) return;
+    this.lines.get(this.active)?.removeAttribute("aria-current");
+    this.active = segment;
+    const line = this.lines.get(segment);
+    line?.setAttribute("aria-current", "true");
+    line?.scrollIntoView({ block: "nearest" });
+  }
+
+  move(event) {
+    const buttons = [...this.list.querySelectorAll("button")];
+    const at = buttons.indexOf(event.target);
+    const to = { ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (at < 0 || !buttons[to]) return;
+    event.preventDefault();
+    buttons[at].tabIndex = -1;
+    buttons[to].tabIndex = 0;
+    buttons[to].focus();
+  }
+}
+
+function element(name, text) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  return made;
+}
