@@ -17,7 +17,9 @@ class RequestMetrics:
     """Of the requests, counted where they come in. ``code`` is ``ok`` or that of the error."""
 
     def __init__(self) -> None:
-        self._requests = Counter("rayscribe_requests", "Requests answered.", tag_keys=("task", "code"))
+        self._requests = Counter(
+            "rayscribe_requests", "Requests answered; task is transcribe, translate or live.", tag_keys=("task", "code")
+        )
         self._in_hand = Gauge("rayscribe_requests_in_hand", "Requests being answered, uploads among them.")
         self._audio = Counter("rayscribe_audio_seconds", "Seconds of audio transcribed.", tag_keys=("task",))
         self._seconds = Histogram(
@@ -27,13 +29,9 @@ class RequestMetrics:
             "rayscribe_first_text_seconds", "Seconds from the end of an upload to the first text of a stream.", SECONDS
         )
         self._rtfx = Histogram("rayscribe_rtfx", "Seconds of audio for each second that a request took.", RTFX)
-        self._sessions = Gauge("rayscribe_live_sessions", "Live audio sessions that are open.")
 
     def in_hand(self, requests: int) -> None:
         self._in_hand.set(requests)
-
-    def live_sessions(self, sessions: int) -> None:
-        self._sessions.set(sessions)
 
     def refused(self, task: str, code: str) -> None:
         self._requests.inc(1, {"task": task, "code": code})
@@ -47,6 +45,11 @@ class RequestMetrics:
         if audio_s:
             self._audio.inc(audio_s, {"task": task})
             self._rtfx.observe(audio_s / max(seconds, 1e-6))
+
+    def heard_live(self, audio_s: float) -> None:
+        self._requests.inc(1, {"task": "live", "code": "ok"})
+        if audio_s:
+            self._audio.inc(audio_s, {"task": "live"})
 
 
 class EngineMetrics:

@@ -211,6 +211,8 @@ STATUSES = {
     "internal": 500,
 }
 STATUS_OF_CLASS = ((RequestError, 400), (AudioError, 422), (EngineError, 500), (EngineDied, 503))
+# What a client is told of an error that nobody foresaw.
+INTERNAL = RayscribeError("internal", "a fault of the server's; its log says more")
 # A client that was told 503 is asked to come back after so many seconds.
 RETRY_AFTER_S = 5
 

@@ -7,7 +7,6 @@ Nothing here knows Ray: ``Halves`` are the two halves of Rayscribe, wherever the
 """
 
 import contextlib
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -16,16 +15,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.staticfiles import StaticFiles
+from starlette.status import WS_1013_TRY_AGAIN_LATER
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from serve.access import Access
 from serve.keys import ApiKeys
 from serve.metrics import RequestMetrics
 from serve.protocol import (
+    INTERNAL,
     RETRY_AFTER_S,
     Capabilities,
     ErrorBody,
@@ -38,6 +40,7 @@ from serve.protocol import (
     form_schema,
     status_of,
 )
+from serve.realtime import LiveSession
 from serve.settings import ServeSettings
 from serve.upload import received
 from speech.errors import RayscribeError, RequestError
@@ -47,10 +50,11 @@ from speech.models import family_of
 from speech.recording import Recording, Task
 from speech.transcriber import DecodedClip, separator
 from speech.transcript import Transcript, Usage
+from speech.vad import load_silero
 
+# What metrics and messages call audio that comes in while it is spoken.
+LIVE = "live"
 PAGE = Path(__file__).parent / "playground"
-
-log = logging.getLogger("rayscribe")
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,10 @@ def http_app(settings: ServeSettings, halves: Halves, metrics: RequestMetrics) -
         """One model."""
         return desk.model(name)
 
+    @router.websocket("/realtime")
+    async def realtime(websocket: WebSocket) -> None:
+        await desk.live(websocket)
+
     # The interactive documentation would load its scripts from another host.
     app = FastAPI(title="Rayscribe", docs_url=None, redoc_url=None)
     app.include_router(router)
@@ -127,6 +135,7 @@ class Desk:
         self._halves = halves
         self._metrics = metrics
         self._family = family_of(settings.model)
+        self._vad = load_silero()
         self._in_hand = 0
         abilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
         now = int(time.time())
@@ -169,6 +178,29 @@ class Desk:
             self._metrics.refused(task, error.code)
             raise
 
+    async def live(self, websocket: WebSocket) -> None:
+        """Serves one session of live audio."""
+        try:
+            with self._place():
+                session = LiveSession(
+                    websocket,
+                    self._halves,
+                    self._live_recording,
+                    self._family.clip_s,
+                    self._vad,
+                    self._settings.max_audio_s,
+                )
+                try:
+                    await session.run()
+                finally:
+                    self._metrics.heard_live(session.heard_s)
+        except RequestError as full:
+            self._metrics.refused(LIVE, full.code)
+            raise WebSocketException(WS_1013_TRY_AGAIN_LATER, full.message) from full
+
+    def _live_recording(self, form: SpeechForm) -> Recording:
+        return self._recording(form if form.model else form.model_copy(update={"model": self._settings.model}), LIVE)
+
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
         """One of the places for requests, for as long as it is answered."""
@@ -184,7 +216,7 @@ class Desk:
             self._in_hand -= 1
             self._metrics.in_hand(self._in_hand)
 
-    def _recording(self, form: SpeechForm, name: str, task: Task) -> Recording:
+    def _recording(self, form: SpeechForm, name: str, task: Task = "transcribe") -> Recording:
         """What is asked for, if the model can do it."""
         self.model(form.model)
         recording = form.recording(uuid.uuid4().hex, name, task)
@@ -217,6 +249,10 @@ class Desk:
             self._metrics.refused(recording.options.task, error.code)
             yield _event(ErrorBody.of(error))
             return
+        except Exception:
+            self._metrics.refused(recording.options.task, INTERNAL.code)
+            yield _event(ErrorBody.of(INTERNAL))
+            raise
         self._metrics.answered(recording.options.task, heard.duration_s, time.perf_counter() - start)
         yield _event(TextDone(text="".join(texts), duration=heard.duration_s, usage=token_usage(usage)))
 
@@ -256,6 +292,5 @@ async def _refused_by_framework(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)
-    body = ErrorBody.of(RayscribeError("internal", "a fault of the server's; its log says more"))
-    return JSONResponse(body.model_dump(), 500)
+    """What nobody foresaw; Starlette raises it again, and Serve logs it."""
+    return JSONResponse(ErrorBody.of(INTERNAL).model_dump(), status_of(INTERNAL))

@@ -113,7 +113,7 @@ class Listener:
                     yield taken(block, groups)
 
             leakage = Leakage() if len(groups) == 2 else None
-            ears = [_Ear(channel, self._clip_s, self._vad, leakage) for channel in range(len(groups))]
+            ears = [Ear(channel, self._clip_s, self._vad, recording.offset, leakage) for channel in range(len(groups))]
             for block in resampled(wanted(), audio.sample_rate):
                 if leakage is not None:
                     leakage.forget(min(ear.keep_from for ear in ears))
@@ -122,7 +122,7 @@ class Listener:
                     ear.hear(block[:, ear.channel])
         for ear in ears:
             ear.finish()
-        clips = [clip for ear in ears for clip in ear.clips(recording.offset)]
+        clips = [clip for ear in ears for clip in ear.take()]
         return Heard(
             duration_s=frames / audio.sample_rate,
             speech_s=sum(ear.speech for ear in ears) / SAMPLE_RATE,
@@ -148,11 +148,27 @@ class Listener:
             yield source
 
 
-class _Ear:
-    """One channel's way from samples to clips."""
+class Ear:
+    """One channel's way from samples to clips, whether they come from a file or as they are spoken.
 
-    def __init__(self, channel: int, clip_s: float, vad: InferenceSession, leakage: Leakage | None) -> None:
+    Args:
+        channel: what its clips are said to be of.
+        clip_s: the longest clip that the model takes.
+        vad: of ``load_silero``; may be shared.
+        start_s: the time of its first sample.
+        leakage: knows the other channel, where there is one.
+    """
+
+    def __init__(
+        self,
+        channel: int,
+        clip_s: float,
+        vad: InferenceSession,
+        start_s: float = 0.0,
+        leakage: Leakage | None = None,
+    ) -> None:
         self.channel = channel
+        self._start_s = start_s
         self._leakage = leakage
         self.speech = 0
         self._detector = SpeechDetector(vad)
@@ -167,21 +183,32 @@ class _Ear:
         return self._segmenter.keep_from
 
     def hear(self, samples: np.ndarray) -> None:
+        """Takes the next samples: float32, 16 kHz."""
         self._undecided.append(_as_int16(samples))
         self._heard += len(samples)
         self._keep(self._segmenter.push(self._detector.push(samples)))
         self._forget()
 
     def finish(self) -> None:
+        """Ends the channel, and with it the speech that is being heard."""
         self._keep(self._segmenter.push(self._detector.finish()))
         self._keep(self._segmenter.finish(self._heard))
         self._undecided.clear()
 
-    def clips(self, offset_s: float) -> list[Clip]:
-        return [
-            Clip(self.channel, offset_s + cut.start / SAMPLE_RATE, offset_s + cut.end / SAMPLE_RATE, samples)
-            for cut, samples in self._cut
-        ]
+    def take(self) -> list[Clip]:
+        """The clips that have become certain since the last call."""
+        clips = [self._clip(cut.start, cut.end, samples) for cut, samples in self._cut]
+        self._cut.clear()
+        return clips
+
+    def unfinished(self) -> Clip | None:
+        """The speech that is being heard, as far as it has come; None in a pause."""
+        if not self._segmenter.speaking:
+            return None
+        return self._clip(self.keep_from, self._heard, np.concatenate(self._undecided)[self.keep_from - self._from :])
+
+    def _clip(self, start: int, end: int, samples: np.ndarray) -> Clip:
+        return Clip(self.channel, self._start_s + start / SAMPLE_RATE, self._start_s + end / SAMPLE_RATE, samples)
 
     def _keep(self, segments: list[Segment]) -> None:
         if not segments:

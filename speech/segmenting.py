@@ -76,6 +76,11 @@ class Segmenter:
             return self._start * WINDOW
         return max(self._settled, self._seen - self._padding) * WINDOW
 
+    @property
+    def speaking(self) -> bool:
+        """Whether speech has begun and not yet ended; it begins at ``keep_from``."""
+        return self._onset is not None
+
     def push(self, windows: Windows) -> list[Segment]:
         """Takes the next windows; returns the segments that are now certain."""
         found: list[Segment] = []

@@ -1,0 +1,91 @@
+"""The endpoint when it is full, and when its clients leave."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from serve.metrics import RequestMetrics
+from serve.routes import http_app
+from serve.settings import ServeSettings
+from speech.engine import ClipRequest, Decoding
+from tests.pipelines.echo import EchoEngine
+from tests.serve.direct import CALL, MODEL, DirectHalves
+
+
+class StuckEngine(EchoEngine):
+    """Decodes nothing until it is let go; tells what it has begun and what was given up."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.let_go = asyncio.Event()
+        self.given_up = 0
+
+    async def decode(self, clip: ClipRequest) -> Decoding:
+        self.begun.set()
+        try:
+            await self.let_go.wait()
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return await super().decode(clip)
+
+
+@asynccontextmanager
+async def endpoint(engine: StuckEngine, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
+    app = http_app(ServeSettings(model=MODEL, **settings), DirectHalves(engine), RequestMetrics())
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 5000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
+
+        async def ask(**fields: Any) -> httpx.Response:
+            data = {"model": MODEL, **fields}
+            return await client.post("/v1/audio/transcriptions", data=data, files={"file": ("call.wav", CALL)})
+
+        yield ask
+
+
+def test_a_full_endpoint_says_when_to_come_back_and_finishes_what_it_has() -> None:
+    async def scene() -> None:
+        engine = StuckEngine()
+        async with endpoint(engine, max_requests=2) as ask:
+            held = [asyncio.create_task(ask()) for _ in range(2)]
+            await engine.begun.wait()
+            refused = await ask()
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "overloaded"
+            assert int(refused.headers["retry-after"]) > 0
+            engine.let_go.set()
+            assert [(await task).status_code for task in held] == [200, 200]
+            assert (await ask()).status_code == 200
+
+    asyncio.run(scene())
+
+
+def test_a_client_that_leaves_frees_its_place_and_its_clips() -> None:
+    async def scene(**fields: Any) -> None:
+        engine = StuckEngine()
+        async with endpoint(engine, max_requests=1) as ask:
+            left = asyncio.create_task(ask(**fields))
+            await engine.begun.wait()
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+            assert engine.given_up >= 4
+            engine.let_go.set()
+            assert (await ask(**fields)).status_code == 200
+
+    asyncio.run(scene())
+    asyncio.run(scene(stream="true"))
+
+
+def test_an_upload_that_is_refused_frees_its_place() -> None:
+    async def scene() -> None:
+        engine = StuckEngine()
+        engine.let_go.set()
+        async with endpoint(engine, max_requests=1) as ask:
+            assert (await ask(language="xx")).status_code == 400
+            assert (await ask(stream="true")).status_code == 200
+            assert (await ask()).status_code == 200
+
+    asyncio.run(scene())

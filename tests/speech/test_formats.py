@@ -1,0 +1,78 @@
+"""Transcripts as files: what players and parsers rely on."""
+
+import json
+
+import pytest
+
+from speech.formats import formatted
+from speech.recording import Options, Recording
+from speech.transcript import Segment, Transcript, Usage, Word
+
+
+def transcript(*segments: Segment, **fields: object) -> Transcript:
+    text = " ".join(segment.text for segment in segments)
+    recording = Recording(id="call", audio="call.wav", options=Options(language="de"))
+    return Transcript(recording, "model", text, segments, duration_s=3725.5, channels=2, **fields)  # type: ignore[arg-type]
+
+
+CALL = transcript(
+    Segment(0, "agent", 0.0, 1.25, "guten tag", -0.1, ("too_fast",), (Word("guten", 0.0, 0.5), Word("tag", 0.5, 1.0))),
+    Segment(1, "A & <B>", 3599.9996, 3725.0, "x --> y\n\n<c> & d"),
+    usage=Usage(audio_tokens=10, prompt_tokens=14, output_tokens=3),
+)
+
+
+def test_subrip() -> None:
+    assert formatted(CALL, "srt") == (
+        "1\n00:00:00,000 --> 00:00:01,250\nagent: guten tag\n\n"
+        "2\n01:00:00,000 --> 01:02:05,000\nA & <B>: x → y <c> & d\n"
+    )
+
+
+def test_webvtt() -> None:
+    assert formatted(CALL, "vtt") == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.250\n<v agent>guten tag\n\n"
+        "01:00:00.000 --> 01:02:05.000\n<v A &amp; &lt;B&gt;>x → y &lt;c&gt; &amp; d\n"
+    )
+
+
+def test_nobody_is_named_where_there_is_one_and_each_channel_where_there_are_two() -> None:
+    first, second = Segment(0, None, 0.0, 1.0, "one"), Segment(1, None, 1.0, 2.0, "two")
+    assert "\none\n" in formatted(transcript(first), "srt")
+    both = formatted(transcript(first, second), "srt")
+    assert "\nChannel 1: one\n" in both
+    assert "\nChannel 2: two\n" in both
+
+
+@pytest.mark.parametrize("format", ["srt", "vtt", "text", "json", "verbose_json"])
+def test_silence_is_a_valid_file(format: str) -> None:
+    silent = transcript(Segment(0, None, 0.0, 1.0, ""))
+    assert " --> " not in formatted(silent, format)  # type: ignore[arg-type]
+    assert formatted(transcript(), "vtt") == "WEBVTT\n"
+
+
+def test_text_and_json() -> None:
+    assert formatted(CALL, "text") == CALL.text + "\n"
+    content = json.loads(formatted(CALL, "json"))
+    assert content["text"] == CALL.text
+    assert content["usage"]["total_tokens"] == 17
+    assert content["usage"]["input_token_details"] == {"audio_tokens": 10, "text_tokens": 4}
+
+
+def test_verbose_json_has_times_channels_and_words() -> None:
+    content = json.loads(formatted(CALL, "verbose_json"))
+    assert (content["task"], content["language"], content["duration"]) == ("transcribe", "de", 3725.5)
+    first, second = content["segments"]
+    assert (first["id"], first["start"], first["end"], first["speaker"]) == (0, 0.0, 1.25, "agent")
+    assert (second["channel"], second["flags"], first["flags"]) == (1, [], ["too_fast"])
+    assert content["words"] == [
+        {"word": "guten", "start": 0.0, "end": 0.5},
+        {"word": "tag", "start": 0.5, "end": 1.0},
+    ]
+
+
+def test_a_row_read_back_is_written_alike() -> None:
+    again = Transcript.from_row(CALL.to_row())
+    assert again.segments == CALL.segments
+    for format in ("srt", "vtt", "text", "json", "verbose_json"):
+        assert formatted(again, format) == formatted(CALL, format)  # type: ignore[arg-type]
