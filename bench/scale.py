@@ -1,12 +1,15 @@
 """Does the job stay flat as the manifest grows? Up to a million rows through the same graph, no model.
 
-    python -m bench.scale [--rows 10000 100000 1000000] [--folder DIR]
+    python -m bench.scale [--rows 10000 100000 1000000] [--resumed 1000000] [--folder DIR]
 
-Every row names the same second of audio and the engine answers at once (``bench.noop``), so that what
-is measured is the rest: reading the manifest, Ray Data, the Listener's round, Parquet, receipts. Each
-size runs in a process of its own, whose peak memory is the driver's. The largest is then run again
-with all but a thousand of its rows done, for the time that a resumed run needs before it works.
-Prints a table and, last, one line of JSON.
+Every row names the same tenth of a second of audio and the engine answers at once (``bench.noop``), so
+that what is measured is the rest: reading the manifest, Ray Data, the Listener's round, Parquet, receipts.
+Each size runs in a process of its own, whose peak memory is the driver's.
+
+Then a run is resumed that has ``--resumed`` rows, all but a thousand of them done. What the run before has
+left, in the many small files of one that was killed, is made by hand. It is resumed twice: as it was left,
+and, with a thousand rows more, after the first has merged the files. Prints a table and, last, one line of
+JSON.
 """
 
 import argparse
@@ -25,63 +28,104 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.noop import start_noop
+from cluster.storage import Storage
 from pipelines.job import Job
-from pipelines.transcribe import run
+from pipelines.output import Output
+from pipelines.transcribe import MAX_RECORDINGS_PER_BLOCK, run
+from speech.recording import Recording
+from speech.transcript import Transcript
 
-RESUMED_ROWS = 1_000
+AUDIO = "call.wav"
+TO_DO = 1_000  # of a resumed run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--resumed", type=int, default=1_000_000, help="0: none")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # one run, in a process of its own
     parsed = parser.parse_args(arguments)
     if parsed.one:
-        rows, output = parsed.one
-        print(json.dumps(_run_one(parsed.folder, int(rows), output)))
+        output, rows = parsed.one
+        print(json.dumps(_run_one(parsed.folder, output, int(rows))))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = parsed.folder or Path(temporary)
-        _make_audio(folder)
-        results = [_in_own_process(folder, rows, f"rows-{rows}") for rows in sorted(parsed.rows)]
-        largest = max(parsed.rows)
-        resumed = _in_own_process(folder, largest + RESUMED_ROWS, f"rows-{largest}")
-    table = Table("rows in the manifest", "rows done", "seconds", "rows a second", "driver's peak memory, MB")
-    for each in [*results, resumed]:
-        rate = f"{each['done'] / each['seconds']:.0f}"
+        # Silence: opened, decoded and searched for every row, and no clip comes of it.
+        soundfile.write(folder / AUDIO, np.zeros(1_600, np.float32), 16_000)
+        runs = [_in_own_process(folder, f"rows-{rows}", rows) for rows in sorted(parsed.rows)]
+        if parsed.resumed:
+            _leave_behind(folder, "resumed", parsed.resumed - TO_DO)
+            runs += [_in_own_process(folder, "resumed", parsed.resumed + more) for more in (0, TO_DO)]
+    columns = ("rows", "done before", "files before", "seconds", "until at work", "rows a second", "files after")
+    table = Table(*columns, "driver's peak memory, MB")
+    for each in runs:
+        rate = each["done"] / each["work_s"] if each["work_s"] else 0
         table.add_row(
-            f"{each['rows']:,}", f"{each['done']:,}", f"{each['seconds']:.1f}", rate, f"{each['peak_mb']:.0f}"
+            f"{each['rows']:,}",
+            f"{each['done_before']:,}",
+            f"{each['files_before']:,}",
+            f"{each['seconds']:.1f}",
+            f"{each['until_work_s']:.1f}",
+            f"{rate:.0f}",
+            f"{each['files_after']:,}",
+            f"{each['peak_mb']:.0f}",
         )
     Console().print(table)
-    print(json.dumps({"runs": results, "resumed": resumed}))
+    print(json.dumps(runs))
 
 
-def _make_audio(folder: Path) -> None:
-    """One second of silence: opened and decoded for every row, and no clip comes of it."""
-    soundfile.write(folder / "second.wav", np.zeros(16_000, np.float32), 16_000)
+def _leave_behind(folder: Path, name: str, rows: int) -> None:
+    """What a run that was killed leaves when so many rows are done."""
+    output = Output(str(folder / name), Storage())
+    job = _job(folder, name)
+    output.claim(job.what_texts_depend_on(), {"manifest": job.manifest}, allow_changes=False)
+    row = Transcript(Recording(id="", audio=str(folder / AUDIO)), job.engine_config.model).to_row()
+    for start in range(0, rows, MAX_RECORDINGS_PER_BLOCK):
+        numbers = range(start, min(start + MAX_RECORDINGS_PER_BLOCK, rows))
+        output.commit([row | {"recording_id": _id(number)} for number in numbers])
 
 
-def _in_own_process(folder: Path, rows: int, output: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.scale", "--folder", str(folder), "--one", str(rows), output]
+def _in_own_process(folder: Path, output: str, rows: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.scale", "--folder", str(folder), "--one", output, str(rows)]
     lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     measured: dict[str, float] = json.loads(lines[-1])
     return measured
 
 
-def _run_one(folder: Path, rows: int, output: str) -> dict[str, float]:
-    manifest = folder / "manifest.jsonl"
-    with manifest.open("w") as file:
+def _run_one(folder: Path, output: str, rows: int) -> dict[str, float]:
+    job = _job(folder, output)
+    with open(job.manifest, "w") as file:
         for number in range(rows):
-            file.write(f'{{"audio": "second.wav", "id": "call-{number:08}", "queue": "billing"}}\n')
-    start = time.perf_counter()
-    summary = run(Job.from_settings({"manifest": str(manifest), "output": str(folder / output)}), start_noop)
+            file.write(f'{{"audio": "{AUDIO}", "id": "{_id(number)}", "queue": "billing"}}\n')
+    files_before = _files(folder / output)
+    start, started_at = time.perf_counter(), time.time()
+    summary = run(job, start_noop)
+    assert summary.first_ready_at is not None
     return {
         "rows": rows,
         "done": summary.finished,
+        "done_before": summary.done_before,
         "seconds": time.perf_counter() - start,
+        "until_work_s": summary.first_ready_at.timestamp() - started_at,
+        "work_s": summary.work_s,
+        "files_before": files_before,
+        "files_after": _files(folder / output),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def _job(folder: Path, output: str) -> Job:
+    return Job.from_settings({"manifest": str(folder / f"{output}.jsonl"), "output": str(folder / output)})
+
+
+def _id(number: int) -> str:
+    return f"call-{number:08}"
+
+
+def _files(output: Path) -> int:
+    return sum(1 for _ in output.rglob("*.parquet"))
 
 
 if __name__ == "__main__":
