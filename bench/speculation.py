@@ -3,33 +3,68 @@
     python -m bench.speculation [--model demo/model] [--manifest demo/samples/manifest.jsonl]
                                 [--modes off,auto,ctc,ctc-accept] [--concurrency 1,4,16,64]
 
-Every mode decodes the same clips of the manifest's recordings, in the same order, so many at a time.
-An engine a mode is started with room for the highest concurrency and all its levels are run on it;
-loading is not in the figures, hearing the files neither. The fastest of a level's runs counts: the
-others had a neighbour. Steps of a clip are those that gave it tokens, its prompt's included.
-Word error rates are over recordings that have a ``text``. Prints a table and, last, a line of JSON.
+Every mode decodes the same clips of the manifest's recordings, in the same order, so many at a time. All
+engines are there from the beginning and take turns, round after round, so that whatever else the machine
+does meets them alike; figures are medians over the rounds, and RTFx to off that of the rounds' ratios.
+Loading is not in the figures, hearing the files neither. Steps of a clip are those that gave it tokens,
+its prompt's included. Word error rates are those of ``rayscribe evaluate``,
+over recordings that have a ``text``.
+
+From the same runs comes F of ``speech.granite.pace``, the number of tokens whose verification costs as
+much as the fixed part of a step: a run's time is taken to be so much a step, so much a token and so much a
+second of audio, and the three are fitted. Prints a table and, last, a line of JSON.
 """
 
 import argparse
 import asyncio
+import heapq
 import itertools
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-import jiwer
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from cluster.storage import Storage
 from pipelines import manifest
+from pipelines.evaluate import Evaluation, score
 from speech.engine import ClipRequest, Decoding, Engine, EngineConfig, start_engine
 from speech.errors import RayscribeError
 from speech.listener import Listener
 from speech.models import family_of
 from speech.recording import Options, Recording
-from speech.speculation import ctc_can_help
+from speech.speculation import check_speculation
+
+
+@dataclass(frozen=True)
+class Run:
+    """Clips decoded so many at a time."""
+
+    concurrency: int
+    seconds: float
+    audio_s: float
+    decodings: list[Decoding]
+
+    @property
+    def rtfx(self) -> float:
+        return self.audio_s / self.seconds
+
+    @property
+    def steps(self) -> int:
+        """Steps of the engine: those of its busiest place, each place taking the next clip when it is free."""
+        places = [0] * self.concurrency
+        for decoding in self.decodings:
+            heapq.heapreplace(places, places[0] + steps_of(decoding))
+        return max(places)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model computed, but for the prompts'."""
+        return sum(steps_of(each) + each.usage.draft_tokens for each in self.decodings)
 
 
 @dataclass(frozen=True)
@@ -53,41 +88,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
     parser.add_argument("--modes", default="off,auto,ctc,ctc-accept", help="off is the yardstick and comes first")
     parser.add_argument("--concurrency", default="1,4,16,64")
-    parser.add_argument("--clips", type=int, default=128, help="clips a run; taken again from the start if too few")
-    parser.add_argument("--runs", type=int, default=2, help="of each level")
-    parser.add_argument("--draft-tokens", type=int, default=EngineConfig().draft_tokens)
+    parser.add_argument("--clips", type=int, default=96, help="clips a run; taken again from the start if too few")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draft-tokens", type=int, help="tokens of a draft verified at once, at most")
     parsed = parser.parse_args(arguments)
     levels = [int(level) for level in parsed.concurrency.split(",")]
-    truths, found = _clips(parsed.manifest, parsed.model)
+    truths, found = clips_of(parsed.manifest, parsed.model)
     clips = list(itertools.islice(itertools.cycle(found), parsed.clips))
-    measured: list[Level] = []
-    plain: dict[int, tuple[float, list[Decoding]]] = {}
-    for mode in parsed.modes.split(","):
-        config = EngineConfig(
+    configs = [
+        EngineConfig(
             model=parsed.model,
             speculation=mode,
             draft_tokens=parsed.draft_tokens,
             concurrent_clips=max(levels),
         )
-        for concurrency, (rtfx, decodings) in asyncio.run(_measure(config, clips, levels, parsed.runs)).items():
-            plain.setdefault(concurrency, (rtfx, decodings))
-            measured.append(_level(mode, concurrency, rtfx, decodings, plain[concurrency], clips, truths))
-    _print(measured, len(clips))
-    print(json.dumps([asdict(level) for level in measured]))
+        for mode in parsed.modes.split(",")
+    ]
+    runs = asyncio.run(_measure(configs, clips, levels, parsed.rounds))
+    measured = [
+        _level(config.speculation, runs[config.speculation, level], runs[configs[0].speculation, level], clips, truths)
+        for level in levels
+        for config in configs
+    ]
+    free_tokens = fitted_free_tokens([*itertools.chain(*runs.values())])
+    _print(measured, len(clips), free_tokens)
+    print(json.dumps({"free_tokens": round(free_tokens, 1), "levels": [asdict(level) for level in measured]}))
 
 
-def _clips(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
-    """The truths by recording, and the clips of all recordings that are plainly transcribed."""
+def clips_of(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
+    """The truths by recording, and the clips of all recordings that any way of drafting is for."""
     family = family_of(model)
     listener, truths, clips = Listener(clip_s=family.clip_s), {}, []
     for row in manifest.read(uri, Storage()):
         try:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)
+            check_speculation("ctc-accept", recording.options)
             heard = listener.listen(recording)
         except RayscribeError:  # the samples hold bad rows on purpose
-            continue
-        if not ctc_can_help(recording.options):
             continue
         if recording.text is not None:
             truths[recording.id] = recording.text
@@ -99,57 +137,66 @@ def _clips(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
 
 
 async def _measure(
-    config: EngineConfig, clips: list[ClipRequest], levels: list[int], times: int
-) -> dict[int, tuple[float, list[Decoding]]]:
-    engine = start_engine(config, family_of(config.model))
+    configs: list[EngineConfig], clips: list[ClipRequest], levels: list[int], rounds: int
+) -> dict[tuple[str, int], list[Run]]:
+    """The runs of each mode at each concurrency, a round each."""
+    engines: dict[str, Engine] = {}
+    runs: dict[tuple[str, int], list[Run]] = {}
     try:
-        await _decode_all(engine, clips[:4], 4, "first")  # pays for what is set up once
-        found = {}
-        for level in levels:
-            runs = [await _decode_all(engine, clips, level, f"{level}-{run}") for run in range(times)]
-            found[level] = max(runs, key=lambda run: run[0])
-        return found
+        for config in configs:
+            engine = engines[config.speculation] = start_engine(config, family_of(config.model))
+            await decode_all(engine, clips[:4], 4)  # pays for what is set up once
+        for level, _ in itertools.product(levels, range(rounds)):
+            for mode, engine in engines.items():
+                runs.setdefault((mode, level), []).append(await decode_all(engine, clips, level))
+        return runs
     finally:
-        engine.stop()
+        for engine in engines.values():
+            engine.stop()
 
 
-async def _decode_all(
-    engine: Engine, clips: list[ClipRequest], concurrency: int, name: str
-) -> tuple[float, list[Decoding]]:
-    """RTFx of the clips' own seconds, and the decodings in their order."""
+async def decode_all(engine: Engine, clips: list[ClipRequest], concurrency: int) -> Run:
+    """Decodes clips, so many at a time."""
     places = asyncio.Semaphore(concurrency)
 
     async def decode(number: int, clip: ClipRequest) -> Decoding:
         async with places:
-            return await engine.decode(replace(clip, id=f"{name}/{number}"))
+            return await engine.decode(replace(clip, id=f"{number}/{clip.id}"))
 
     start = time.perf_counter()
     decodings = await asyncio.gather(*(decode(number, clip) for number, clip in enumerate(clips)))
-    return sum(clip.seconds for clip in clips) / (time.perf_counter() - start), decodings
+    return Run(concurrency, time.perf_counter() - start, sum(clip.seconds for clip in clips), decodings)
 
 
-def _level(
-    mode: str,
-    concurrency: int,
-    rtfx: float,
-    decodings: list[Decoding],
-    plain: tuple[float, list[Decoding]],
-    clips: list[ClipRequest],
-    truths: dict[str, str],
-) -> Level:
-    tokens = sum(each.usage.output_tokens for each in decodings)
+def steps_of(decoding: Decoding) -> int:
+    """Steps of the engine that gave a clip tokens."""
+    return decoding.usage.output_tokens - decoding.usage.accepted_draft_tokens
+
+
+def fitted_free_tokens(runs: Sequence[Run]) -> float:
+    """Tokens that cost as much as the fixed part of a step, by least squares over all runs."""
+    work = [(run.steps, run.tokens, run.audio_s) for run in runs]
+    # Weighted by the time taken, so that a run of a second is fitted no worse than one of a minute.
+    weights = np.array([1 / run.seconds for run in runs])
+    (step, token, _), *_ = np.linalg.lstsq(np.array(work) * weights[:, None], np.ones(len(work)), rcond=None)
+    return float(step / token) if token > 0 else float("inf")
+
+
+def _level(mode: str, runs: list[Run], plain: list[Run], clips: list[ClipRequest], truths: dict[str, str]) -> Level:
+    decodings = runs[0].decodings  # all rounds have the same texts, and the same drafts but for auto's
+    steps = sum(map(steps_of, decodings))
     drafted = sum(each.usage.draft_tokens for each in decodings)
-    accepted = sum(each.usage.accepted_draft_tokens for each in decodings)
+    same = [one.token_ids == other.token_ids for one, other in zip(decodings, plain[0].decodings, strict=True)]
     return Level(
         mode=mode,
-        concurrency=concurrency,
-        steps_per_clip=(tokens - accepted) / len(decodings),
-        tokens_per_step=tokens / (tokens - accepted),
-        drafts_accepted=accepted / drafted if drafted else 0.0,
-        rtfx=rtfx,
-        rtfx_to_off=rtfx / plain[0],
+        concurrency=runs[0].concurrency,
+        steps_per_clip=steps / len(decodings),
+        tokens_per_step=sum(each.usage.output_tokens for each in decodings) / steps,
+        drafts_accepted=sum(each.usage.accepted_draft_tokens for each in decodings) / drafted if drafted else 0.0,
+        rtfx=statistics.median(run.rtfx for run in runs),
+        rtfx_to_off=statistics.median(run.rtfx / off.rtfx for run, off in zip(runs, plain, strict=True)),
         wer=_word_error_rate(clips, decodings, truths),
-        same_as_off=sum(a.token_ids == b.token_ids for a, b in zip(decodings, plain[1], strict=True)) / len(clips),
+        same_as_off=statistics.mean(same),
     )
 
 
@@ -158,16 +205,21 @@ def _word_error_rate(clips: list[ClipRequest], decodings: list[Decoding], truths
     texts: dict[str, dict[str, str]] = {}
     for clip, decoding in zip(clips, decodings, strict=True):
         texts.setdefault(clip.id.rpartition("/")[0], {}).setdefault(clip.id, decoding.text)
-    pairs = [(truths[name], " ".join(parts.values())) for name, parts in texts.items() if truths.get(name)]
-    return jiwer.wer([truth for truth, _ in pairs], [said for _, said in pairs]) if pairs else float("nan")
+    english = {clip.id.rpartition("/")[0] for clip in clips if clip.options.language == "en"}
+    scores = [
+        score(name, truths[name], " ".join(parts.values()), name in english)
+        for name, parts in texts.items()
+        if name in truths
+    ]
+    return Evaluation(scores, failed=0, rtfx=None).wer
 
 
-def _print(levels: list[Level], clips: int) -> None:
+def _print(levels: list[Level], clips: int, free_tokens: float) -> None:
     table = Table(
         "concurrency", "mode", "steps a clip", "tokens a step", "accepted", "RTFx", "to off", "WER", "same as off",
         title=f"{clips} clips",
     )  # fmt: skip
-    for level in sorted(levels, key=lambda level: level.concurrency):
+    for level in levels:
         table.add_row(
             str(level.concurrency),
             level.mode,
@@ -180,6 +232,7 @@ def _print(levels: list[Level], clips: int) -> None:
             f"{level.same_as_off:.1%}",
         )
     Console().print(table)
+    Console().print(f"the fixed part of a step costs as much as {free_tokens:.0f} tokens")
 
 
 if __name__ == "__main__":

@@ -7,23 +7,24 @@ layers of 2048, vocabulary 100353), the weights are vLLM's dummies in bfloat16. 
 with the same number of tokens. First without speculation, which also shows what this model writes; then
 with drafts in which every token is right with a chosen probability, in slices of full length. Random
 logits are close to each other, and in bfloat16 their order depends a little on the batch: the acceptance
-that came of it is measured and shown.
+that came of it is measured and shown. Each level is run several times; medians count.
 
 Prints time per utterance to off, by acceptance and concurrency, and the number of tokens whose
-verification costs as much as the fixed part of a step, fitted over all runs: F of
-``speech.granite.pace``. The last line is JSON. ``--small`` is a model that a CPU can run, for trying
+verification costs as much as the fixed part of a step, fitted over all runs as in ``bench.speculation``: F
+of ``speech.granite.pace``. The last line is JSON. ``--small`` is a model that a CPU can run, for trying
 this script out.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
+import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +32,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, EngineConfig
+from bench.speculation import Run, decode_all, fitted_free_tokens
+from speech.engine import SAMPLE_RATE, ClipRequest, EngineConfig
 from speech.engine_vllm import VllmEngine
 from speech.models import AUDIO_TOKEN, GRANITE_4_0, Family
 from speech.recording import Options
 
 TURNS = 3  # clips that each place decodes
+PLAIN = -1  # in place of a share of right tokens: no drafts
 
 
 @dataclass(frozen=True)
-class Run:
-    """Clips decoded at one concurrency, without drafts or with drafts of one quality."""
+class Level:
+    """One concurrency, without drafts or with drafts of one quality."""
 
     concurrency: int
-    asked: int | None  # per cent of drafted tokens meant to be right; None: no drafts
+    right: int | None  # per cent of drafted tokens meant to be right; None: no drafts
     accepted: float  # share of drafted tokens that the model accepted
     utterance_s: float  # engine seconds per utterance
     to_off: float  # RTFx to that without drafts
     step_s: float
-    step_tokens: float  # tokens that a step computed, in the mean
+    step_tokens: float  # tokens that a step computed, the prompts' left out, in the mean
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,28 +61,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--acceptance", default="0,50,80,95", help="per cent of drafted tokens that are right")
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a clip")
     parser.add_argument("--tokens", type=int, default=48, help="output tokens of a clip")
-    parser.add_argument("--draft-tokens", type=int, default=EngineConfig().draft_tokens)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--draft-tokens", type=int, help="tokens of a draft verified at once, at most")
     parser.add_argument("--small", action="store_true")
     parsed = parser.parse_args(arguments)
     levels = [int(level) for level in parsed.concurrency.split(",")]
+    shares = [int(share) for share in parsed.acceptance.split(",")]
     clips = noise(max(levels) * TURNS, parsed.seconds)
     with random_checkpoint(parsed.small) as folder:
-        config = EngineConfig(model=folder, speculation="off", concurrent_clips=max(levels))
-        plain = asyncio.run(_plain(config, clips, levels, parsed.tokens))
-        wanted = [decoding.token_ids for decoding in plain[max(levels)][1]]
-        config = config.model_copy(update={"speculation": "ctc", "draft_tokens": parsed.draft_tokens})
-        shares = [int(share) for share in parsed.acceptance.split(",")]
-        drafted = asyncio.run(_drafted(config, clips, levels, parsed.tokens, shares, wanted))
-    runs = [
-        _run(concurrency, share, elapsed, decodings, plain[concurrency][0])
-        for (concurrency, share), (elapsed, decodings) in sorted(
-            {(level, None): found for level, found in plain.items()} | drafted,
-            key=lambda item: (item[0][0], -1 if item[0][1] is None else item[0][1]),
+        config = EngineConfig(
+            model=folder, speculation="off", concurrent_clips=max(levels), draft_tokens=parsed.draft_tokens
         )
-    ]
-    free_tokens = _free_tokens(runs)
-    _print(runs, free_tokens)
-    print(json.dumps({"free_tokens": free_tokens, "runs": [asdict(run) for run in runs]}))
+        plain = asyncio.run(_plain(config, clips, levels, parsed.tokens, parsed.rounds))
+        wanted = [decoding.token_ids for decoding in plain[max(levels), PLAIN][0].decodings]
+        config = config.model_copy(update={"speculation": "ctc"})
+        drafted = asyncio.run(_drafted(config, clips, levels, parsed.tokens, parsed.rounds, shares, wanted))
+    runs = dict(sorted((plain | drafted).items()))
+    measured = [_level(right, found, plain[level, PLAIN]) for (level, right), found in runs.items()]
+    free_tokens = fitted_free_tokens([*itertools.chain(*runs.values())])
+    _print(measured, free_tokens)
+    print(json.dumps({"free_tokens": round(free_tokens, 1), "levels": [asdict(level) for level in measured]}))
 
 
 class FixedLength(VllmEngine):
@@ -88,7 +89,7 @@ class FixedLength(VllmEngine):
     def __init__(self, config: EngineConfig, family: Family, tokens: int) -> None:
         super().__init__(config, family)
         self._tokens = tokens
-        self.drafts: dict[str, list[int]] = {}
+        self.drafts: list[list[int]] = []  # by the number that ``decode_all`` gives a clip
 
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         return super()._arguments(config, on_cpu) | {"load_format": "dummy"}
@@ -96,17 +97,21 @@ class FixedLength(VllmEngine):
     def _sampling(self, clip: ClipRequest) -> Any:
         sampling = super()._sampling(clip)
         sampling.ignore_eos, sampling.max_tokens = True, self._tokens
-        sampling.extra_args = {"draft": self.drafts[clip.id]} if clip.id in self.drafts else None
+        sampling.extra_args = {"draft": self.drafts[int(clip.id.partition("/")[0])]} if self.drafts else None
         return sampling
 
 
-async def _plain(
-    config: EngineConfig, clips: list[ClipRequest], levels: list[int], tokens: int
-) -> dict[int, tuple[float, list[Decoding]]]:
+Runs = dict[tuple[int, int], list[Run]]  # by concurrency and share of right tokens
+
+
+async def _plain(config: EngineConfig, clips: list[ClipRequest], levels: list[int], tokens: int, rounds: int) -> Runs:
     engine = FixedLength(config, GRANITE_4_0, tokens)
     try:
-        await _decode_all(engine, clips[:4], 4)  # pays for what is set up once
-        return {level: await _decode_all(engine, clips[: level * TURNS], level) for level in levels}
+        await decode_all(engine, clips[:4], 4)  # pays for what is set up once
+        return {
+            (level, PLAIN): [await decode_all(engine, clips[: level * TURNS], level) for _ in range(rounds)]
+            for level in levels
+        }
     finally:
         engine.stop()
 
@@ -116,76 +121,53 @@ async def _drafted(
     clips: list[ClipRequest],
     levels: list[int],
     tokens: int,
+    rounds: int,
     shares: list[int],
     wanted: list[tuple[int, ...]],
-) -> dict[tuple[int, int | None], tuple[float, list[Decoding]]]:
+) -> Runs:
     engine = FixedLength(config, GRANITE_4_0, tokens)
     vocabulary = max(token for one in wanted for token in one) + 2
-    found: dict[tuple[int, int | None], tuple[float, list[Decoding]]] = {}
+    runs: Runs = {}
     try:
-        await _decode_all(engine, clips[:4], 4)
-        for share in shares:
+        await decode_all(engine, clips[:4], 4)
+        for share, level, _ in itertools.product(shares, levels, range(rounds)):
             rng = random.Random(share)
-            for level in levels:
-                named = [replace(clip, id=f"{share}-{level}-{clip.id}") for clip in clips[: level * TURNS]]
-                for clip, right in zip(named, wanted, strict=False):
-                    engine.drafts[clip.id] = [
-                        token if rng.random() * 100 < share else (token + 1) % vocabulary for token in right
-                    ]
-                found[level, share] = await _decode_all(engine, named, level)
-        return found
+            engine.drafts = [
+                [token if rng.random() * 100 < share else (token + 1) % vocabulary for token in right]
+                for right in wanted
+            ]
+            runs.setdefault((level, share), []).append(await decode_all(engine, clips[: level * TURNS], level))
+        return runs
     finally:
         engine.stop()
 
 
-async def _decode_all(engine: VllmEngine, clips: list[ClipRequest], concurrency: int) -> tuple[float, list[Decoding]]:
-    """Seconds for all clips, so many at a time, and their decodings."""
-    places = asyncio.Semaphore(concurrency)
-
-    async def decode(clip: ClipRequest) -> Decoding:
-        async with places:
-            return await engine.decode(clip)
-
-    start = time.perf_counter()
-    decodings = await asyncio.gather(*map(decode, clips))
-    return time.perf_counter() - start, decodings
-
-
-def _run(concurrency: int, asked: int | None, elapsed: float, decodings: list[Decoding], plain_s: float) -> Run:
-    written = sum(each.usage.output_tokens for each in decodings)
+def _level(right: int, runs: list[Run], plain: list[Run]) -> Level:
+    decodings = runs[0].decodings
     drafted = sum(each.usage.draft_tokens for each in decodings)
-    accepted = sum(each.usage.accepted_draft_tokens for each in decodings)
-    prompts = sum(each.usage.prompt_tokens for each in decodings)
-    steps = (written - accepted) / concurrency  # each serves all places at once
-    return Run(
-        concurrency=concurrency,
-        asked=asked,
-        accepted=accepted / drafted if drafted else 0.0,
-        utterance_s=elapsed / len(decodings),
-        to_off=plain_s / elapsed,
-        step_s=elapsed / steps,
-        step_tokens=(written - accepted + drafted + prompts) / steps,
+    seconds = statistics.median(run.seconds for run in runs)
+    return Level(
+        concurrency=runs[0].concurrency,
+        right=None if right == PLAIN else right,
+        accepted=sum(each.usage.accepted_draft_tokens for each in decodings) / drafted if drafted else 0.0,
+        utterance_s=seconds / len(decodings),
+        to_off=statistics.median(run.seconds for run in plain) / seconds,
+        step_s=seconds / runs[0].steps,
+        step_tokens=runs[0].tokens / runs[0].steps,
     )
 
 
-def _free_tokens(runs: list[Run]) -> float:
-    """Fixed seconds of a step over seconds a token, by least squares over all runs."""
-    seconds = np.array([run.step_s for run in runs])
-    fixed, each = np.linalg.lstsq(np.array([[1.0, run.step_tokens] for run in runs]), seconds, rcond=None)[0]
-    return float(fixed / each) if each > 0 else float("inf")
-
-
-def _print(runs: list[Run], free_tokens: float) -> None:
+def _print(levels: list[Level], free_tokens: float) -> None:
     table = Table("concurrency", "drafts right", "accepted", "s an utterance", "to off", "ms a step", "tokens a step")
-    for run in runs:
+    for level in levels:
         table.add_row(
-            str(run.concurrency),
-            "off" if run.asked is None else f"{run.asked} %",
-            "" if run.asked is None else f"{run.accepted:.0%}",
-            f"{run.utterance_s:.4f}",
-            f"{run.to_off:.2f}",
-            f"{run.step_s * 1e3:.1f}",
-            f"{run.step_tokens:.0f}",
+            str(level.concurrency),
+            "off" if level.right is None else f"{level.right} %",
+            "" if level.right is None else f"{level.accepted:.0%}",
+            f"{level.utterance_s:.4f}",
+            f"{level.to_off:.2f}",
+            f"{level.step_s * 1e3:.1f}",
+            f"{level.step_tokens:.0f}",
         )
     Console().print(table)
     Console().print(f"the fixed part of a step costs as much as {free_tokens:.0f} tokens")

@@ -1,7 +1,6 @@
 """The engines on the demo checkpoint: what no peer promises, and what every caller relies on."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,34 +10,17 @@ import pytest
 from speech.engine import SAMPLE_RATE, ClipRequest, EngineConfig, start_engine
 from speech.errors import EngineError, UsageError
 from speech.granite.encoder import similar_lengths
-from speech.listener import Listener
 from speech.models import family_of
-from speech.recording import Options, Recording
+from speech.recording import Options
 from tests.engines import RunningEngine
 
 MODEL = "demo/model"
-SAMPLES = Path("demo/samples")
 
 
 @pytest.fixture(scope="module")
-def vllm() -> Iterator[RunningEngine]:
-    engine = RunningEngine(EngineConfig(model=MODEL, kv_cache_gb=0.5))
-    yield engine
-    engine.stop()
-
-
-@pytest.fixture(scope="module")
-def clips() -> list[ClipRequest]:
-    """Speech of many lengths, from the sample calls."""
-    listener = Listener(clip_s=30.0)
-    found = []
-    for path in sorted(SAMPLES.glob("*.wav"))[:8]:
-        try:
-            heard = listener.listen(Recording(id=path.stem, audio=str(path)))
-        except Exception:  # the samples hold bad files on purpose
-            continue
-        found += [ClipRequest(clip.samples, Options(), id="") for clip in heard.clips]
-    lengths = {len(clip.samples) // 1600: clip for clip in found}  # to a tenth of a second, one of each
+def clips(sample_clips: list[ClipRequest]) -> list[ClipRequest]:
+    """Speech of many lengths."""
+    lengths = {len(clip.samples) // 1600: clip for clip in sample_clips}  # to a tenth of a second, one of each
     chosen = list(lengths.values())[:12]
     assert len(chosen) >= 6
     return chosen
@@ -48,19 +30,19 @@ def named(clips: list[ClipRequest], name: str) -> list[ClipRequest]:
     return [replace(clip, id=f"{name}-{number}") for number, clip in enumerate(clips)]
 
 
-def test_a_transcript_never_depends_on_its_neighbours(vllm: RunningEngine, clips: list[ClipRequest]) -> None:
-    alone = [vllm.decode(clip)[0].token_ids for clip in named(clips, "alone")]
+def test_a_transcript_never_depends_on_its_neighbours(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
+    alone = [greedy.decode(clip)[0].token_ids for clip in named(clips, "alone")]
     assert len(set(alone)) > len(clips) // 2  # real and different transcripts, or equality says nothing
     order = list(range(len(clips)))
     for attempt in range(3):
         random.Random(attempt).shuffle(order)
-        together = vllm.decode(*named([clips[index] for index in order], f"mix{attempt}"))
+        together = greedy.decode(*named([clips[index] for index in order], f"mix{attempt}"))
         assert [decoding.token_ids for decoding in together] == [alone[index] for index in order]
 
 
-def test_transformers_gives_the_same_tokens_at_float32(vllm: RunningEngine, clips: list[ClipRequest]) -> None:
+def test_transformers_gives_the_same_tokens_at_float32(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
     reference = RunningEngine(EngineConfig(model=MODEL, engine="transformers", dtype="float32"))
-    expected, found = reference.decode(*named(clips, "hf")), vllm.decode(*named(clips, "vllm"))
+    expected, found = reference.decode(*named(clips, "hf")), greedy.decode(*named(clips, "vllm"))
     reference.stop()
     assert [each.token_ids for each in found] == [each.token_ids for each in expected]
     assert [each.text for each in found] == [each.text for each in expected]
@@ -69,8 +51,8 @@ def test_transformers_gives_the_same_tokens_at_float32(vllm: RunningEngine, clip
         assert each.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
 
 
-def test_tokens_are_counted(vllm: RunningEngine, clips: list[ClipRequest]) -> None:
-    [decoding] = vllm.decode(replace(clips[0], id="counted"))
+def test_tokens_are_counted(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
+    [decoding] = greedy.decode(replace(clips[0], id="counted"))
     usage = decoding.usage
     # Granite Speech hears ten tokens a second, in windows of three (facts of the Q-Former's shape).
     assert usage.audio_tokens == pytest.approx(10 * clips[0].seconds, abs=3)
@@ -79,19 +61,19 @@ def test_tokens_are_counted(vllm: RunningEngine, clips: list[ClipRequest]) -> No
     assert decoding.complete
 
 
-def test_output_is_capped_by_the_length_of_the_clip(vllm: RunningEngine) -> None:
+def test_output_is_capped_by_the_length_of_the_clip(greedy: RunningEngine) -> None:
     noise = (np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE) * 8000).astype(np.int16)
-    [decoding] = vllm.decode(ClipRequest(noise, Options(), id="noise"))
+    [decoding] = greedy.decode(ClipRequest(noise, Options(), id="noise"))
     assert len(decoding.token_ids) <= family_of(MODEL).max_tokens(2.0)
 
 
-def test_a_clip_that_the_engine_refuses_fails_alone(vllm: RunningEngine, clips: list[ClipRequest]) -> None:
+def test_a_clip_that_the_engine_refuses_fails_alone(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
     many = tuple(f"keyword number {number} which is much too long to fit" for number in range(199))
     too_much = ClipRequest(clips[0].samples, Options(keywords=many), id="too-much")
     with pytest.raises(EngineError) as refused:
-        vllm.decode(too_much)
+        greedy.decode(too_much)
     assert refused.value.code == "engine_refused"
-    assert vllm.decode(replace(clips[0], id="next"))[0].text
+    assert greedy.decode(replace(clips[0], id="next"))[0].text
 
 
 def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:

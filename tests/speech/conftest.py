@@ -1,0 +1,34 @@
+"""What several modules share because it is dear: an engine on the demo checkpoint, and what it is given to hear."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from speech.engine import ClipRequest, EngineConfig
+from speech.errors import RayscribeError
+from speech.listener import Listener
+from speech.recording import Options, Recording
+from tests.engines import RunningEngine
+
+SAMPLES = Path("demo/samples")
+
+
+@pytest.fixture(scope="package")
+def greedy() -> Iterator[RunningEngine]:
+    """vLLM on the demo checkpoint, without drafts. Started once, for it takes most of a minute."""
+    engine = RunningEngine(EngineConfig(model="demo/model", kv_cache_gb=0.5, speculation="off"))
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="package")
+def sample_clips() -> list[ClipRequest]:
+    """All clips of the sample calls."""
+    listener, found = Listener(clip_s=30.0), []
+    for path in sorted(SAMPLES.iterdir()):
+        try:
+            found += listener.listen(Recording(id=path.stem, audio=str(path))).clips
+        except RayscribeError:  # some are bad on purpose, and one is the manifest
+            continue
+    return [ClipRequest(clip.samples, Options(), str(number)) for number, clip in enumerate(found)]
