@@ -214,7 +214,8 @@ def _leave(died: EngineDied) -> NoReturn:
 def build(settings: ServeSettings) -> serve.Application:
     """The application, for ``serve run serve.app:build model=…`` and Serve configs (``serve/config.yaml``)."""
     resources = ray.cluster_resources()
-    return application(settings, plan_layout(resources, int(resources["CPU"]), settings.listeners, settings.engines))
+    cpus = int(resources.get("CPU", 0))  # none yet where nodes come as they are needed
+    return application(settings, plan_layout(resources, cpus, settings.listeners, settings.engines))
 
 
 def application(settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine) -> serve.Application:
