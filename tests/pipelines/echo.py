@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -47,6 +49,16 @@ def start_echo(config: EngineConfig, family: Family) -> EchoEngine:
     return EchoEngine()
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended."""
+
+    folder: Path  # of the calls and their manifest
+    output: Path
+    rows: list[dict[str, Any]]  # of the manifest
+    answers: list[dict[str, Any]]  # of the output
+
+
 def make_calls(folder: Path) -> None:
     """Fills a folder with audio, good and bad."""
     for name in ("agent", "customer"):
@@ -65,13 +77,13 @@ def job_of(manifest: str, output: Path, **settings: object) -> Job:
     return Job.from_settings({"manifest": manifest, "output": str(output), **settings})
 
 
-def answers_in(output: Path) -> list[dict[str, object]]:
+def answers_in(output: Path) -> list[dict[str, Any]]:
     """The output, read as a user would."""
     table = duckdb.sql(f"SELECT * FROM read_parquet('{output}/transcripts/*/*.parquet', hive_partitioning = true)")
     return table.arrow().read_all().to_pylist()
 
 
-def transcribe(manifest: str, output: Path, **settings: object) -> list[dict[str, object]]:
+def transcribe(manifest: str, output: Path, **settings: object) -> list[dict[str, Any]]:
     """Runs the job and reads its output."""
     run(job_of(manifest, output, **settings), start_echo)
     return answers_in(output)

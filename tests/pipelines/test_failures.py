@@ -11,7 +11,7 @@ from pipelines.lease import Lease
 from pipelines.status import status_of
 from pipelines.transcribe import retry, run
 from speech.errors import UsageError
-from tests.pipelines.echo import answers_in, job_of, manifest_of, start_echo, transcribe
+from tests.pipelines.echo import Finished, answers_in, job_of, manifest_of, start_echo, transcribe
 
 
 def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_path: Path) -> None:
@@ -34,52 +34,48 @@ def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_
     assert set(errors.values()) == {None}
 
 
-def test_retry_tries_only_what_failed_and_each_stands_once(calls: Path, tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [
-        {"audio": "agent.flac", "id": "good"},
-        {"audio": "late.flac", "id": "came-late"},
-        {"audio": "never.flac", "id": "never-came"},
-    ]
-    job = job_of(manifest_of(calls, *rows), tmp_path / "out")
-    assert run(job, start_echo).failed.total() == 2
-    good_file = next((tmp_path / "out/transcripts/status=ok").iterdir())
-    written = good_file.stat().st_mtime_ns
-    shutil.copy(calls / "agent.flac", calls / "late.flac")
-    summary = retry(job, start_echo)
-    assert (summary.ok, summary.failed.total(), summary.done_before) == (1, 1, 1)
-    answers = {row["recording_id"]: row for row in answers_in(tmp_path / "out")}
-    assert {name: (row["status"], row["attempt"]) for name, row in answers.items()} == {
-        "good": ("ok", 1),
-        "came-late": ("ok", 2),
-        "never-came": ("failed", 2),
-    }
-    assert len(answers_in(tmp_path / "out")) == 3
-    assert good_file.stat().st_mtime_ns == written
+def test_retry_tries_only_what_failed_and_each_stands_once(copied: Finished) -> None:
+    failed = sorted(row["recording_id"] for row in copied.answers if row["status"] == "failed")
+    done = {path: path.stat().st_mtime_ns for path in (copied.output / "transcripts" / "status=ok").iterdir()}
+    shutil.copy(copied.folder / "agent.flac", copied.folder / "missing.wav")  # it has come late
+    summary = retry(job_of(manifest_of(copied.folder, *copied.rows), copied.output), start_echo)
+    assert (summary.ok, summary.failed.total()) == (1, len(failed) - 1)
+    assert summary.done_before == len(copied.rows) - len(failed)
+    answers = answers_in(copied.output)
+    assert sorted(row["recording_id"] for row in answers) == sorted(row["id"] for row in copied.rows)
+    stand = {row["recording_id"]: (row["status"], row["attempt"]) for row in answers}
+    assert stand["missing"] == ("ok", 2)
+    assert {stand[name] for name in failed if name != "missing"} == {("failed", 2)}
+    assert {stand[row["id"]] for row in copied.rows if row["id"] not in failed} == {("ok", 1)}
+    assert {path: path.stat().st_mtime_ns for path in done} == done
 
 
-def test_status_tells_what_failed_and_why(calls: Path, tmp_path: Path) -> None:
-    transcribe(manifest_of(calls, {"audio": "agent.flac"}, {"audio": "gone.wav", "id": "gone"}), tmp_path / "out")
-    status = status_of(str(tmp_path / "out"), {})
-    assert (status.recordings, status.ok, status.finished, status.holder) == (2, 1, True, None)
-    assert [(row["recording_id"], row["error"]["code"]) for row in status.failures] == [("gone", "not_found")]
+def test_status_tells_what_failed_and_why(finished: Finished, tmp_path: Path) -> None:
+    status = status_of(str(finished.output), {})
+    failures = [(row["recording_id"], row["error"]["code"]) for row in status.failures]
+    assert (status.recordings, status.finished, status.holder) == (len(finished.rows), True, None)
+    assert status.ok == len(finished.rows) - len(failures)
+    assert ("missing", "not_found") in failures
+    assert sorted(failures) == sorted(
+        (row["recording_id"], row["error"]["code"]) for row in finished.answers if row["error"]
+    )
     with pytest.raises(UsageError, match=r"job\.json"):
         status_of(str(tmp_path), {})
 
 
-def test_other_settings_on_the_same_output_are_refused_by_name(calls: Path, tmp_path: Path) -> None:
-    manifest = manifest_of(calls, {"audio": "agent.flac", "id": "one"})
-    transcribe(manifest, tmp_path / "out")
+def test_other_settings_on_the_same_output_are_refused_by_name(copied: Finished) -> None:
+    manifest = manifest_of(copied.folder, *copied.rows, {"audio": "customer.flac", "id": "new"})
     with pytest.raises(UsageError, match="language was 'en' and is now 'de'") as refused:
-        run(job_of(manifest, tmp_path / "out", language="de"), start_echo)
+        run(job_of(manifest, copied.output, language="de"), start_echo)
     assert refused.value.code == "changed_settings"
-    manifest = manifest_of(calls, {"audio": "agent.flac", "id": "one"}, {"audio": "customer.flac", "id": "two"})
-    answers = transcribe(manifest, tmp_path / "out", language="de", allow_changes=True)
-    assert {row["recording_id"]: row["language"] for row in answers} == {"one": "en", "two": "de"}
+    answers = transcribe(manifest, copied.output, language="de", allow_changes=True)
+    languages = {row["recording_id"]: row["language"] for row in answers}
+    assert (languages["good"], languages["new"]) == ("en", "de")
 
 
-def test_a_second_run_on_one_output_is_refused(calls: Path, tmp_path: Path) -> None:
-    manifest = manifest_of(calls, {"audio": "agent.flac"})
-    with Lease(str(tmp_path / "out"), Storage(), renew_s=0.2), pytest.raises(UsageError) as refused:
-        run(job_of(manifest, tmp_path / "out"), start_echo)
+def test_a_second_run_on_one_output_is_refused(copied: Finished) -> None:
+    manifest = manifest_of(copied.folder, *copied.rows)
+    with Lease(str(copied.output), Storage(), renew_s=0.2), pytest.raises(UsageError) as refused:
+        run(job_of(manifest, copied.output), start_echo)
     assert refused.value.code == "output_in_use"
-    assert len(transcribe(manifest, tmp_path / "out")) == 1  # and once it is free, it runs
+    assert run(job_of(manifest, copied.output), start_echo).done_before  # and once it is free, it runs
