@@ -1,4 +1,4 @@
-"""k8s/rayjob.yaml: valid for KubeRay, free of what its operator refuses, and its command runs as written."""
+"""k8s/: manifests valid for KubeRay and Serve, free of what the operator refuses; the job's command runs as written."""
 
 import json
 import os
@@ -21,7 +21,8 @@ from pipelines.job import Job
 from tests.conftest import S3
 
 ROOT = Path(__file__).parent.parent
-MANIFEST = ROOT / "k8s" / "rayjob.yaml"
+RAY_JOB = ROOT / "k8s" / "rayjob.yaml"
+RAY_SERVICE = ROOT / "k8s" / "rayservice.yaml"
 CHECKER = ROOT.parent / "shared" / "crds" / "validate.py"  # KubeRay's own schemas, beside the repository
 MODEL = ROOT / "demo" / "model"
 MOUNTED = "/etc/rayscribe/job.yaml"
@@ -29,24 +30,37 @@ MOUNTED = "/etc/rayscribe/job.yaml"
 
 @pytest.fixture(scope="module")
 def config_map() -> dict[str, Any]:
-    return _document("ConfigMap")
+    return _document(RAY_JOB, "ConfigMap")
 
 
 @pytest.fixture(scope="module")
 def job() -> dict[str, Any]:
-    spec: dict[str, Any] = _document("RayJob")["spec"]
+    spec: dict[str, Any] = _document(RAY_JOB, "RayJob")["spec"]
     return spec
 
 
-def _document(kind: str) -> dict[str, Any]:
-    [found] = [each for each in yaml.safe_load_all(MANIFEST.read_text()) if each["kind"] == kind]
+@pytest.fixture(scope="module")
+def service() -> dict[str, Any]:
+    spec: dict[str, Any] = _document(RAY_SERVICE, "RayService")["spec"]
+    return spec
+
+
+@pytest.fixture(params=["job", "service"])
+def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The Ray cluster of either manifest."""
+    spec: dict[str, Any] = request.getfixturevalue(request.param)
+    found: dict[str, Any] = spec["rayClusterSpec" if request.param == "job" else "rayClusterConfig"]
+    return found
+
+
+def _document(manifest: Path, kind: str) -> dict[str, Any]:
+    [found] = [each for each in yaml.safe_load_all(manifest.read_text()) if each["kind"] == kind]
     document: dict[str, Any] = found
     return document
 
 
-def _pods(job: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _pods(cluster: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Each group with its pod."""
-    cluster = job["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         yield group, group["template"]["spec"]
 
@@ -57,10 +71,11 @@ def _bytes(quantity: str) -> int:
 
 
 @pytest.mark.skipif(not CHECKER.exists(), reason="KubeRay's schemas are not beside this repository")
-def test_it_is_valid_for_kuberay_without_an_unknown_field() -> None:
-    checked = subprocess.run([sys.executable, str(CHECKER), str(MANIFEST)], capture_output=True, text=True)
+def test_they_are_valid_for_kuberay_without_an_unknown_field() -> None:
+    manifests = [str(RAY_JOB), str(RAY_SERVICE)]
+    checked = subprocess.run([sys.executable, str(CHECKER), *manifests], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
-    assert "1 ray.io documents checked, 0 errors" in checked.stdout
+    assert "2 ray.io documents checked, 0 errors" in checked.stdout
 
 
 # Rules that the operator has and the schemas cannot say.
@@ -78,11 +93,10 @@ def test_what_excludes_each_other_is_not_together(job: dict[str, Any]) -> None:
     assert not (mode == "SidecarMode" and {"submitterPodTemplate", "submitterConfig"} & job.keys())
 
 
-def test_what_the_autoscaler_asks_for(job: dict[str, Any]) -> None:
-    cluster = job["rayClusterSpec"]
+def test_what_the_autoscaler_asks_for(cluster: dict[str, Any]) -> None:
     assert cluster["enableInTreeAutoscaling"]
     assert cluster["autoscalerOptions"]["version"] == "v2"
-    for group, pod in _pods(job):
+    for group, pod in _pods(cluster):
         assert pod.get("restartPolicy", "Never") == "Never"
         assert "labels" not in group.get("rayStartParams", {})
         assert not (group.get("resources") and {"num-cpus", "num-gpus", "resources"} & group["rayStartParams"].keys())
@@ -91,23 +105,24 @@ def test_what_the_autoscaler_asks_for(job: dict[str, Any]) -> None:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
 
 
-def test_ray_is_the_one_that_is_installed(job: dict[str, Any]) -> None:
-    assert job["rayClusterSpec"]["rayVersion"] == version("ray")
+def test_ray_is_the_one_that_is_installed_and_listens_to_nobody_else(cluster: dict[str, Any]) -> None:
+    assert cluster["rayVersion"] == version("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
 
 
 # What a pod needs.
 
 
 def test_every_pod_has_the_credentials_from_the_secret_and_nowhere_else(job: dict[str, Any]) -> None:
-    for _, pod in _pods(job):
+    for _, pod in _pods(job["rayClusterSpec"]):
         [container] = pod["containers"]
         assert container["envFrom"] == [{"secretRef": {"name": "rayscribe-storage"}}]
         assert "env" not in container
-    assert not re.search(r"AWS_|AKIA|secret_?key", MANIFEST.read_text(), re.IGNORECASE)
+    assert not re.search(r"AWS_|AKIA|secret_?key", RAY_JOB.read_text(), re.IGNORECASE)
 
 
-def test_every_pod_has_limits_shared_memory_and_no_privileges(job: dict[str, Any]) -> None:
-    for _, pod in _pods(job):
+def test_every_pod_has_limits_shared_memory_and_no_privileges(cluster: dict[str, Any]) -> None:
+    for _, pod in _pods(cluster):
         [container] = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
@@ -137,8 +152,8 @@ def _limits(group: dict[str, Any]) -> dict[str, str]:
     return limits
 
 
-def test_the_image_is_built_as_the_readme_says(job: dict[str, Any]) -> None:
-    [image] = {pod["containers"][0]["image"] for _, pod in _pods(job)}
+def test_the_image_is_built_as_the_readme_says(cluster: dict[str, Any]) -> None:
+    [image] = {pod["containers"][0]["image"] for _, pod in _pods(cluster)}
     assert f"docker build -f k8s/Dockerfile -t {image} ." in (ROOT / "k8s" / "README.md").read_text()
     assert image.endswith(f":{version('rayscribe')}")
     lines = (ROOT / "k8s" / "Dockerfile").read_text().splitlines()
@@ -150,7 +165,77 @@ def test_the_image_is_built_as_the_readme_says(job: dict[str, Any]) -> None:
     assert all((ROOT / path).exists() for path in copied)
 
 
-# The command.
+# The service.
+
+
+@pytest.fixture(scope="module")
+def serve_config(service: dict[str, Any]) -> Any:
+    """serveConfigV2, as Serve itself reads it."""
+    from ray.serve.schema import ServeDeploySchema
+
+    return ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
+
+
+def test_serve_reads_its_config_and_builds_the_application(serve_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a cluster whose nodes have not come yet: the head has no CPUs."""
+    import ray
+    from ray._common.utils import import_attr
+    from ray.serve._private.build_app import build_app
+
+    from serve.settings import ServeSettings
+
+    [application] = serve_config.applications
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 8e9})
+    settings = ServeSettings.from_settings(application.args)
+    built = build_app(import_attr(application.import_path)(settings), name=application.name, default_runtime_env={})
+    deployments = {deployment.name: deployment for deployment in built.deployments}
+    assert {told.name for told in application.deployments} <= deployments.keys()
+    engines = deployments["Transcriber"]._deployment_config.autoscaling_config
+    assert (engines.min_replicas, engines.max_replicas) == (settings.min_engines, settings.engines)
+
+
+def test_only_who_has_a_key_is_answered(service: dict[str, Any], serve_config: Any) -> None:
+    from serve.settings import ServeSettings
+
+    settings = ServeSettings.from_settings(serve_config.applications[0].args)
+    assert settings.host == serve_config.http_options.host == "0.0.0.0"
+    assert settings.api_keys == "/etc/rayscribe/keys"
+    listeners = service["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
+    [keys] = [volume["secret"]["secretName"] for volume in listeners["volumes"] if volume["name"] == "keys"]
+    mounted = {mount["name"]: mount for mount in listeners["containers"][0]["volumeMounts"]}
+    assert mounted["keys"] == {"name": "keys", "mountPath": "/etc/rayscribe", "readOnly": True}
+    told = (ROOT / "k8s" / "README.md").read_text()
+    assert f"kubectl create secret generic {keys} --from-file=keys=" in told
+
+
+def test_the_service_asks_for_what_its_pods_hold(service: dict[str, Any], serve_config: Any) -> None:
+    [application] = serve_config.applications
+    head, (listeners, engines) = _groups(service["rayClusterConfig"])
+    told = {deployment.name: deployment for deployment in application.deployments}
+    endpoints = told["Endpoint"].num_replicas
+    assert told["Endpoint"].ray_actor_options.num_cpus == 1  # where there are CPUs there are the keys, too
+    assert (told["Transcriber"].ray_actor_options.num_gpus, told["Transcriber"].ray_actor_options.num_cpus) == (1, 0)
+    assert application.args["engines"] == engines["maxReplicas"] * int(_limits(engines)["nvidia.com/gpu"])
+    assert application.args["min_engines"] >= engines["minReplicas"]  # else a GPU is kept for nobody
+    assert application.args["listeners"] == listeners["maxReplicas"] * int(_limits(listeners)["cpu"]) - endpoints
+    assert listeners["minReplicas"] >= 1  # the Endpoints are always there
+    for group in (head, engines):
+        assert group["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_an_upgrade_lets_requests_finish(service: dict[str, Any], serve_config: Any) -> None:
+    from serve.settings import ServeSettings
+
+    settings = ServeSettings.from_settings(serve_config.applications[0].args)
+    assert service["upgradeStrategy"] == {"type": "NewCluster"}
+    assert service["rayClusterDeletionDelaySeconds"] >= settings.drain_s
+
+
+def _groups(cluster: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+
+
+# The job's command.
 
 
 def test_its_options_are_options(job: dict[str, Any], config_map: dict[str, Any], tmp_path: Path) -> None:
