@@ -216,6 +216,8 @@ class Storage:
                 on_failure.callback(os.unlink, part)
                 with os.fdopen(handle, "wb") as file:
                     file.write(data)
+                    file.flush()
+                    os.fsync(file)  # before it has its name: that must not stand over nothing after a power cut
                 os.chmod(part, 0o666 & ~_umask())  # mkstemp's files are the owner's alone
                 os.replace(part, path)
                 on_failure.pop_all()

@@ -6,7 +6,7 @@ A lease and not a lock, since the machine that holds it may vanish: one that is 
 taken over. No clock is compared with another machine's. A newcomer watches whether the lease is
 renewed under its eyes: if it is, another run is at work and the newcomer is refused; if not for
 EXPIRE_S, its holder is gone. On the machine of a holder that has died no time is lost: its process is
-looked up.
+looked up. A holder that was only asleep, as a laptop is, learns of it when it wakes (``check``).
 """
 
 import json
@@ -49,6 +49,7 @@ class Lease:
             "process_started": process.create_time(),
         }
         self._renewals = 0
+        self._taken_by: dict[str, Any] | None = None
         self._released = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True, name="lease")
 
@@ -67,7 +68,21 @@ class Lease:
     ) -> None:
         self._released.set()
         self._renewer.join()
-        self._storage.remove(self._uri)
+        if self._taken_by is None:
+            self._storage.remove(self._uri)
+
+    def check(self) -> None:
+        """Returns while the lease is held.
+
+        Raises:
+            RayscribeError: ``output_taken``: it was not renewed for so long that another run has taken it over.
+        """
+        if self._taken_by is not None:
+            raise RayscribeError(
+                "output_taken",
+                f"this run was silent for over {self._expire_s:.0f} s, and {_name(self._taken_by)} has taken "
+                f"{self._output} over: let that one end",
+            )
 
     def _await_end_of_other(self) -> None:
         """Returns when the lease that stands is nobody's."""
@@ -94,6 +109,10 @@ class Lease:
         while not self._released.wait(self._renew_s):
             self._renewals += 1
             try:
+                found = read_lease(self._output, self._storage)
+                if found is not None and found["run"] != self._holder["run"]:
+                    self._taken_by = found
+                    return
                 self._storage.write_bytes(self._uri, self._text())
             except RayscribeError as error:  # the next renewal may do; the work itself is tried apart
                 log.warning("the lease on %s could not be renewed: %s", self._output, error)
@@ -102,8 +121,12 @@ class Lease:
         return json.dumps(self._holder | {"renewals": self._renewals}).encode()
 
     def _in_use(self, holder: dict[str, Any] | None) -> UsageError:
-        who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        who = _name(holder) if holder else "another process"
         return UsageError("output_in_use", f"another run is writing to {self._output} ({who}): wait for it, or stop it")
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}"
 
 
 def read_lease(output: str, storage: Storage) -> dict[str, Any] | None:

@@ -97,10 +97,10 @@ def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
     if start is start_engine and not job.address:  # a cluster's machines have caches and networks of their own
         check_model(asked.model)
     output = Output(job.output, Storage(job.storage_options, COMMIT_PATIENCE_S))
-    with Lease(job.output, storage):
+    with Lease(job.output, storage) as lease:
         continues = output.job() is not None
         output.claim(job.what_texts_depend_on(), {"manifest": job.manifest}, job.allow_changes)
-        yield _Run(job, start, storage, output, continues)
+        yield _Run(job, start, storage, output, lease, continues)
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class _Run:
     start: EngineStarter
     storage: Storage
     output: Output
+    lease: Lease
     continues: bool  # an earlier run has begun on this output
 
     def transcribe(self, summary: Summary, attempt_of: Callable[[str], int | None]) -> None:
@@ -130,6 +131,7 @@ class _Run:
                 layout = _layout(self.job)
                 progress.start(to_do, waiting_for=f"{layout.engines} × {self.job.engine_config.model} to load")
                 for receipts in self._receipts(blocks, to_do, layout):
+                    self.lease.check()
                     summary.add(receipts)
                     progress.update(summary)
             progress.say("tidying the output")

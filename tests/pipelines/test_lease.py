@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster.storage import Storage
 from pipelines.lease import Lease, read_lease
-from speech.errors import UsageError
+from speech.errors import RayscribeError, UsageError
 from tests.conftest import S3
 
 
@@ -30,6 +31,25 @@ def test_one_holder_at_a_time(place: tuple[str, Storage]) -> None:
     assert read_lease(output, storage) is None
     with Lease(output, storage):
         assert read_lease(output, storage)
+
+
+def test_a_holder_that_was_asleep_learns_that_another_has_taken_over(place: tuple[str, Storage]) -> None:
+    output, storage = place
+
+    def work() -> None:
+        with Lease(output, storage, renew_s=0.05) as lease:
+            lease.check()
+            storage.write_bytes(f"{output}/lease.json", b'{"run": "another", "host": "there", "pid": 7}')
+            for _ in range(1000):
+                lease.check()
+                time.sleep(0.01)
+
+    with pytest.raises(RayscribeError, match="process 7 on there") as stopped:
+        work()
+    assert stopped.value.code == "output_taken"
+    found = read_lease(output, storage)
+    assert found is not None
+    assert found["run"] == "another"  # and keeps it
 
 
 def leave_behind(output: str, storage: Storage, **holder: object) -> None:
