@@ -22,6 +22,7 @@ export class TranscriptView {
     this.list.classList.remove("several");
     this.lines = new Map(); // segment → its line
     this.voices = new Map(); // who → the number of a colour
+    this.last = null;
     this.active = null;
   }
 
@@ -30,7 +31,8 @@ export class TranscriptView {
     const who = `${segment.channel} ${segment.speaker}`;
     if (!this.voices.has(who)) this.voices.set(who, this.voices.size % VOICES);
     segment.voice = this.voices.get(who);
-    const [before] = [...this.lines.keys()].slice(-1);
+    const before = this.last;
+    this.last = segment;
     if (before && before.channel !== segment.channel) this.list.classList.add("several");
 
     const line = document.createElement("li");

@@ -22,7 +22,6 @@ from speech.transcript import Segment, Transcript
 from tests.serve.canned import CannedHalves, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install Debian's package chromium")
 
 PAGE = Path("serve/playground")
 MODEL = "ibm-granite/granite-4.0-1b-speech"
@@ -60,6 +59,8 @@ def address(halves: CannedHalves) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: install Debian's package chromium")
     from playwright.sync_api import sync_playwright
 
     microphone = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
