@@ -12,7 +12,6 @@ from speech.errors import AudioError, UsageError
 from speech.recording import Recording
 from speech.transcript import Transcript
 
-
 FEW_FILES = 40  # are left as they are, here
 
 
