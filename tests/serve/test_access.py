@@ -29,9 +29,8 @@ def test_with_keys_only_their_holders_are_answered(keys: Path) -> None:
     with client_of(EchoEngine(), api_keys=str(keys), host="0.0.0.0", peer="203.0.113.7") as client:
         assert status(client, "sk-plain") == 200
         assert status(client, "sk-hashed") == 200
-        for wrong in (None, "", "sk-other", "# the bridge", "sk-plain ", "schlüssel".encode().decode("latin-1")):
-            expected = 200 if wrong == "sk-plain " else 401  # HTTP drops blanks around a header's value
-            assert status(client, wrong) == expected
+        for wrong in (None, "", "sk-other", "sk-plain2", "# the bridge"):
+            assert status(client, wrong) == 401
         refused = client.post("/v1/audio/transcriptions", content=b"x" * 100)
         assert refused.status_code == 401
         assert refused.json()["error"]["code"] == "invalid_api_key"

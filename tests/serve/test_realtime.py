@@ -1,0 +1,207 @@
+"""Live audio over the WebSocket, as a telephony bridge or OpenAI's client speaks it."""
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
+from starlette.websockets import WebSocketDisconnect
+
+from tests.pipelines.echo import EchoEngine
+from tests.serve.direct import MODEL, client_of
+from tests.speech.audio import sentence, silence
+
+URL = "ws://localhost:8000/v1/realtime?intent=transcription"
+PIECE = 1600  # bytes: a fifth of a second of G.711
+SPOKEN = np.concatenate([silence(1), sentence("agent"), silence(1.5), sentence("customer"), silence(1.5)])
+TRANSCRIPTION = "conversation.item.input_audio_transcription"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with client_of(EchoEngine()) as client:
+        yield client
+
+
+def ulaw(samples: np.ndarray = SPOKEN) -> list[bytes]:
+    out = io.BytesIO()
+    soundfile.write(out, samples, 8000, "ULAW", format="RAW")
+    data = out.getvalue()
+    return [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+
+
+def configure(session: WebSocketTestSession, **input: Any) -> dict[str, Any]:
+    asked = {"format": {"type": "audio/pcmu"}, **input}
+    session.send_json({"type": "session.update", "session": {"type": "transcription", "audio": {"input": asked}}})
+    answer: dict[str, Any] = session.receive_json()
+    return answer
+
+
+@contextmanager
+def opened(client: TestClient, **input: Any) -> Iterator[WebSocketTestSession]:
+    with client.websocket_connect(URL) as session:
+        assert session.receive_json()["type"] == "session.created"
+        assert configure(session, **input)["type"] == "session.updated"
+        yield session
+
+
+def append(session: WebSocketTestSession, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        session.send_json({"type": "input_audio_buffer.append", "audio": base64.b64encode(piece).decode()})
+
+
+def until(session: WebSocketTestSession, type: str, count: int = 1) -> list[dict[str, Any]]:
+    """Events as they come, to the ``count``-th of a type."""
+    events: list[dict[str, Any]] = []
+    while sum(event["type"] == type for event in events) < count:
+        events.append(session.receive_json())
+    return events
+
+
+def of_type(events: list[dict[str, Any]], type: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["type"] == type]
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_each_stretch_of_speech_is_an_item(client: TestClient, binary: bool) -> None:
+    with opened(client, transcription={"model": MODEL, "language": "de", "keywords": ["Kuhn"]}) as session:
+        if binary:
+            for piece in ulaw():
+                session.send_bytes(piece)
+        else:
+            append(session, ulaw())
+        events = until(session, f"{TRANSCRIPTION}.completed", 2)
+        started = of_type(events, "input_audio_buffer.speech_started")
+        committed = of_type(events, "input_audio_buffer.committed")
+        completed = of_type(events, f"{TRANSCRIPTION}.completed")
+        items = [event["item_id"] for event in started]
+        assert len(set(items)) == 2
+        assert [event["item_id"] for event in committed] == items
+        assert [event["item_id"] for event in completed] == items
+        assert committed[1]["previous_item_id"] == items[0]
+        assert [event["transcript"] for event in completed] == ["de Kuhn", "de Kuhn"]
+        assert 500 < started[0]["audio_start_ms"] < 1100
+        for item in items:
+            deltas = [event["delta"] for event in of_type(events, f"{TRANSCRIPTION}.delta") if event["item_id"] == item]
+            assert "".join(deltas) == "de Kuhn"
+
+
+def test_words_come_while_the_speaker_still_speaks(client: TestClient) -> None:
+    with opened(client) as session:
+        long = np.concatenate([sentence("agent")] * 3)
+        for piece in ulaw(long):
+            session.send_bytes(piece)
+        events = until(session, f"{TRANSCRIPTION}.delta")
+        assert not of_type(events, "input_audio_buffer.committed")
+
+
+def test_a_commit_ends_what_is_being_said(client: TestClient) -> None:
+    with opened(client) as session:
+        append(session, ulaw()[:15])  # into the middle of the first sentence
+        session.send_json({"type": "input_audio_buffer.commit"})
+        events = until(session, f"{TRANSCRIPTION}.completed")
+        assert events[-1]["transcript"] == "en"
+        session.send_json({"type": "input_audio_buffer.commit", "event_id": "mine"})
+        [error] = until(session, "error")
+        assert error["error"]["code"] == "input_audio_buffer_commit_empty"
+        assert error["error"]["event_id"] == "mine"
+
+
+def test_without_turn_detection_the_client_says_what_an_item_is(client: TestClient) -> None:
+    with opened(client, turn_detection=None) as session:
+        append(session, ulaw())
+        session.send_json({"type": "input_audio_buffer.commit"})
+        events = until(session, f"{TRANSCRIPTION}.completed")
+        assert not of_type(events, "input_audio_buffer.speech_started")
+        assert events[-1]["transcript"] == "en en"
+
+
+def test_what_is_cleared_is_not_heard(client: TestClient) -> None:
+    with opened(client, turn_detection=None) as session:
+        append(session, ulaw())
+        session.send_json({"type": "input_audio_buffer.clear"})
+        assert session.receive_json()["type"] == "input_audio_buffer.cleared"
+        append(session, ulaw(sentence("agent")))
+        session.send_json({"type": "input_audio_buffer.commit"})
+        assert until(session, f"{TRANSCRIPTION}.completed")[-1]["transcript"] == "en"
+
+
+def test_the_session_tells_what_is_in_force(client: TestClient) -> None:
+    with opened(client) as session:
+        asked = {"turn_detection": {"type": "server_vad", "silence_duration_ms": 1}, "noise_reduction": None}
+        input = configure(session, **asked)["session"]["audio"]["input"]
+        assert input["turn_detection"]["silence_duration_ms"] == 700
+        assert input["format"]["type"] == "audio/pcmu"
+        assert configure(session, transcription={"language": "fr"})["session"]["audio"]["input"]["format"]["type"]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("nonsense", "bad_event"),
+        ("[]", "bad_event"),
+        ('{"type": "response.create"}', "unknown_event"),
+        ('{"type": "input_audio_buffer.append", "audio": "not base64!"}', "bad_event"),
+        ('{"type": "input_audio_buffer.append"}', "bad_event"),
+        ('{"type": "session.update"}', "bad_session"),
+        ('{"type": "session.update", "session": {"audio": {"input": {"format": {"rate": 5}}}}}', "bad_session"),
+        ('{"type": "session.update", "session": {"audio": 3}}', "bad_session"),
+        (
+            '{"type": "session.update", "session": {"audio": {"input": {"transcription": {"language": "xx"}}}}}',
+            "unsupported_language",
+        ),
+        (
+            '{"type": "session.update", "session": {"audio": {"input": {"transcription": {"model": "gpt-9"}}}}}',
+            "model_not_found",
+        ),
+    ],
+)
+def test_a_mistake_is_answered_and_the_session_goes_on(client: TestClient, message: str, code: str) -> None:
+    with opened(client) as session:
+        session.send_text(message)
+        error = session.receive_json()
+        assert (error["type"], error["error"]["code"]) == ("error", code)
+        append(session, ulaw())
+        assert until(session, f"{TRANSCRIPTION}.completed")
+
+
+def test_speech_that_the_engine_refuses_fails_alone(client: TestClient) -> None:
+    with opened(client, transcription={"keywords": ["refuse me"]}) as session:
+        append(session, ulaw())
+        events = until(session, f"{TRANSCRIPTION}.failed", 2)
+        assert {event["error"]["code"] for event in of_type(events, f"{TRANSCRIPTION}.failed")} == {"engine_refused"}
+
+
+def test_too_much_audio_ends_the_session() -> None:
+    with client_of(EchoEngine(), max_audio_s=1.0) as client, opened(client) as session:
+        append(session, ulaw())
+        assert until(session, "error")[-1]["error"]["code"] == "too_long"
+
+
+def test_the_key_comes_as_a_header_or_as_a_subprotocol(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sk-one\n")
+    with client_of(EchoEngine(), api_keys=str(tmp_path / "keys")) as client:
+        with client.websocket_connect(URL, headers={"authorization": "Bearer sk-one"}) as session:
+            assert session.receive_json()["type"] == "session.created"
+        with client.websocket_connect(URL, ["realtime", "openai-insecure-api-key.sk-one"]) as session:
+            assert session.accepted_subprotocol == "realtime"
+        with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
+            client.websocket_connect(URL).__enter__()
+
+
+def test_no_page_of_another_site_may_listen_in(client: TestClient) -> None:
+    with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
+        client.websocket_connect(URL, headers={"origin": "https://example.org"}).__enter__()
+
+
+def test_a_full_endpoint_takes_no_session() -> None:
+    with client_of(EchoEngine(), max_requests=1) as client, client.websocket_connect(URL) as session:
+        assert session.receive_json()["type"] == "session.created"
+        with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
+            client.websocket_connect(URL).__enter__()
