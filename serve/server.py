@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from cluster.nodes import Layout, local_slots, plan_layout
+from serve.keys import ApiKeys
 from serve.settings import ServeSettings
 from speech.engine import EngineStarter, start_engine
 from speech.errors import RayscribeError
@@ -20,10 +21,12 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     """Serves until SIGTERM or SIGINT, then lets the requests in hand finish.
 
     Raises:
-        UsageError: the model is unknown.
+        UsageError: the model is unknown, or the keys cannot be read.
         RayscribeError: ``ray_failed`` or ``deploy_failed``.
     """
     family_of(settings.model)
+    if settings.api_keys:
+        ApiKeys(settings.api_keys)
     layout = start_ray(settings)
     try:
         print(f"starting {settings.model}", flush=True)

@@ -1,0 +1,63 @@
+"""The transcripts of an output as files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import rayscribe
+from cluster.storage import Storage
+from pipelines.output import Output
+from speech.errors import AudioError
+from speech.recording import Recording
+from speech.transcript import Segment, Transcript
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    written = Output(str(folder), Storage({}))
+    written.claim({}, {"manifest": "m.jsonl"}, allow_changes=False)
+    good = [
+        Transcript(
+            Recording(id=name, audio="a.wav"),
+            "model",
+            "guten tag",
+            (Segment(0, None, 0.0, 1.5, "guten tag"),),
+            duration_s=2.0,
+            speech_s=1.5,
+            channels=1,
+        )
+        for name in ("one", "calls/two.wav")
+    ]
+    bad = Transcript(Recording(id="three", audio="b.wav"), "model", error=AudioError("empty", "nothing in it"))
+    written.commit([transcript.to_row() for transcript in (*good, bad)])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("format", "suffix", "begins"),
+    [
+        ("text", "txt", "guten tag\n"),
+        ("srt", "srt", "1\n00:00:00,000"),
+        ("vtt", "vtt", "WEBVTT\n"),
+        ("json", "json", "{"),
+    ],
+)
+def test_each_transcript_is_a_file(output: Path, tmp_path: Path, format: str, suffix: str, begins: str) -> None:
+    to = tmp_path / "files"
+    assert rayscribe.main(["export", str(output), "--format", format, "--to", str(to)]) == 0
+    files = {file.name: file.read_text() for file in to.iterdir()}
+    assert set(files) == {f"one.{suffix}", f"calls%2Ftwo.wav.{suffix}"}
+    assert all(text.startswith(begins) for text in files.values())
+
+
+def test_verbose_json_keeps_times(output: Path, tmp_path: Path) -> None:
+    assert rayscribe.main(["export", str(output), "--format", "verbose_json", "--to", str(tmp_path / "files")]) == 0
+    [segment] = json.loads((tmp_path / "files" / "one.json").read_text())["segments"]
+    assert (segment["start"], segment["end"], segment["text"]) == (0.0, 1.5, "guten tag")
+
+
+def test_what_is_no_output_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert rayscribe.main(["export", str(tmp_path), "--format", "srt", "--to", str(tmp_path / "files")]) == 2
+    assert "job.json" in capsys.readouterr().err
