@@ -1,12 +1,15 @@
-"""What several rooms' tests need: an S3 of their own. No test ever reaches a real cloud."""
+"""What several rooms' tests need: an S3 of their own, and the README's run. No test ever reaches a real cloud."""
 
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+
+from tests.readme import blocks
 
 # Before any driver is imported, and inherited by every process that a test starts. Without a fixture's
 # own endpoint, S3 leads to a port where nothing listens.
@@ -56,3 +59,15 @@ def s3(s3_endpoint: str, request: pytest.FixtureRequest) -> S3:
     server = S3(s3_endpoint, f"s3://{bucket}")
     S3FileSystem(**server.options).mkdir(bucket)
     return server
+
+
+@pytest.fixture(scope="session")
+def shell() -> dict[str, subprocess.CompletedProcess[str]]:
+    """Every command line of the README's bash blocks, run in order; what is transcribed lies in out/readme."""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "COLUMNS": "120"}
+    subprocess.run(["rm", "-rf", "out/readme"], check=True)
+    return {
+        line: subprocess.run(line, shell=True, capture_output=True, text=True, env=environment)
+        for block in blocks("bash")
+        for line in block.splitlines()
+    }

@@ -1,7 +1,6 @@
 """The README, run: its commands on the sample calls with the real engine, its Python, its tables."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,26 +11,10 @@ import pytest
 
 import rayscribe
 from speech.transcript import parquet_schema
+from tests.readme import README, blocks
 
-README = Path("README.md").read_text()
 MANIFEST = [json.loads(line) for line in Path("demo/samples/manifest.jsonl").read_text().splitlines()]
 BAD = {"corrupt-018": "unreadable", "empty-019": "empty"}
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def shell() -> dict[str, subprocess.CompletedProcess[str]]:
-    """Every command line of the README's bash blocks, run in order."""
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "COLUMNS": "120"}
-    subprocess.run(["rm", "-rf", "out/readme"], check=True)
-    return {
-        line: subprocess.run(line, shell=True, capture_output=True, text=True, env=environment)
-        for block in blocks("bash")
-        for line in block.splitlines()
-    }
 
 
 @pytest.fixture(scope="module")

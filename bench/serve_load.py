@@ -1,0 +1,198 @@
+"""What the endpoint answers under load, beside the bare engine and vLLM's own server.
+
+    python -m bench.serve_load [--model demo/model] [--manifest demo/samples/manifest.jsonl] [--requests 48] [--peer]
+
+Starts ``rayscribe serve``, sends it the manifest's recordings over and over with 1, 8 and 32 clients at a time,
+and prints throughput and latencies. The bare engine is Listener and Transcriber in this process, one recording
+after another: what one client's requests take longer on the endpoint is its overhead. Then twice as many
+clients as there are places ask at once: all answers are 200 or 503. With --peer the same load goes to
+``vllm serve`` on the same checkpoint, which takes no recording longer than its clips and gives no times.
+Loading is in no figure. Prints a table and, last, one line of JSON.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from cluster.storage import Storage
+from pipelines import manifest
+from speech.engine import EngineConfig, start_engine
+from speech.errors import RayscribeError
+from speech.listener import Listener
+from speech.models import family_of
+from speech.recording import Options, Recording
+from speech.transcriber import Transcriber
+
+CLIENTS = (1, 8, 32)
+PLACES = 32
+START_S = 600
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one load. Latencies are of the requests that were answered."""
+
+    rtfx: float  # seconds of audio answered, for each second
+    p50_s: float
+    p95_s: float
+    statuses: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sample:
+    recording: Recording
+    audio: bytes
+    duration_s: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo/model")
+    parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
+    parser.add_argument("--requests", type=int, default=48, help="of each load")
+    parser.add_argument("--peer", action="store_true", help="vllm serve, too")
+    parsed = parser.parse_args(arguments)
+    samples = _samples(parsed.manifest, parsed.model)
+    figures: dict[str, Figures] = {"bare engine, 1": asyncio.run(_bare_engine(samples, parsed.model))}
+    command = ["-m", "rayscribe", "serve", "--model", parsed.model, "--max-requests", str(PLACES), "--port", "{port}"]
+    with _server(command, "listening at") as url:
+        asyncio.run(_load(url, parsed.model, samples, len(samples), 1))  # warm, and once for each recording
+        figures["endpoint, 1, each once"] = asyncio.run(_load(url, parsed.model, samples, len(samples), 1))
+        for clients in CLIENTS:
+            load = _load(url, parsed.model, samples, parsed.requests, clients)
+            figures[f"endpoint, {clients}"] = asyncio.run(load)
+        load = _load(url, parsed.model, samples, 4 * PLACES, 2 * PLACES)
+        figures[f"endpoint, {2 * PLACES} on {PLACES} places"] = asyncio.run(load)
+    if parsed.peer:
+        command = ["-m", "vllm.entrypoints.cli.main", "serve", parsed.model, "--port", "{port}", "--enforce-eager"]
+        short = [sample for sample in samples if sample.duration_s <= 30]
+        with _server([*command, "--dtype", "float32"], "Application startup complete") as url:
+            asyncio.run(_load(url, parsed.model, short, len(short), 1))
+            for clients in CLIENTS:
+                load = _load(url, parsed.model, short, parsed.requests, clients)
+                figures[f"vllm serve, {clients}"] = asyncio.run(load)
+    _print(figures)
+
+
+def _samples(uri: str, model: str) -> list[Sample]:
+    """The recordings of a manifest that can be transcribed, with their audio; translations are left out."""
+    storage = Storage({})
+    listener = Listener(clip_s=family_of(model).clip_s, open_audio=storage.open_audio)
+    samples = []
+    for row in manifest.read(uri, storage):
+        recording = Recording.from_row(row, Options())
+        try:
+            heard = listener.listen(recording)
+        except RayscribeError:
+            continue
+        if recording.options.task == "transcribe" and heard.clips:
+            with storage.open_audio(recording.audio) as file:
+                samples.append(Sample(recording, file.read(), heard.duration_s))
+    return samples
+
+
+async def _bare_engine(samples: list[Sample], model: str) -> Figures:
+    """Listener and engine in this process, one recording after another."""
+    config, family = EngineConfig(model=model), family_of(model)
+    listener = Listener(clip_s=family.clip_s, open_audio=Storage({}).open_audio)
+    transcriber = Transcriber(start_engine(config, family), family, model, config.concurrent_clips)
+    try:
+        for measured in (False, True):
+            start, latencies = time.perf_counter(), []
+            for sample in samples:
+                begun = time.perf_counter()
+                await transcriber.transcribe(sample.recording, listener.listen(sample.recording))
+                latencies.append(time.perf_counter() - begun)
+            if measured:
+                return _figures(samples, latencies, time.perf_counter() - start, Counter({"200": len(samples)}))
+    finally:
+        transcriber.engine.stop()
+    raise AssertionError("unreachable")
+
+
+async def _load(url: str, model: str, samples: list[Sample], requests: int, clients: int) -> Figures:
+    """Sends so many requests, so many at a time."""
+    work = iter(list(itertools.islice(itertools.cycle(samples), requests)))
+    statuses: Counter[str] = Counter()
+    latencies: list[float] = []
+    answered: list[Sample] = []
+
+    async def client(session: httpx.AsyncClient) -> None:
+        for sample in work:
+            begun = time.perf_counter()
+            options = sample.recording.options
+            fields: dict[str, Any] = {"model": model, "language": options.language, "response_format": "json"}
+            name = Path(sample.recording.audio).name
+            answer = await session.post("/v1/audio/transcriptions", data=fields, files={"file": (name, sample.audio)})
+            statuses[str(answer.status_code)] += 1
+            if answer.status_code == 200:
+                latencies.append(time.perf_counter() - begun)
+                answered.append(sample)
+
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as session:
+        start = time.perf_counter()
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+        return _figures(answered, latencies, time.perf_counter() - start, statuses)
+
+
+def _figures(answered: list[Sample], latencies: list[float], seconds: float, statuses: Counter[str]) -> Figures:
+    cuts = statistics.quantiles(latencies, n=20, method="inclusive") if len(latencies) > 1 else latencies * 19
+    audio_s = sum(sample.duration_s for sample in answered)
+    return Figures(audio_s / seconds, cuts[9], cuts[18], dict(statuses))
+
+
+@contextmanager
+def _server(command: list[str], ready: str) -> Iterator[str]:
+    """A server in a process of its own, once it has said that it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = [part.format(port=port) for part in command]
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+    )
+    assert process.stdout is not None
+    until = time.monotonic() + START_S
+    try:
+        for line in process.stdout:
+            if re.search(ready, line) or time.monotonic() > until:
+                break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+
+
+def _print(figures: dict[str, Figures]) -> None:
+    table = Table("clients", "RTFx", "p50, s", "p95, s", "answers")
+    for name, load in figures.items():
+        answers = ", ".join(f"{count} × {status}" for status, count in sorted(load.statuses.items()))
+        table.add_row(name, f"{load.rtfx:.2f}", f"{load.p50_s:.2f}", f"{load.p95_s:.2f}", answers)
+    Console().print(table)
+    bare, endpoint = figures["bare engine, 1"], figures["endpoint, 1, each once"]
+    overhead = bare.rtfx / endpoint.rtfx - 1
+    print(f"overhead of the endpoint over the bare engine with one client: {100 * overhead:.1f} %")
+    print(json.dumps({name: vars(load) for name, load in figures.items()} | {"overhead": overhead}))
+
+
+if __name__ == "__main__":
+    main()
