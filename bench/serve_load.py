@@ -14,19 +14,19 @@ import argparse
 import asyncio
 import itertools
 import json
-import re
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import httpx
 from rich.console import Console
@@ -167,19 +167,23 @@ def _server(command: list[str], ready: str) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [part.format(port=port) for part in command]
-    process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-    )
-    assert process.stdout is not None
-    until = time.monotonic() + START_S
-    try:
-        for line in process.stdout:
-            if re.search(ready, line) or time.monotonic() > until:
-                break
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
+    with tempfile.TemporaryFile("w+") as printed:  # not a pipe: a server that prints a lot would wait for its reader
+        process = subprocess.Popen([sys.executable, *arguments], stdout=printed, stderr=subprocess.STDOUT)
+        until = time.monotonic() + START_S
+        try:
+            while not _has_said(printed, ready):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise SystemExit(f"{arguments[1]} has not come up")
+                time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=120)
+
+
+def _has_said(printed: TextIO, text: str) -> bool:
+    printed.seek(0)
+    return text in printed.read()
 
 
 def _print(figures: dict[str, Figures]) -> None:
