@@ -1,5 +1,6 @@
 """``rayscribe serve``: the application on this machine, or on a cluster, until it is told to stop."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -33,7 +34,8 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
         deploy(settings, layout, start)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"listening at http://{host}:{settings.port}; metrics at port {settings.metrics_port}", flush=True)
-        signal.pause()
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the second time they end the draining, too
+            signal.pause()
     finally:
         stop(settings.drain_s)
 
@@ -73,7 +75,7 @@ def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> Non
     from serve.app import application
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its progress; each replica's log is in Ray's session
-    serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
+    serve.start(http_options={"host": settings.host, "port": settings.port})
     try:
         serve.run(application(settings, layout, start), name=APP)
     except RuntimeError as error:

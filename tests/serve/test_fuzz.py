@@ -1,0 +1,45 @@
+"""Requests that nobody would send, and files that are broken: each has its answer, and none is a 500."""
+
+from pathlib import Path
+
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+
+from bench.fuzz import broken, sources
+from serve.metrics import RequestMetrics
+from serve.routes import http_app
+from serve.settings import ServeSettings
+from tests.pipelines.echo import EchoEngine
+from tests.serve.direct import MODEL, DirectHalves, client_of, post
+
+KEY = {"authorization": "Bearer sk-one"}
+SEED = 20261123
+FILES = 60
+
+
+def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sk-one\n")
+    known = ServeSettings(model=MODEL, api_keys=str(tmp_path / "keys"))
+    app = http_app(known, DirectHalves(EchoEngine()), RequestMetrics())
+    operations = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
+    assert len(operations) == 4
+    for operation in operations:
+        wrong = [schemathesis.GenerationMode.NEGATIVE] if operation.body else []  # what has no parts has none wrong
+        for mode in (schemathesis.GenerationMode.POSITIVE, *wrong):
+
+            @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def try_one(case: schemathesis.Case) -> None:
+                case.call_and_validate(headers=KEY, checks=[not_a_server_error])
+
+            try_one()
+
+
+def test_broken_files_are_heard_or_refused_with_their_reason() -> None:
+    files = sources()
+    with client_of(EchoEngine()) as client:
+        answers = [post(client, audio=broken(files, SEED, number)[1]) for number in range(FILES)]
+    statuses = {answer.status_code for answer in answers}
+    assert statuses <= {200, 413, 415, 422}
+    assert {200, 422} <= statuses
