@@ -3,12 +3,11 @@
 Subclasses of vLLM's own models, put in their place by ``speech.granite.plugin``.
 """
 
-from typing import Any
-
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedConfig
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.granite_speech import (
     GraniteSpeechDummyInputsBuilder,
@@ -35,8 +34,8 @@ class ExactAudio:
     # no name for the clip. None: nobody asked to read.
     _readings: WeakTensorKeyDictionary | None = None
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]  # of vLLM's model
         # vLLM's draft models ask every multimodal model that they draft for for this name.
         self.config.image_token_index = self.config.audio_token_index
 
