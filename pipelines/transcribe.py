@@ -143,7 +143,7 @@ class _Run:
     def _receipts(self, blocks: list[Any], to_do: int, layout: Layout) -> Iterator[pa.Table]:
         """Runs the graph and yields the receipts of what is committed, as it is committed."""
         import ray
-        from ray.data import ActorPoolStrategy
+        from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
         runtime_env = (
             {"env_vars": {"OMP_NUM_THREADS": str(layout.threads_per_engine)}} if layout.threads_per_engine else {}
@@ -183,7 +183,15 @@ class _Run:
                 num_gpus=layout.gpus_per_engine or None,
                 runtime_env=runtime_env,
             )
-            .map_batches(commit, fn_args=(self.output,), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+            .map_batches(
+                commit,
+                fn_args=(self.output,),
+                batch_size=None,
+                batch_format="pyarrow",
+                # As many as come at once. Without a limit Ray would start a process for each that waits.
+                compute=TaskPoolStrategy(size=BLOCKS_PER_ENGINE * layout.engines),
+                num_cpus=0.25,
+            )
         )
         try:
             yield from graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
