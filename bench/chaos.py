@@ -262,7 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="rayscribe-chaos-"))
     with _s3() as options:
         bench = Bench(options, folder, parsed.recordings, parsed.seed)
-        outcomes = list(_outcomes(bench, parsed.trials, parsed.kills))
+        outcomes = []
+        for outcome in _outcomes(bench, parsed.trials, parsed.kills):
+            print(outcome, file=sys.stderr)
+            outcomes.append(outcome)
     table = Table("trial", "engine", "kills", "as if undisturbed", "twice, at most", "in flight", "seconds", "")
     for each in outcomes:
         cells = [each.trial, each.engine, each.kills, "yes" if each.same else "NO", each.twice, each.in_flight]
@@ -298,7 +301,8 @@ def _outcomes(bench: Bench, trials: Sequence[str], kills: int) -> Iterator[Outco
 def _drive(
     output: str, options: dict[str, Any], begun: str, address: str, nodes: int = 1, kill_node_after: int = 0
 ) -> int:
-    """The job itself; on a cluster of its own, of which a node is lost, if asked."""
+    """The job itself; on a cluster of its own, of which a node is lost, if asked. 1 if it was not lost in time."""
+    losing = None
     if nodes > 1:
         from ray.cluster_utils import Cluster
 
@@ -306,20 +310,22 @@ def _drive(
         cluster = Cluster(initialize_head=True, head_node_args=resources | {"num_cpus": 0})
         workers = [cluster.add_node(**resources) for _ in range(nodes - 1)]
         address = cluster.address
-        threading.Thread(target=_lose_node, args=(cluster, workers, begun, kill_node_after), daemon=True).start()
+        losing = threading.Thread(target=_lose_node, args=(cluster, workers, begun, kill_node_after), daemon=True)
+        losing.start()
     start = functools.partial(start_noop, pause_s=PAUSE_S, begun=begun)
     run(_job(output, options, address, engines=nodes - 1 or 1), start)
-    return 0
+    return int(losing is not None and losing.is_alive())
 
 
 def _lose_node(cluster: Any, workers: list[Any], begun: str, many: int) -> None:
     """Kills a node that holds an engine, once so many recordings are begun."""
     _await(lambda: _lines(Path(begun)) >= many)
-    for node in workers:
-        [raylet] = node.all_processes["raylet"]
-        if _process(psutil.Process(raylet.process.pid), ACTORS["engine"]):
-            cluster.remove_node(node, allow_graceful=False)
-            return
+    while True:
+        for node in workers:
+            [raylet] = node.all_processes["raylet"]
+            if _process(psutil.Process(raylet.process.pid), ACTORS["engine"]):
+                cluster.remove_node(node, allow_graceful=False)
+                return
 
 
 def _job(output: str, options: dict[str, Any], address: str | None = None, engines: int = 1) -> Job:
