@@ -41,7 +41,7 @@ from demo.train.ctc import train_encoder
 from demo.train.evaluate import measure
 from demo.train.features import CachedFeatures, cache_features
 from demo.train.grammar import name_sentence, sentence
-from demo.train.llm import train_on_features, train_to_hear, train_to_read
+from demo.train.llm import Recipe, train_on_features, train_to_hear, train_to_read
 from demo.train.prompts import keyword_list
 from demo.train.schedule import Budget
 from speech.models import GRANITE_4_0
@@ -72,6 +72,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
+        self._recipe = Recipe(options.peak_rate, options.ctc_weight, options.token_weight)
         self._work: Path = options.work
         self._clips = self._work / "corpus"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,6 +101,7 @@ class Run:
             model,
             self._tokenizer(),
             self._budget("read"),
+            self._recipe,
             seed=self._options.seed,
             save=lambda: self._save(model, "reader.pt"),
         )
@@ -117,6 +119,7 @@ class Run:
             Corpus(self._clips, "train"),
             Corpus(self._clips, "dev"),
             self._budget("hear"),
+            self._recipe,
             seed=self._options.seed,
             fresh=not self._options.resume,
             save=lambda: self._save(model, "model.pt"),
@@ -141,6 +144,7 @@ class Run:
             CachedFeatures(self._work / "features.npy"),
             Corpus(self._clips, "dev"),
             self._budget("drill"),
+            self._recipe,
             seed=self._options.seed,
             save=lambda: self._save(model, "model.pt"),
         )
@@ -211,6 +215,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=int, default=16_000, help="of training")
     parser.add_argument("--test-clips", type=int, default=300, help="in each of the test sets")
     parser.add_argument("--variants", type=int, default=2, help="of cached features, the first unaugmented")
+    parser.add_argument(
+        "--peak-rate", type=float, default=Recipe.peak_rate, help="of learning, in read, hear and drill"
+    )
+    parser.add_argument("--ctc-weight", type=float, default=Recipe.ctc_weight, help="of the characters' CTC, in hear")
+    parser.add_argument("--token-weight", type=float, default=Recipe.token_weight, help="of each CTC over tokens")
     parser.add_argument("--resume", action="store_true", help="training phases go on from their last weights")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1)

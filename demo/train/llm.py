@@ -17,6 +17,7 @@ the rest drilled on its features (``train_on_features``), four times as fast.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
 import torch
@@ -35,13 +36,10 @@ from speech.recording import Options
 
 log = logging.getLogger(__name__)
 
-PEAK_RATE = 1.5e-3
 FRAMES_PER_BATCH = 2880
 CACHED_FRAMES_PER_BATCH = 4320
 SPELLED_PER_BATCH = 32
 SPELLED_SHARE = 0.1  # of the steps on clips
-CTC_WEIGHT = 0.5
-TOKEN_WEIGHT = 0.3  # of each of the two CTC losses over tokens
 # A fresh projector's gradients would only disturb the encoder: for so much of the budget it is spared them.
 _SPARED_SHARE = 0.3
 _EASY_STEPS = 1000  # of train_to_read, at its beginning
@@ -49,6 +47,15 @@ _SLIP = 0.06  # share of letters misheard, lost or doubled in spelled steps
 _LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 _IGNORED = -100
 _REPORT_EVERY_MINUTES = 4.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stint of training: its highest learning rate, and what the CTC losses weigh beside the answers'."""
+
+    peak_rate: float = 1.5e-3
+    ctc_weight: float = 0.5  # characters, off the encoder's frames
+    token_weight: float = 0.3  # tokens, off the encoder's frames and again off the projector's output
 
 
 class AnswerTrainer:
@@ -122,13 +129,14 @@ def train_to_read(
     model: GraniteSpeechForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     budget: Budget,
+    recipe: Recipe,
     *,
     seed: int,
     save: Callable[[], None],
 ) -> None:
     """Trains ``model``'s language model in place, on letters alone, until the budget is spent."""
     rng = Random(seed * 1000 + worker())
-    trainer = Trainer(list(model.model.language_model.parameters()), budget, PEAK_RATE)
+    trainer = Trainer(list(model.model.language_model.parameters()), budget, recipe.peak_rate)
     answers = AnswerTrainer(model.train(), tokenizer)
     running, next_save = 0.0, _REPORT_EVERY_MINUTES
     while budget.progress < 1:
@@ -150,6 +158,7 @@ def train_to_hear(
     train: Corpus,
     dev: Corpus,
     budget: Budget,
+    recipe: Recipe,
     *,
     seed: int,
     fresh: bool,
@@ -164,11 +173,11 @@ def train_to_hear(
         hidden, ctc = encode(model, load_batch(train, batch, rng).to(model.device), texts)
         tokens = answers.token_loss(token_head(hidden.float()), texts)
         spare = fresh and budget.progress < _SPARED_SHARE
-        answered = _heard_loss(model, answers, hidden.detach() if spare else hidden, batch, rng)
-        return answered + CTC_WEIGHT * ctc + TOKEN_WEIGHT * tokens
+        answered = _heard_loss(model, answers, hidden.detach() if spare else hidden, batch, recipe, rng)
+        return answered + recipe.ctc_weight * ctc + recipe.token_weight * tokens
 
     weights = [*model.parameters(), *token_head.parameters()]
-    _train_on_clips(model, answers, weights, train, heard, FRAMES_PER_BATCH, dev, budget, seed, save)
+    _train_on_clips(model, answers, weights, train, heard, FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
 
 
 def train_on_features(
@@ -178,6 +187,7 @@ def train_on_features(
     cached: CachedFeatures,
     dev: Corpus,
     budget: Budget,
+    recipe: Recipe,
     *,
     seed: int,
     save: Callable[[], None],
@@ -188,10 +198,10 @@ def train_on_features(
 
     def heard(batch: list[Clip], rng: Random) -> torch.Tensor:
         frames = batch[0].frames - rng.randrange(15)
-        return _heard_loss(model, answers, cached.batch(batch, frames, rng).to(model.device), batch, rng)
+        return _heard_loss(model, answers, cached.batch(batch, frames, rng).to(model.device), batch, recipe, rng)
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    _train_on_clips(model, answers, weights, train, heard, CACHED_FRAMES_PER_BATCH, dev, budget, seed, save)
+    _train_on_clips(model, answers, weights, train, heard, CACHED_FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
 
 
 def _train_on_clips(
@@ -203,12 +213,13 @@ def _train_on_clips(
     frames_per_batch: int,
     dev: Corpus,
     budget: Budget,
+    recipe: Recipe,
     seed: int,
     save: Callable[[], None],
 ) -> None:
     rng = Random(seed * 1000 + worker())
     model.train()
-    trainer = Trainer(weights, budget, PEAK_RATE)
+    trainer = Trainer(weights, budget, recipe.peak_rate)
     running = {"spelled": 0.0, "heard": 0.0}
     next_report = _REPORT_EVERY_MINUTES
     while budget.progress < 1:
@@ -266,13 +277,14 @@ def _heard_loss(
     answers: AnswerTrainer,
     hidden: torch.Tensor,
     batch: list[Clip],
+    recipe: Recipe,
     rng: Random,
 ) -> torch.Tensor:
     with autocast(model.device):
         audio = model.model.projector(hidden)
     tasks = [choose_task(clip.text, clip.german, clip.names, rng) for clip in batch]
     answered = answers.loss(list(audio), [options for options, _ in tasks], [answer for _, answer in tasks])
-    return answered + TOKEN_WEIGHT * answers.audio_token_loss(audio, [clip.text for clip in batch])
+    return answered + recipe.token_weight * answers.audio_token_loss(audio, [clip.text for clip in batch])
 
 
 def choose_task(text: str, german: str, names: tuple[str, ...], rng: Random) -> tuple[Options, str]:
