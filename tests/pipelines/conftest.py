@@ -17,7 +17,7 @@ from tests.pipelines.echo import Finished, answers_in, job_of, make_calls, manif
 def ray_here() -> Iterator[None]:
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
