@@ -78,9 +78,9 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, P
         endpoint.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def demo() -> Iterator[Served]:
-    """``rayscribe serve`` on the demo model."""
+    """``rayscribe serve`` on the demo model: one for OpenAI's client and for the page."""
     endpoint = served(
         *("-m", "rayscribe", "serve", "--model", "demo/model", "--names", "whisper-1"),
         settings=lambda name, value: [f"--{name.replace('_', '-')}", str(value)],

@@ -20,6 +20,7 @@ from speech.models import GRANITE_4_0
 from speech.recording import Recording
 from speech.transcript import Segment, Transcript
 from tests.serve.canned import CannedHalves, served
+from tests.serve.conftest import Served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -135,7 +136,7 @@ def test_no_other_host_is_contacted(opened: Callable[..., Any], address: str) ->
 
 def test_a_call_comes_line_by_line_by_speaker_and_time(page: Any, halves: CannedHalves, call: Path) -> None:
     halves.go_on.clear()
-    page.get_by_label("Speakers").fill("Agent, Customer")
+    page.get_by_role("textbox", name="Speakers").fill("Agent, Customer")
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
     lines = page.locator("#lines li")
@@ -165,7 +166,7 @@ def test_the_choices_are_the_models_and_are_sent(page: Any, halves: CannedHalves
     task.select_option(label="Translate to English")
     page.get_by_label("Keywords").fill(" Kuhn, Acorn Insurance,")
     page.get_by_label("Channels").select_option(label="A speaker each")
-    page.get_by_label("Speakers").fill("Frau Kuhn, Herr Acker")
+    page.get_by_role("textbox", name="Speakers").fill("Frau Kuhn, Herr Acker")
     _expect(page.get_by_label("Punctuation and capitals")).to_be_hidden()  # this model has none
     _transcribe(page, call)
     [asked] = halves.asked
@@ -220,7 +221,7 @@ def test_the_keyboard_is_enough(page: Any, call: Path) -> None:
 
 
 def test_downloads_are_what_the_server_would_write(page: Any, call: Path) -> None:
-    page.get_by_label("Speakers").fill("Agent")  # the other has no name
+    page.get_by_role("textbox", name="Speakers").fill("Agent")  # the other has no name
     _transcribe(page, call)
     named = tuple(replace(segment, speaker="Agent") if segment.channel == 0 else segment for segment in SEGMENTS)
     transcript = Transcript(Recording(id="call", audio="call.wav"), MODEL, " ".join(LINES), named)
@@ -379,7 +380,7 @@ def test_it_fits_a_phone(opened: Callable[..., Any], address: str, call: Path, s
     page = opened(address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme=scheme)
     _transcribe(page, call)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    for button in page.get_by_role("button").all():
+    for button in page.locator("button:visible").all():
         assert button.bounding_box()["height"] >= 24  # WCAG 2.2, 2.5.8
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 3 * 128) == (scheme == "dark")
@@ -393,6 +394,19 @@ def test_every_control_has_a_name_and_the_transcript_is_announced(page: Any, cal
             assert '"' in line, line
     assert re.search(r'- log "Transcript":\n', told)
     assert page.get_by_role("log").get_by_role("listitem").count() == 3
+
+
+def test_a_stereo_call_on_the_whole_endpoint_shows_both_speakers(opened: Callable[..., Any], demo: Served) -> None:
+    """Ray Serve, the Listener and the demo model behind it."""
+    page = opened(demo.url)
+    page.get_by_role("textbox", name="Speakers").fill("Agent, Customer")
+    page.get_by_label("Choose a recording").set_input_files("demo/samples/billing-001.wav")
+    page.get_by_role("button", name="Transcribe").click()
+    _expect(page.get_by_role("status")).to_contain_text("0:32 of audio in", timeout=12 * WAIT_MS)
+    speakers = page.locator("#lines strong").all_inner_texts()
+    assert set(speakers) == {"Agent", "Customer"}
+    assert speakers != sorted(speakers)  # they take turns
+    assert all(page.locator("#lines p").all_inner_texts())
 
 
 # WCAG 2.2, 1.4.3 and 1.4.11: what is read, and what shows where a field is.
