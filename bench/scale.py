@@ -81,7 +81,7 @@ def _leave_behind(folder: Path, name: str, rows: int) -> None:
     output = Output(str(folder / name), Storage())
     job = _job(folder, name)
     output.claim(job.what_texts_depend_on(), {"manifest": job.manifest}, allow_changes=False)
-    row = Transcript(Recording(id="", audio=str(folder / AUDIO)), job.engine_config.model).to_row()
+    row = Transcript(Recording(id="any", audio=str(folder / AUDIO)), job.engine_config.model).to_row()
     for start in range(0, rows, MAX_RECORDINGS_PER_BLOCK):
         numbers = range(start, min(start + MAX_RECORDINGS_PER_BLOCK, rows))
         output.commit([row | {"recording_id": _id(number)} for number in numbers])
