@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from rich.table import Table
 from bench.noop import start_noop
 from cluster.storage import Storage
 from pipelines.job import Job
-from pipelines.output import Output
+from pipelines.output import READERS, Output
 from pipelines.transcribe import MAX_RECORDINGS_PER_BLOCK, run
 from speech.recording import Recording
 from speech.transcript import Transcript
@@ -82,9 +83,13 @@ def _leave_behind(folder: Path, name: str, rows: int) -> None:
     job = _job(folder, name)
     output.claim(job.what_texts_depend_on(), {"manifest": job.manifest}, allow_changes=False)
     row = Transcript(Recording(id="any", audio=str(folder / AUDIO)), job.engine_config.model).to_row()
-    for start in range(0, rows, MAX_RECORDINGS_PER_BLOCK):
+
+    def commit(start: int) -> None:
         numbers = range(start, min(start + MAX_RECORDINGS_PER_BLOCK, rows))
         output.commit([row | {"recording_id": _id(number)} for number in numbers])
+
+    with ThreadPoolExecutor(READERS) as pool:  # they wait for the disk
+        list(pool.map(commit, range(0, rows, MAX_RECORDINGS_PER_BLOCK)))
 
 
 def _in_own_process(folder: Path, output: str, rows: int) -> dict[str, float]:
