@@ -218,7 +218,7 @@ class Storage:
                     file.write(data)
                     file.flush()
                     os.fsync(file)  # before it has its name: that must not stand over nothing after a power cut
-                os.chmod(part, 0o666 & ~_umask())  # mkstemp's files are the owner's alone
+                os.chmod(part, 0o666 & ~_UMASK)  # mkstemp's files are the owner's alone
                 os.replace(part, path)
                 on_failure.pop_all()
 
@@ -606,3 +606,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+_UMASK = _umask()  # once: it is the process's, and two threads that ask at a time could leave it at 0
