@@ -2,9 +2,8 @@
 
     python -m tests.serve.mortal FOLDER NAME=VALUE …     settings by name
 
-Keywords tell an engine what to do: ``wait`` until there is a file FOLDER/go, ``die`` as vLLM reports it, ``crash``
-as the kernel does it. An engine that waits leaves a file FOLDER/waits-PID; a clip that is given up meanwhile
-one FOLDER/given-up.
+Keywords tell an engine what to do: ``wait`` until there is a file FOLDER/go, ``die`` as vLLM's do. An engine that
+waits leaves a file FOLDER/waits-PID; a clip that is given up meanwhile one FOLDER/given-up.
 """
 
 import asyncio
@@ -29,8 +28,6 @@ class MortalEngine(EchoEngine):
     async def decode(self, clip: ClipRequest) -> Decoding:
         if "die" in clip.options.keywords:
             raise EngineDied("engine_died", "as asked")
-        if "crash" in clip.options.keywords:
-            os.kill(os.getpid(), signal.SIGKILL)
         try:
             while "wait" in clip.options.keywords and not (self._folder / "go").exists():
                 (self._folder / f"waits-{os.getpid()}").touch()
