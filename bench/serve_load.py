@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for clients in CLIENTS:
             load = _load(url, parsed.model, samples, parsed.requests, clients)
             figures[f"endpoint, {clients}"] = asyncio.run(load)
-        load = _load(url, parsed.model, samples, 4 * PLACES, 2 * PLACES)
+        load = _load(url, parsed.model, samples, 2 * PLACES, 2 * PLACES)
         figures[f"endpoint, {2 * PLACES} on {PLACES} places"] = asyncio.run(load)
     if parsed.peer:
         command = ["-m", "vllm.entrypoints.cli.main", "serve", parsed.model, "--port", "{port}", "--enforce-eager"]
