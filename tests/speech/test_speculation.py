@@ -116,13 +116,18 @@ def test_the_text_is_that_of_plain_greedy_decoding_whatever_the_draft(
             assert found.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-3)
 
 
-def test_what_ctc_reads_spares_most_steps(drafting: Prompted, clips: list[ClipRequest], plain: list[Decoding]) -> None:
+def test_what_ctc_reads_spares_most_steps(
+    drafting: Prompted, sample_clips: list[ClipRequest], clips: list[ClipRequest], plain: list[Decoding]
+) -> None:
     found = drafting.decode(*(replace(clip, id=f"ctc-{clip.id}") for clip in clips))
     assert [each.token_ids for each in found] == [each.token_ids for each in plain]
-    tokens = sum(each.usage.output_tokens for each in found)
-    accepted = sum(each.usage.accepted_draft_tokens for each in found)
-    assert 0 < accepted < sum(each.usage.draft_tokens for each in found)
-    assert tokens / (tokens - accepted) > 2
+    # Of whole sentences, that is: what is cut out of the middle of words the model makes up as it likes.
+    whole = {len(clip.samples) for clip in sample_clips}
+    spoken = [one.usage for one, clip in zip(found, clips, strict=True) if len(clip.samples) in whole]
+    tokens = sum(usage.output_tokens for usage in spoken)
+    accepted = sum(usage.accepted_draft_tokens for usage in spoken)
+    assert 0 < accepted < sum(usage.draft_tokens for usage in spoken)
+    assert tokens / (tokens - accepted) > 3
 
 
 def test_a_right_draft_takes_a_step_a_slice(
@@ -194,7 +199,7 @@ def test_fast_mode_takes_what_ctc_reads_and_says_so_and_leaves_exact_neighbours_
 def test_fast_mode_refuses_what_ctc_cannot_write(accepting: Prompted, clips: list[ClipRequest]) -> None:
     with pytest.raises(RequestError, match="keywords"):
         accepting.decode(replace(clips[0], options=Options(keywords=("zanzibar",)), id="keywords"))
-    assert accepting.decode(replace(clips[0], id="next"))[0].complete
+    assert accepting.decode(replace(clips[0], id="next"))[0].text
 
 
 @pytest.mark.parametrize(
