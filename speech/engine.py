@@ -34,8 +34,7 @@ class EngineConfig(BaseModel):
         "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
     )
     concurrent_clips: int = Field(64, ge=1, description="clips decoded at once by one engine")
-    # Off until the property test of tests/speech/test_speculation.py has been seen to pass on a trained
-    # checkpoint, and bench/speculation.py what it is worth.
+    # Off until bench/speculation.py has been seen, on a quiet machine, to tell what auto is worth at every load.
     speculation: Speculation = Field(
         "off",
         description="drafts that the model verifies, for speed; the text stays the same. ctc: what Granite's encoder "
