@@ -195,6 +195,25 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
+# What only the endpoint refuses a request for, beside the codes of ``speech.errors``.
+ENDPOINT_CODES = frozenset(
+    {
+        "bad_event",
+        "bad_field",
+        "bad_form",
+        "bad_session",
+        "forbidden",
+        "input_audio_buffer_commit_empty",  # OpenAI's own, of a live session
+        "invalid_api_key",
+        "model_not_found",
+        "not_multipart",
+        "overloaded",
+        "too_large",
+        "too_long",
+        "unknown_event",
+        "upload_timeout",
+    }
+)
 # HTTP statuses of errors by code; other codes have that of their class.
 STATUSES = {
     "invalid_api_key": 401,
