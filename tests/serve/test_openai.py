@@ -13,7 +13,7 @@ import openai
 import pyarrow.dataset as pads
 import pytest
 import soundfile
-from openai.types.audio import TranscriptionVerbose
+from openai.types.audio import TranscriptionVerbose, TranslationVerbose
 
 from tests.serve.conftest import Served
 
@@ -50,7 +50,7 @@ def test_every_sample_has_the_text_of_the_batch_job(client: openai.OpenAI, batch
         answers = list(pool.map(lambda row: transcribe(client, row, response_format="verbose_json"), GOOD))
     for row, answer in zip(GOOD, answers, strict=True):
         expected = batch[row["id"]]
-        assert isinstance(answer, TranscriptionVerbose)
+        assert isinstance(answer, TranscriptionVerbose | TranslationVerbose)
         assert answer.text == expected["text"]
         assert answer.duration == pytest.approx(expected["duration_s"])
         assert [(part.start, part.end, part.text) for part in answer.segments or []] == [
