@@ -127,7 +127,7 @@ def test_what_ctc_reads_spares_most_steps(
     tokens = sum(usage.output_tokens for usage in spoken)
     accepted = sum(usage.accepted_draft_tokens for usage in spoken)
     assert 0 < accepted < sum(usage.draft_tokens for usage in spoken)
-    assert tokens / (tokens - accepted) > 3
+    assert tokens / (tokens - accepted) > 2
 
 
 def test_a_right_draft_takes_a_step_a_slice(
