@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from speech.engine import EngineConfig
-from speech.errors import RequestError, UsageError
+from speech.errors import RequestError, UsageError, bad_option
 from speech.recording import Options
 from speech.speculation import check_speculation
 
@@ -71,9 +71,7 @@ class Job(BaseModel):
         except RequestError as error:
             raise UsageError(error.code, error.message) from error
         except ValidationError as error:
-            first = error.errors()[0]
-            option = str(first["loc"][-1]) if first["loc"] else "settings"
-            raise UsageError("bad_option", f"option {option!r}: {first['msg']} (got {first['input']!r})") from error
+            raise bad_option(error) from error
 
 
 # Every setting by its flat name: the one list that flags, YAML and their help texts are made from.

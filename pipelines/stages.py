@@ -10,7 +10,6 @@ follows. One that takes its process down with it is tried again by Ray, and give
 """
 
 import asyncio
-import contextlib
 import faulthandler
 import json
 import logging
@@ -18,12 +17,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
-import psutil
 import pyarrow as pa
 import ray
 
+from cluster.session import leave
 from cluster.storage import Storage
 from pipelines.attempts import MAX_ATTEMPTS, AloneOrTogether
 from pipelines.output import Output
@@ -133,7 +132,7 @@ class Transcribe:
             # Leaving the process makes Ray start the actor elsewhere and try the block again; an
             # exception would be tried on this same dead engine, for ever (ray#59522).
             log.exception("the engine has died; leaving the process")
-            _leave()
+            leave()
         except RayscribeError as refused:
             transcript = self._failed(row, refused)
         except Exception as unforeseen:
@@ -162,14 +161,6 @@ def commit(transcripts: pa.Table, output: Output) -> pa.Table:
     output.commit(rows)
     receipts = [row | {"code": row["error"] and row["error"]["code"]} for row in rows]
     return pa.Table.from_pylist(receipts, schema=RECEIPT)
-
-
-def _leave() -> NoReturn:
-    """Ends this process at once, and before it those that it has started: a stuck engine holds its GPU."""
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    os._exit(1)
 
 
 def _given_up(doing: str, recording: Recording, timeout_s: float) -> str:

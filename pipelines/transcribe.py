@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +24,8 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.hub import check_model
-from cluster.nodes import Layout, local_slots, plan_layout
+from cluster.nodes import Layout
+from cluster.session import join_ray, lay_out, why
 from cluster.storage import Storage
 from pipelines import manifest
 from pipelines.attempts import Attempts
@@ -119,7 +119,8 @@ class _Run:
         started_at = datetime.now(UTC)
         with Progress() as progress:
             progress.say(f"joining Ray at {self.job.address}" if self.job.address else "starting Ray")
-            _start_ray(self.job.address)
+            join_ray(self.job.address)
+            _quieten_ray_data()
             progress.say("reading the manifest")
             rows = _Counted(manifest.read(self.job.manifest, self.storage))
             blocks, to_do = _put_work(_work(rows, attempt_of))
@@ -128,7 +129,7 @@ class _Run:
                 return
             self.output.reopen()
             if to_do:
-                layout = _layout(self.job)
+                layout = lay_out(self.job.address, self.job.listeners, self.job.engines)
                 progress.start(to_do, waiting_for=f"{layout.engines} × {self.job.engine_config.model} to load")
                 for receipts in self._receipts(blocks, to_do, layout):
                     self.lease.check()
@@ -198,7 +199,7 @@ class _Run:
         except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
             raise RayscribeError(
                 "run_failed",
-                f"the run has failed: {_last_line(error)} (what is done is kept; the logs of Ray's session say more)",
+                f"the run has failed: {why(error)} (what is done is kept; the logs of Ray's session say more)",
             ) from error
 
 
@@ -236,44 +237,18 @@ def _put_work(rows: Iterator[dict[str, Any]]) -> tuple[list[Any], int]:
     return blocks, count
 
 
-def _last_line(error: Exception) -> str:
-    """What an error of Ray says in the end: before it stand the tracebacks of every process it crossed."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
-
-
 def recordings_per_block(to_do: int, listeners: int) -> int:
     """How many recordings make a block of work."""
     return max(1, min(MAX_RECORDINGS_PER_BLOCK, to_do // (8 * listeners)))
 
 
-def _start_ray(address: str | None) -> None:
-    """Joins the cluster at ``address``, or starts one on this machine; leaves a running one as it is."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user asks for it
-    # Ray's own processes write their complaints to files, and not between the lines of ours.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+def _quieten_ray_data() -> None:
     import ray
 
-    if not ray.is_initialized():
-        here: dict[str, Any] = {"num_cpus": local_slots(os.cpu_count() or 1), "include_dashboard": False}
-        where = {"address": address} if address else here | {"address": "local"}
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
-        except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
-            raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {_last_line(error)}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # pipelines.progress draws the job, not Ray's operators
     context.execution_options.verbose_progress = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _layout(job: Job) -> Layout:
-    """How the job is laid out over what Ray has."""
-    import ray
-
-    resources = ray.cluster_resources()
-    cores = int(resources["CPU"]) if job.address else os.cpu_count() or 1
-    return plan_layout(resources, cores, job.listeners, job.engines)
 
 
 def _report(job: Job, summary: Summary, started_at: datetime) -> dict[str, Any]:

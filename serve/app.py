@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import ray
 from fastapi import FastAPI
@@ -31,7 +30,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from cluster.nodes import Layout, plan_layout
+from cluster.nodes import Layout
+from cluster.session import lay_out, leave
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.metrics import EngineMetrics, RequestMetrics
 from serve.routes import Listened, http_app
@@ -200,22 +200,14 @@ def _store(audio: BinaryIO) -> ray.ObjectRef:
 
 
 def _leave(died: EngineDied) -> NoReturn:
-    """Ends this process at once, and before it those that it has started: a stuck engine holds its GPU.
-
-    So no request is sent to an engine that is dead, and those that it had are answered 503 by the Endpoint.
-    """
+    """So no request is sent to an engine that is dead, and those that it had are answered 503 by the Endpoint."""
     log.error("leaving the process: %s", died)
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    os._exit(1)
+    leave()
 
 
 def build(settings: ServeSettings) -> serve.Application:
     """The application, for ``serve run serve.app:build model=…`` and Serve configs (``serve/config.yaml``)."""
-    resources = ray.cluster_resources()
-    cpus = int(resources.get("CPU", 0))  # none yet where nodes come as they are needed
-    return application(settings, plan_layout(resources, cpus, settings.listeners, settings.engines))
+    return application(settings, lay_out("auto", settings.listeners, settings.engines))
 
 
 def application(settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine) -> serve.Application:

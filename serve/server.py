@@ -2,13 +2,12 @@
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import time
-from typing import Any
 
-from cluster.nodes import Layout, local_slots, plan_layout
+from cluster.nodes import Layout
+from cluster.session import join_ray, last_line, lay_out
 from serve.keys import ApiKeys
 from serve.settings import ServeSettings
 from speech.engine import EngineStarter, start_engine
@@ -29,42 +28,18 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     family_of(settings.model)
     if settings.api_keys:
         ApiKeys(settings.api_keys)
-    layout = start_ray(settings)
+    join_ray(settings.address, _metrics_export_port=settings.metrics_port)
     # Ray has set a handler that aborts the process three seconds after SIGTERM; draining takes longer.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
         print(f"starting {settings.model}", flush=True)
-        deploy(settings, layout, start)
+        deploy(settings, lay_out(settings.address, settings.listeners, settings.engines), start)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"listening at http://{host}:{settings.port}; metrics at port {settings.metrics_port}", flush=True)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the second time they end the draining, too
             signal.pause()
     finally:
         stop(settings.drain_s)
-
-
-def start_ray(settings: ServeSettings) -> Layout:
-    """Joins the cluster of the settings, or starts one on this machine; says how replicas are laid out there."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user asks for it
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-
-    cores = os.cpu_count() or 1
-    here: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": local_slots(cores),
-        "include_dashboard": False,
-        "_metrics_export_port": settings.metrics_port,
-    }
-    where = {"address": settings.address} if settings.address else here
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
-    except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
-        raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {error}") from error
-    resources = ray.cluster_resources()
-    return plan_layout(
-        resources, int(resources["CPU"]) if settings.address else cores, settings.listeners, settings.engines
-    )
 
 
 def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> None:
@@ -104,5 +79,4 @@ def _why() -> str:
 
     application = serve.status().applications.get(APP)
     messages = [deployment.message for deployment in application.deployments.values()] if application else []
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "its log is in Ray's session folder"
+    return last_line("\n".join(messages)) or "its log is in Ray's session folder"

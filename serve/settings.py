@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, field_validator
 
 from speech.engine import EngineConfig
-from speech.errors import UsageError
+from speech.errors import UsageError, bad_option
 
 MIB = 1 << 20
 
@@ -71,9 +71,7 @@ class ServeSettings(EngineConfig):
         try:
             built = cls(**settings)
         except ValidationError as error:
-            first = error.errors()[0]
-            option = str(first["loc"][-1]) if first["loc"] else "settings"
-            raise UsageError("bad_option", f"option {option!r}: {first['msg']} (got {first['input']!r})") from error
+            raise bad_option(error) from error
         if built.api_keys is None and not is_loopback(built.host):
             raise UsageError(
                 "no_api_keys", f"whoever reaches {built.host} could use the endpoint: give --api-keys FILE"

@@ -11,7 +11,10 @@ Every class is built from positional arguments alone, so that an error crosses a
 (a Ray actor, a worker pool) and comes back the same.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 AUDIO_CODES = frozenset(
     {
@@ -63,6 +66,13 @@ class UsageError(RayscribeError):
     """The command, its configuration or its manifest is wrong; found before any work starts."""
 
     stage = "usage"
+
+
+def bad_option(error: "ValidationError") -> UsageError:
+    """The first of what pydantic has against a command's settings, as a UsageError ``bad_option``."""
+    first = error.errors()[0]
+    option = str(first["loc"][-1]) if first["loc"] else "settings"
+    return UsageError("bad_option", f"option {option!r}: {first['msg']} (got {first['input']!r})")
 
 
 class RequestError(RayscribeError):

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
 import rayscribe
 from pipelines.job import SETTINGS, Job
+from serve.settings import SERVE_SETTINGS
 from speech.errors import UsageError
 
 
@@ -103,14 +105,20 @@ def test_keywords_come_from_a_file_a_line_each(tmp_path: Path) -> None:
     assert Job.from_settings(rayscribe._settings(parsed)).options.keywords == ("Kuhn", "Van der Berg")
 
 
-def test_every_setting_has_a_flag_and_a_description() -> None:
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("transcribe", {name: field for name, field in SETTINGS.items() if name != "manifest"}),
+        ("serve", SERVE_SETTINGS),
+    ],
+)
+def test_every_setting_has_a_flag_and_a_description(command: str, settings: dict[str, FieldInfo]) -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "rayscribe", "transcribe", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "rayscribe", command, "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for name, field in SETTINGS.items():
+    for name, field in settings.items():
         assert field.description
-        if name != "manifest":
-            assert f"--{name.replace('_', '-')}" in shown
+        assert f"--{name.replace('_', '-')}" in shown
 
 
 def test_secrets_are_not_shown_with_a_job() -> None:

@@ -87,16 +87,17 @@ def encode(
         logits = encoder.out(hidden)
     hook.remove()
     targets = [code_points(text) for text in texts]
+    last, middle_one = (ctc_per_label(scores, targets, CTC_BLANK) for scores in (logits, middle[0]))
+    return hidden, last + _MIDDLE_WEIGHT * middle_one
+
+
+def ctc_per_label(scores: torch.Tensor, targets: list[torch.Tensor], blank: int) -> torch.Tensor:
+    """CTC loss per label of ``[clips, positions, labels]``, every clip as long as its row; one without a path is 0."""
     lengths = torch.tensor([len(target) for target in targets])
-    flat = torch.cat(targets)
-    frames = torch.full((len(texts),), logits.shape[1])
-
-    def ctc(scores: torch.Tensor) -> torch.Tensor:
-        by_time = scores.float().log_softmax(-1).transpose(0, 1)
-        losses = ctc_loss(by_time.cpu(), flat, frames, lengths, CTC_BLANK, reduction="none", zero_infinity=True)
-        return losses.sum() / lengths.sum().clamp(min=1)
-
-    return hidden, ctc(logits) + _MIDDLE_WEIGHT * ctc(middle[0])
+    positions = torch.full((len(targets),), scores.shape[1])
+    by_time = scores.float().log_softmax(-1).transpose(0, 1).cpu()
+    losses = ctc_loss(by_time, torch.cat(targets), positions, lengths, blank, reduction="none", zero_infinity=True)
+    return losses.sum() / lengths.sum().clamp(min=1)
 
 
 def code_points(text: str) -> torch.Tensor:

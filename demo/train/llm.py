@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from random import Random
 
 import torch
-from torch.nn.functional import cross_entropy, ctc_loss
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GraniteSpeechForConditionalGeneration, PreTrainedTokenizerFast
 
 from demo.train.corpus import Clip, Corpus
-from demo.train.ctc import encode, load_batch
+from demo.train.ctc import ctc_per_label, encode, load_batch
 from demo.train.evaluate import answer_all, word_error_rate
 from demo.train.features import CachedFeatures
 from demo.train.grammar import Sentence, join, name_sentence, part_of, sentence
@@ -108,12 +108,7 @@ class AnswerTrainer:
     def token_loss(self, scores: torch.Tensor, texts: list[str]) -> torch.Tensor:
         """CTC per token; ``scores`` is ``[clips, positions, vocabulary]``, the padding token is the blank."""
         targets = [torch.tensor(self.ids(text), dtype=torch.long) for text in texts]
-        lengths = torch.tensor([len(target) for target in targets])
-        positions = torch.full((len(texts),), scores.shape[1])
-        by_time = scores.float().log_softmax(-1).transpose(0, 1).cpu()
-        blank = self.tokenizer.pad_token_id
-        losses = ctc_loss(by_time, torch.cat(targets), positions, lengths, blank, reduction="none", zero_infinity=True)
-        return losses.sum() / lengths.sum().clamp(min=1)
+        return ctc_per_label(scores, targets, self.tokenizer.pad_token_id)
 
     def audio_token_loss(self, audio: torch.Tensor, texts: list[str]) -> torch.Tensor:
         """``token_loss`` of the projector's ``[clips, positions, hidden]``, scored against the token embeddings."""

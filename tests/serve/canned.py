@@ -48,7 +48,7 @@ class CannedHalves:
         return Listened(Heard(self.duration_s, self.duration_s, 2, []), None)
 
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
-        raise NotImplementedError  # the page asks for streams alone
+        raise AssertionError("the page asks for streams alone")
 
     async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[DecodedClip, None]:
         try:
