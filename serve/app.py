@@ -34,7 +34,7 @@ from cluster.nodes import Layout
 from cluster.session import lay_out, leave
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.metrics import EngineMetrics, RequestMetrics
-from serve.routes import Listened, http_app
+from serve.routes import Desk, Listened, http_app
 from serve.settings import ServeSettings
 from speech.engine import EngineStarter, start_engine
 from speech.errors import EngineDied, RayscribeError, RequestError
@@ -129,10 +129,14 @@ class EndpointReplica:
 
     def __init__(self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle) -> None:
         self._settings = settings
-        self._halves = DeployedHalves(listener, transcriber)
+        self._desk = Desk(settings, DeployedHalves(listener, transcriber), RequestMetrics())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(self._settings, self._halves, RequestMetrics())
+        return http_app(self._settings, self._desk)
+
+    async def close(self) -> None:
+        """Lets no request in any more, and returns when all have been answered: ``serve.server`` asks for it."""
+        await self._desk.places.close()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Nothing here knows Ray: ``Halves`` are the two halves of Rayscribe, wherever the
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -26,6 +26,7 @@ from starlette.websockets import WebSocket
 from serve.access import Access
 from serve.keys import ApiKeys
 from serve.metrics import RequestMetrics
+from serve.places import Places
 from serve.protocol import (
     INTERNAL,
     RETRY_AFTER_S,
@@ -81,14 +82,13 @@ class Halves(Protocol):
         """``speech.transcriber.Transcriber.stream``"""
 
 
-def http_app(settings: ServeSettings, halves: Halves, metrics: RequestMetrics) -> FastAPI:
+def http_app(settings: ServeSettings, desk: "Desk") -> FastAPI:
     """The endpoint as an ASGI application.
 
     Raises:
-        UsageError: the model is unknown, or the keys cannot be read.
+        UsageError: the keys cannot be read.
     """
     access = Access(ApiKeys(settings.api_keys) if settings.api_keys else None)
-    desk = Desk(settings, halves, metrics)
     router = APIRouter(prefix="/v1", dependencies=[Depends(access.check)])
     form = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
 
@@ -128,7 +128,11 @@ def http_app(settings: ServeSettings, halves: Halves, metrics: RequestMetrics) -
 
 
 class Desk:
-    """Answers requests: takes what is asked in, has the halves work on it, hands the answer out."""
+    """Answers requests: takes what is asked in, has the halves work on it, hands the answer out.
+
+    Raises:
+        UsageError: the model is unknown.
+    """
 
     def __init__(self, settings: ServeSettings, halves: Halves, metrics: RequestMetrics) -> None:
         self._settings = settings
@@ -136,7 +140,7 @@ class Desk:
         self._metrics = metrics
         self._family = family_of(settings.model)
         self._vad = load_silero()
-        self._in_hand = 0
+        self.places = Places(settings.max_requests, metrics)
         abilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
         now = int(time.time())
         self.models = {
@@ -157,7 +161,7 @@ class Desk:
         """Answers one request for a transcript, whole or as a stream."""
         try:
             async with contextlib.AsyncExitStack() as held:
-                held.enter_context(self._place())
+                held.enter_context(self.places.take())
                 form, name, audio = await held.enter_async_context(received(request, self._settings))
                 start = time.perf_counter()
                 recording = self._recording(form, name, task)
@@ -181,7 +185,7 @@ class Desk:
     async def live(self, websocket: WebSocket) -> None:
         """Serves one session of live audio."""
         try:
-            with self._place():
+            with self.places.take():
                 session = LiveSession(
                     websocket,
                     self._halves,
@@ -200,21 +204,6 @@ class Desk:
 
     def _live_recording(self, form: SpeechForm) -> Recording:
         return self._recording(form if form.model else form.model_copy(update={"model": self._settings.model}), LIVE)
-
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        """One of the places for requests, for as long as it is answered."""
-        if self._in_hand >= self._settings.max_requests:
-            raise RequestError(
-                "overloaded", f"{self._in_hand} requests are being answered, the most at once; try again in a moment"
-            )
-        self._in_hand += 1
-        self._metrics.in_hand(self._in_hand)
-        try:
-            yield
-        finally:
-            self._in_hand -= 1
-            self._metrics.in_hand(self._in_hand)
 
     def _recording(self, form: SpeechForm, name: str, task: Task = "transcribe") -> Recording:
         """What is asked for, if the model can do it."""

@@ -4,10 +4,9 @@ import contextlib
 import logging
 import signal
 import sys
-import time
 
 from cluster.nodes import Layout
-from cluster.session import join_ray, last_line, lay_out
+from cluster.session import join_ray, last_line, lay_out, why
 from serve.keys import ApiKeys
 from serve.settings import ServeSettings
 from speech.engine import EngineStarter, start_engine
@@ -15,7 +14,6 @@ from speech.errors import RayscribeError
 from speech.models import family_of
 
 APP = "rayscribe"
-POLL_S = 0.2
 
 
 def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
@@ -38,8 +36,9 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
         print(f"listening at http://{host}:{settings.port}; metrics at port {settings.metrics_port}", flush=True)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the second time they end the draining, too
             signal.pause()
+        drain(settings.drain_s)
     finally:
-        stop(settings.drain_s)
+        stop()
 
 
 def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> None:
@@ -60,15 +59,32 @@ def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> Non
         raise RayscribeError("deploy_failed", f"the endpoint does not come up: {_why()}") from error
 
 
-def stop(drain_s: float) -> None:
-    """Takes the application down: replicas finish what they have, for ``drain_s`` seconds at most."""
+def drain(drain_s: float) -> None:
+    """Lets no request in any more, and waits until those in hand are answered, for ``drain_s`` seconds at most.
+
+    Serve would stop all three deployments at once, and what the Listener had heard by then would find no engine.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+
+    print("finishing the requests in hand", flush=True)
+    closed = serve.get_app_handle(APP).close.remote()
+    try:
+        closed.result(timeout_s=drain_s)
+    except TimeoutError:
+        print(f"after {drain_s:g} s there are still requests in hand: they are given up", flush=True)
+    except RayError as error:
+        print(f"the requests in hand are lost: {why(error)}", flush=True)
+    else:
+        # Its replicas end first, and only then the proxy, through which the last answer may still be on its way.
+        serve.delete(APP)
+
+
+def stop() -> None:
+    """Ends Serve, and what this process has of Ray."""
     import ray
     from ray import serve
 
-    until = time.monotonic() + drain_s
-    serve.delete(APP, _blocking=False)
-    while APP in serve.status().applications and time.monotonic() < until:
-        time.sleep(POLL_S)
     serve.shutdown()
     ray.shutdown()
 

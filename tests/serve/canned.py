@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import uvicorn
 
 from serve.metrics import RequestMetrics
-from serve.routes import Listened, http_app
+from serve.routes import Desk, Listened, http_app
 from serve.settings import ServeSettings
 from speech.errors import RayscribeError
 from speech.listener import Heard
@@ -70,7 +70,7 @@ def _named(segment: Segment, recording: Recording) -> Segment:
 @contextlib.contextmanager
 def served(settings: ServeSettings, halves: CannedHalves) -> Iterator[str]:
     """Serves for as long as it is held; gives the address."""
-    app = http_app(settings, halves, Mock(spec=RequestMetrics))
+    app = http_app(settings, Desk(settings, halves, Mock(spec=RequestMetrics)))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.socket() as listening:  # connections wait in it until the server is up
         listening.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 from starlette.testclient import TestClient
 
 from serve.metrics import RequestMetrics
-from serve.routes import Listened, http_app
+from serve.routes import Desk, Listened, http_app
 from serve.settings import ServeSettings
 from speech.engine import Engine
 from speech.listener import Heard, Listener
@@ -50,7 +50,7 @@ class DirectHalves:
 def client_of(engine: Engine, *, peer: str = "127.0.0.1", **settings: Any) -> TestClient:
     """A client of an endpoint with these settings, calling from ``peer``."""
     asked = ServeSettings.from_settings({"model": MODEL, **settings})
-    app = http_app(asked, DirectHalves(engine, asked.max_audio_s), RequestMetrics())
+    app = http_app(asked, Desk(asked, DirectHalves(engine, asked.max_audio_s), RequestMetrics()))
     return TestClient(app, base_url="http://localhost:8000", client=(peer, 5000), raise_server_exceptions=False)
 
 

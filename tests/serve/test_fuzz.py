@@ -8,7 +8,7 @@ from schemathesis.checks import not_a_server_error
 
 from bench.fuzz import broken, sources
 from serve.metrics import RequestMetrics
-from serve.routes import http_app
+from serve.routes import Desk, http_app
 from serve.settings import ServeSettings
 from tests.pipelines.echo import EchoEngine
 from tests.serve.direct import MODEL, DirectHalves, client_of, post
@@ -21,7 +21,7 @@ FILES = 60
 def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
     known = ServeSettings(model=MODEL, api_keys=str(tmp_path / "keys"))
-    app = http_app(known, DirectHalves(EchoEngine()), RequestMetrics())
+    app = http_app(known, Desk(known, DirectHalves(EchoEngine()), RequestMetrics()))
     operations = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
     assert len(operations) == 4
     for operation in operations:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from serve.metrics import RequestMetrics
-from serve.routes import http_app
+from serve.routes import Desk, http_app
 from serve.settings import ServeSettings
 from speech.engine import ClipRequest, Decoding
 from tests.pipelines.echo import EchoEngine
@@ -35,7 +35,9 @@ class StuckEngine(EchoEngine):
 
 @asynccontextmanager
 async def endpoint(engine: StuckEngine, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
-    app = http_app(ServeSettings(model=MODEL, **settings), DirectHalves(engine), RequestMetrics())
+    asked = ServeSettings(model=MODEL, **settings)
+    desk = Desk(asked, DirectHalves(engine), RequestMetrics())
+    app = http_app(asked, desk)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 5000))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
 
