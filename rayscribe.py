@@ -25,7 +25,7 @@ STOPPED = "stopped; what is done is kept, and the same command again continues"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (see the README)."""
     parsed = _parser().parse_args(arguments)
-    # As Ray does once it runs: a machine that is taken away unwinds the run, and lets its output go.
+    # A machine that is taken away unwinds the run, which lets its output go.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
         code: int = parsed.command(parsed)

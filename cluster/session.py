@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from typing import Any, NoReturn
 
 import psutil
@@ -13,6 +15,9 @@ from speech.errors import RayscribeError
 
 def join_ray(address: str | None, **started_with: Any) -> None:
     """Joins the cluster at ``address``, or starts one on this machine; leaves a running one as it is.
+
+    A handler of SIGTERM that this process has set stays in place. Ray's own ends the process in seconds and
+    with code 1, before a run could let its output go or an endpoint finish its requests.
 
     Args:
         address: ray://… or auto; None for this machine.
@@ -28,11 +33,14 @@ def join_ray(address: str | None, **started_with: Any) -> None:
 
     if ray.is_initialized():
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     here = {"address": "local", "num_cpus": local_slots(_cores()), "include_dashboard": False, **started_with}
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **({"address": address} if address else here))
     except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
         raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {why(error)}") from error
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def lay_out(address: str | None, listeners: int | None, engines: int | None) -> Layout:

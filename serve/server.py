@@ -3,8 +3,8 @@
 import contextlib
 import logging
 import signal
-import sys
 
+from cluster.hub import check_model
 from cluster.nodes import Layout
 from cluster.session import join_ray, last_line, lay_out, why
 from serve.keys import ApiKeys
@@ -20,15 +20,15 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     """Serves until SIGTERM or SIGINT, then lets the requests in hand finish.
 
     Raises:
-        UsageError: the model is unknown, or the keys cannot be read.
+        UsageError: the model is unknown or cannot be had, or the keys cannot be read.
         RayscribeError: ``ray_failed`` or ``deploy_failed``.
     """
     family_of(settings.model)
     if settings.api_keys:
         ApiKeys(settings.api_keys)
+    if start is start_engine and not settings.address:  # a cluster's machines have caches and networks of their own
+        check_model(settings.model)
     join_ray(settings.address, _metrics_export_port=settings.metrics_port)
-    # Ray has set a handler that aborts the process three seconds after SIGTERM; draining takes longer.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
         print(f"starting {settings.model}", flush=True)
         deploy(settings, lay_out(settings.address, settings.listeners, settings.engines), start)
@@ -50,9 +50,10 @@ def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> Non
     from ray import serve
 
     from serve.app import application
+    from serve.tracing import tracing_config
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its progress; each replica's log is in Ray's session
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.start(http_options={"host": settings.host, "port": settings.port}, tracing_config=tracing_config())
     try:
         serve.run(application(settings, layout, start), name=APP)
     except RuntimeError as error:

@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 GIB = 1 << 30
+# OpenTelemetry's own variable: where a collector of traces is. Spans hold times and counts, no text.
+TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 # Flags of texts made by ctc-accept: what CTC read, whole; with words of it that the model would not have chosen.
 CTC_TEXT, CTC_WORDS = "ctc_text", "ctc_words"
 
@@ -68,6 +70,7 @@ class VllmEngine:
             # Memory is profiled with clips of our limit, not vLLM's 500 seconds.
             "limit_mm_per_prompt": {"audio": {"count": 1, "length": int(self._family.clip_s * SAMPLE_RATE)}},
             "enable_log_requests": False,  # prompts hold keywords, outputs hold what customers said
+            "otlp_traces_endpoint": os.environ.get(TRACES),
         }
         if on_cpu:
             arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gb * GIB), "enforce_eager": True}
@@ -132,7 +135,9 @@ class VllmEngine:
         output = None
         try:
             await self._prepare()
-            async for partial in self._llm.generate(self._prompt(clip), self._sampling(clip), request_id=clip.id):
+            async for partial in self._llm.generate(
+                self._prompt(clip), self._sampling(clip), request_id=clip.id, trace_headers=_trace()
+            ):
                 output = partial
         except EngineDeadError as error:
             raise EngineDied("engine_died", f"the vLLM engine has died: {error}") from error
@@ -195,6 +200,17 @@ class VllmEngine:
 
     def stop(self) -> None:
         self._llm.shutdown()
+
+
+def _trace() -> dict[str, str] | None:
+    """The trace that the caller is part of, as HTTP headers; vLLM's span joins it."""
+    if not os.environ.get(TRACES):
+        return None
+    from opentelemetry.propagate import inject
+
+    headers: dict[str, str] = {}
+    inject(headers)
+    return headers
 
 
 def _how_made(completion: Any) -> tuple[str, ...]:

@@ -1,7 +1,12 @@
 """Nothing is lost: what goes wrong costs its own row, and a second try mends what can be mended."""
 
+import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,7 @@ from pipelines.lease import Lease
 from pipelines.status import status_of
 from pipelines.transcribe import retry, run
 from speech.errors import UsageError
-from tests.pipelines.echo import Finished, answers_in, job_of, manifest_of, start_echo, transcribe
+from tests.pipelines.echo import Finished, answers_in, job_of, make_calls, manifest_of, start_echo, transcribe
 
 
 def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_path: Path) -> None:
@@ -32,6 +37,44 @@ def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_
     assert errors.pop("hangs") == ("listen", "poison")
     assert errors.pop("kills") == ("transcribe", "poison")
     assert set(errors.values()) == {None}
+
+
+# The command line, on an engine that takes its time: rayscribe.main finds ``run`` when it is called.
+SLOW = """
+import functools, sys, rayscribe, pipelines.transcribe as job
+from bench.noop import start_noop
+job.run = functools.partial(job.run, start=functools.partial(start_noop, pause_s=1.0))
+sys.exit(rayscribe.main(sys.argv[1:]))
+"""
+
+
+def test_signals_stop_a_run_cleanly_and_the_next_goes_on(tmp_path: Path) -> None:
+    make_calls(tmp_path)
+    rows = [{"audio": "agent.flac", "id": f"call-{number:02}", "duration": 2} for number in range(100)]
+    output = tmp_path / "out"
+    command = [sys.executable, "-c", SLOW, "transcribe", manifest_of(tmp_path, *rows), "--output", str(output)]
+    committed = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Ctrl-C reaches all processes of a terminal, SIGTERM one.
+        with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
+            while driver.poll() is None and _committed(output) == committed:
+                time.sleep(0.05)
+            (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
+            _, printed = driver.communicate(timeout=60)
+        assert driver.returncode == 128 + number, printed
+        assert "the same command again continues" in printed
+        assert "Traceback" not in printed
+        assert committed < _committed(output) < len(rows)
+        committed = _committed(output)
+        assert not (output / "lease.json").exists()
+        assert not (output / "run.json").exists()
+    assert subprocess.run(command).returncode == 0
+    assert sorted(row["recording_id"] for row in answers_in(output)) == [row["id"] for row in rows]
+    assert json.loads((output / "run.json").read_text())["recordings"]["ok"] == len(rows) - committed
+
+
+def _committed(output: Path) -> int:
+    return len(answers_in(output)) if list(output.glob("transcripts/*/*.parquet")) else 0
 
 
 def test_retry_tries_only_what_failed_and_each_stands_once(copied: Finished) -> None:

@@ -7,13 +7,28 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.serve.collector import Collector
+
 START_S = 240.0
+PATIENCE_S = 60.0
+
+
+def eventually(seen: Callable[[], object]) -> Any:
+    """What ``seen`` gives, once it gives something."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        if found := seen():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it has not come about")
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ def free_port() -> int:
         return port
 
 
-def served(*command: str, settings: Callable[[str, object], list[str]]) -> Served:
+def served(*command: str, settings: Callable[[str, object], list[str]], env: Mapping[str, str] = {}) -> Served:
     """Starts an endpoint and waits until it says that it listens."""
     port, metrics_port = free_port(), free_port()
     arguments = [*command, *settings("port", port), *settings("metrics_port", metrics_port)]
@@ -50,7 +65,7 @@ def served(*command: str, settings: Callable[[str, object], list[str]]) -> Serve
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env={**os.environ, "RAY_AUTH_MODE": "disabled", **env},
     )
     assert process.stdout is not None
     too_long = threading.Timer(START_S, process.kill)
@@ -70,7 +85,8 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, P
     """An endpoint on two engines that do what they are told, and the folder through which they are told."""
     folder = tmp_path_factory.mktemp("mortal")
     endpoint = served(
-        *("-m", "tests.serve.mortal", str(folder), "model=demo/model", "engines=2", "max_requests=4", "drain_s=60"),
+        *("-m", "tests.serve.mortal", str(folder), "model=demo/model", "engines=2"),
+        *("max_requests=4", "max_upload_mib=2", "drain_s=60"),
         settings=lambda name, value: [f"{name}={value}"],
     )
     yield endpoint, folder
@@ -79,11 +95,18 @@ def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, P
 
 
 @pytest.fixture(scope="package")
-def demo() -> Iterator[Served]:
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="package")
+def demo(collector: Collector) -> Iterator[Served]:
     """``rayscribe serve`` on the demo model: one for OpenAI's client and for the page."""
     endpoint = served(
         *("-m", "rayscribe", "serve", "--model", "demo/model", "--names", "whisper-1"),
         settings=lambda name, value: [f"--{name.replace('_', '-')}", str(value)],
+        env=collector.env,
     )
     yield endpoint
     endpoint.stop()

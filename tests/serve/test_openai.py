@@ -15,7 +15,8 @@ import pytest
 import soundfile
 from openai.types.audio import TranscriptionVerbose, TranslationVerbose
 
-from tests.serve.conftest import Served
+from tests.serve.collector import Collector
+from tests.serve.conftest import Served, eventually
 
 SAMPLES = Path("demo/samples")
 MANIFEST = [json.loads(line) for line in (SAMPLES / "manifest.jsonl").read_text().splitlines()]
@@ -77,6 +78,16 @@ def test_a_stream_says_the_same_part_by_part(client: openai.OpenAI, batch: dict[
     assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1)
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == batch[row["id"]]["text"]
     assert events[-1].usage.total_tokens > 0
+
+
+def test_a_request_is_one_trace_from_the_endpoint_to_the_engine(client: openai.OpenAI, collector: Collector) -> None:
+    text = transcribe(client, SHORT).text
+    calls = {"Endpoint __call__", "Listener listen", "Transcriber transcribe"}
+    spans = {f"replica_handle_request {call}" for call in calls} | {"llm_request"}
+    eventually(lambda: any(spans <= trace for trace in collector.traces()))
+    sent = b"".join(collector.requests)
+    assert SHORT["audio"].encode() not in sent
+    assert text.encode() not in sent
 
 
 def test_mistakes_are_the_client_s_own_exceptions(client: openai.OpenAI) -> None:

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.conftest import Served
+from tests.serve.conftest import PATIENCE_S, Served, eventually
 from tests.serve.direct import CALL, MODEL
-
-PATIENCE_S = 60.0
 
 
 def ask(endpoint: Served, *, timeout: float = 90.0, audio: bytes = CALL, **fields: Any) -> httpx.Response:
@@ -28,16 +26,6 @@ def ask(endpoint: Served, *, timeout: float = 90.0, audio: bytes = CALL, **field
 
 def keywords(word: str) -> dict[str, Any]:
     return {"keywords[]": word}
-
-
-def eventually(seen: Callable[[], object]) -> Any:
-    """What ``seen`` gives, once it gives something."""
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until:
-        if found := seen():
-            return found
-        time.sleep(0.1)
-    raise AssertionError("it has not come about")
 
 
 @pytest.fixture
@@ -105,6 +93,7 @@ def test_errors_cross_from_the_halves_as_they_are(mortal: tuple[Served, Path]) -
     for fields, audio, expected in (
         ({}, b"", (422, "empty")),
         ({}, b"not audio at all\n" * 100_000, (422, "unreadable")),
+        ({}, b"too long\n" * 400_000, (413, "too_large")),
         (keywords("refuse me"), CALL, (500, "engine_refused")),
         (keywords("break me"), CALL, (500, "internal")),
     ):
