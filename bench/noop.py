@@ -4,6 +4,7 @@ import asyncio
 
 from speech.engine import ClipRequest, Decoding, EngineConfig
 from speech.models import Family
+from speech.transcriber import WARM_UP
 
 
 class NoopEngine:
@@ -20,7 +21,7 @@ class NoopEngine:
 
     async def decode(self, clip: ClipRequest) -> Decoding:
         recording = clip.id.rpartition("/")[0]
-        if self._begun:
+        if self._begun and clip.id != WARM_UP:
             with open(self._begun, "a") as file:  # short appends are atomic
                 file.write(f"{recording}\n")
         await asyncio.sleep(self._pause_s)

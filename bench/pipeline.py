@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number in range(parsed.rounds):
             bare.append(asyncio.run(_bare_engine(copies, config)))
             pipeline.append(run(Job(manifest=str(copied), output=f"{folder}/{number}", engine_config=config)).rtfx)
+            print(
+                f"round {number + 1}: engine {bare[-1]:.2f}, pipeline {pipeline[-1]:.2f}", file=sys.stderr, flush=True
+            )
     ratios = [whole / alone for whole, alone in zip(pipeline, bare, strict=True)]
     table = Table("", "min", "median", "max", title=f"{len(copies)} recordings, {parsed.rounds} rounds")
     for name, figures in (("bare engine, RTFx", bare), ("pipeline, RTFx", pipeline), ("ratio", ratios)):

@@ -106,6 +106,7 @@ class Transcribe:
         self._transcriber = Transcriber(
             start(engine, family), family, engine.model, engine.concurrent_clips, clip_timeout_s=timeout_s
         )
+        asyncio.run_coroutine_threadsafe(self._transcriber.warm_up(), self._loop).result()
         self._ready_at = pa.scalar(int(time.time() * 1e6), pa.timestamp("us", tz="UTC"))
 
     def __call__(self, heard: pa.Table) -> pa.Table:

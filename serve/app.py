@@ -87,6 +87,7 @@ class TranscriberReplica:
             engine, family, settings.model, settings.concurrent_clips, clip_timeout_s=settings.clip_timeout_s
         )
         self._metrics = EngineMetrics()
+        self._warm = False
 
     async def transcribe(self, recording: Recording, heard: Heard) -> Transcript | RayscribeError:
         """The whole transcript."""
@@ -112,7 +113,10 @@ class TranscriberReplica:
             yield error
 
     async def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica that raises."""
+        """Asked by Serve, which replaces a replica that raises; the first time before it sends requests."""
+        if not self._warm:
+            await self._transcriber.warm_up()
+            self._warm = True
         self._metrics.queued(self._transcriber.queued_s)
         await self._transcriber.engine.check_health()
 

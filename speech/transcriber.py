@@ -11,7 +11,9 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from speech.engine import ClipRequest, Decoding, Engine
+import numpy as np
+
+from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, Engine
 from speech.errors import EngineDied
 from speech.guard import flags
 from speech.listener import Clip, Heard
@@ -24,6 +26,7 @@ from speech.transcript import Segment, Transcript, Usage
 UNSPACED_LANGUAGES = frozenset({"ja", "zh", "th", "lo", "my", "km", "bo"})
 # Less than this share of a recording being speech deserves a look: perhaps the detector ate the call.
 LITTLE_SPEECH = 0.05
+WARM_UP = "warm-up/0"  # the id of a clip that is of no recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class Transcriber:
         self._clip_timeout_s = clip_timeout_s
         self._clips_taken = 0
         self.queued_s = 0.0  # seconds of audio in hand, not yet decoded
+
+    async def warm_up(self) -> None:
+        """Decodes a second of silence. What an engine sets up with its first clip takes seconds: part of loading."""
+        await self.engine.decode(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP))
 
     async def transcribe(self, recording: Recording, heard: Heard) -> Transcript:
         """Decodes all clips of a recording.
