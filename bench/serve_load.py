@@ -104,7 +104,7 @@ def _samples(uri: str, model: str) -> list[Sample]:
         except RayscribeError:
             continue
         if recording.options.task == "transcribe" and heard.clips:
-            with storage.open_audio(recording.audio) as file:
+            with storage.open(recording.audio) as file:
                 samples.append(Sample(recording, file.read(), heard.duration_s))
     return samples
 
