@@ -30,7 +30,7 @@ lint: setup
 	$(RUN)/mypy
 
 .venv/ready: pyproject.toml | $(UV)
-	$(UV) sync --python $(PYTHON) --extra $(BUILD) --extra dev
+	$(UV) sync --python $(PYTHON) --extra $(BUILD) --extra dev --compile-bytecode
 	@touch $@
 
 .tools/bin/uv:
