@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 
-from cluster.storage import missing_driver
+from cluster.drivers import missing_driver
 from speech.errors import UsageError
 from speech.models import DEFAULT_MODEL, Granite, family_of
 

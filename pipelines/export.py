@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from cluster.storage import Storage, join
+from cluster.storage import Storage
+from cluster.uris import join
 from pipelines.output import Output
 from speech.formats import Format, formatted
 from speech.transcript import Transcript

@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import psutil
 
-from cluster.storage import Storage, join
+from cluster.storage import Storage
+from cluster.uris import join
 from speech.errors import RayscribeError, UsageError
 
 log = logging.getLogger("rayscribe")

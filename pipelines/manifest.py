@@ -33,7 +33,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from cluster.storage import Storage, is_glob, parent, resolve
+from cluster.storage import Storage
+from cluster.uris import is_glob, parent, resolve
 from speech.errors import UsageError
 from speech.recording import row_id
 from speech.uris import public_uri

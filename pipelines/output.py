@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import Storage, join
+from cluster.storage import Storage
+from cluster.uris import join
 from speech.errors import UsageError
 from speech.transcript import parquet_schema
 

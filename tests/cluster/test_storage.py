@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from cluster.storage import Storage, is_glob, parent, resolve
+from cluster.storage import Storage
+from cluster.uris import is_glob, parent, resolve
 from speech.decoding import open_audio
 from speech.errors import AudioError, UsageError
 from tests.conftest import S3

@@ -24,8 +24,9 @@ Faulty = Callable[..., AbstractContextManager[FaultProxy]]
 @pytest.fixture(autouse=True)
 def small_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ranges, and short waits before something is tried again."""
-    monkeypatch.setattr("cluster.storage._BLOCK_BYTES", RANGE_BYTES)
-    monkeypatch.setattr("cluster.storage._FIRST_WAIT_S", 0.05)
+    for module in ("remote", "storage"):
+        monkeypatch.setattr(f"cluster.{module}.BLOCK_BYTES", RANGE_BYTES)
+    monkeypatch.setattr("cluster.faults._FIRST_WAIT_S", 0.05)
 
 
 @pytest.fixture
