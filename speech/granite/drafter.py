@@ -15,7 +15,8 @@ wrong, a missing or a mixed-up draft costs time and never a word. Where a link i
 vLLM keeps its embeddings elsewhere, say) there is simply no draft.
 
 A request is drafted for if its sampling parameters ask for it: ``extra_args={"draft": "ctc"}``, or a
-list of tokens, to be proposed instead of what CTC read (for benches and tests). With ``"accept":
+list of tokens, to be proposed instead of what CTC read (for benches and tests). Words that CTC has spelled as
+the model never would are mended by those that it has written before (``speech.granite.lexicon``). With ``"accept":
 [doubt, probability]`` beside it, the answer is made by the three steps of the paper's fast mode:
 
 1. If no frame's entropy exceeds ``doubt``, what CTC read is the answer, whole, in the step in which the
@@ -34,6 +35,7 @@ from vllm.tokenizers import TokenizerLike, cached_tokenizer_from_config
 from speech.granite.acceptance import Ahead, RelaxedSampling
 from speech.granite.alignment import Draft
 from speech.granite.ctc import Reading
+from speech.granite.lexicon import Lexicon
 from speech.granite.pace import FREE_TOKENS, Pace, Tally
 
 DRAFT, ACCEPT = "draft", "accept"  # keys in extra_args
@@ -51,6 +53,7 @@ class Drafted:
     # same step brings for nothing.
     ahead: list[int] = field(default_factory=list)
     followed: int = 0  # of the tokens that the model has written
+    request: Any = None  # the runner's, if its words are to be learned
     tally: Tally = field(default_factory=Tally)
 
     def propose(self, size: int) -> list[int]:
@@ -85,6 +88,7 @@ class CtcDrafter:
         """
         self._runner = runner
         self._pace = Pace(self._limit, free_tokens)
+        self._lexicon = Lexicon()
         if relaxed:
             RelaxedSampling(self._ahead).install(runner)
         self._readings = runner.get_model().keep_readings()
@@ -140,9 +144,10 @@ class CtcDrafter:
         reading: Reading | None = self._readings.get(embeddings) if embeddings is not None else None
         if reading is None:
             return None
-        tokens = self._tokenizer.encode(reading.text, add_special_tokens=False)
         if ACCEPT not in asked:
-            return Drafted(Draft(tokens, self._vocabulary))
+            tokens = self._tokenizer.encode(self._lexicon.mended(reading.text), add_special_tokens=False)
+            return Drafted(Draft(tokens, self._vocabulary), request=request)
+        tokens = self._tokenizer.encode(reading.text, add_special_tokens=False)
         doubt, least = asked[ACCEPT]
         room = self._runner.max_model_len - request.num_prompt_tokens
         answer = [*tokens, self._tokenizer.eos_token_id][:room]
@@ -162,9 +167,12 @@ class CtcDrafter:
         return found
 
     def _forget_finished(self) -> None:
-        """Drops the drafts of requests that the runner no longer holds (a preempted one it holds)."""
+        """Drops what is held of requests that the runner no longer has (a preempted one it has), and learns of them."""
         for req_id in self._drafted.keys() - self._runner.requests.keys():
-            del self._drafted[req_id]
+            one = self._drafted.pop(req_id)
+            if one is not None and one.request is not None:
+                written = self._tokenizer.decode(one.request.output_token_ids, skip_special_tokens=True)
+                self._lexicon.learn(written.split())
 
 
 class DrafterBinding:

@@ -30,6 +30,10 @@ class Letters:
         assert not add_special_tokens
         return [ord(letter) for letter in text]
 
+    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return "".join(chr(token) for token in tokens if token != END)
+
 
 class Runner:
     """The parts of vLLM's model runner that the drafter reads."""
@@ -203,6 +207,26 @@ def test_no_more_drafts_are_held_than_there_are_requests(runner: Runner) -> None
         assert runner.drafter._drafted.keys() == runner.requests.keys()
         if number >= 3:
             runner.end(f"r{number - 3}")
+
+
+def test_a_word_that_was_never_written_gives_way_to_one_like_it(runner: Runner) -> None:
+    runner.hear("first", "good afternon")
+    runner.begin("a", "first")
+    assert runner.step(a="good ")["a"] == "afte"
+    runner.step(a="afternoon")
+    runner.begin("b", "first", draft=None)
+    runner.end("a")
+    runner.step(b="x")  # a is seen to have ended
+    runner.hear("second", "afternon")
+    runner.begin("c", "second")
+    assert runner.step(c="aftern")["c"] == "oon"
+
+
+def test_what_ctc_answers_itself_is_as_it_reads_it(fast: Runner) -> None:
+    fast.drafter._lexicon.learn(["afternoon"])
+    fast.hear("sure", "afternon", doubt=0.5)
+    fast.begin("sure", "sure", accept=[0.7, 0.2])
+    assert "".join(letter for letter, *_ in fast.write(sure={"x": 1.0})["sure"]) == "afternon" + chr(END)
 
 
 def test_an_unbound_drafter_proposes_nothing(runner: Runner) -> None:
