@@ -88,13 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
     parser.add_argument("--modes", default="off,auto,ctc,ctc-accept", help="off is the yardstick and comes first")
     parser.add_argument("--concurrency", default="1,4,16,64")
-    parser.add_argument("--clips", type=int, default=96, help="clips a run; taken again from the start if too few")
+    parser.add_argument("--times", type=int, default=1, help="that a run takes all clips of the manifest")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--draft-tokens", type=int, help="tokens of a draft verified at once, at most")
     parsed = parser.parse_args(arguments)
     levels = [int(level) for level in parsed.concurrency.split(",")]
     truths, found = clips_of(parsed.manifest, parsed.model)
-    clips = list(itertools.islice(itertools.cycle(found), parsed.clips))
+    clips = found * parsed.times
     configs = [
         EngineConfig(
             model=parsed.model,
@@ -216,7 +216,7 @@ def _word_error_rate(clips: list[ClipRequest], decodings: list[Decoding], truths
 
 def _print(levels: list[Level], clips: int, free_tokens: float) -> None:
     table = Table(
-        "concurrency", "mode", "steps a clip", "tokens a step", "accepted", "RTFx", "to off", "WER", "same as off",
+        "at once", "mode", "steps a clip", "tokens a step", "accepted", "RTFx", "to off", "WER", "same as off",
         title=f"{clips} clips",
     )  # fmt: skip
     for level in levels:
@@ -231,8 +231,9 @@ def _print(levels: list[Level], clips: int, free_tokens: float) -> None:
             f"{level.wer:.1%}",
             f"{level.same_as_off:.1%}",
         )
-    Console().print(table)
-    Console().print(f"the fixed part of a step costs as much as {free_tokens:.0f} tokens")
+    console = Console(width=110)
+    console.print(table)
+    console.print(f"the fixed part of a step costs as much as {free_tokens:.0f} tokens")
 
 
 if __name__ == "__main__":
