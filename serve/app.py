@@ -263,6 +263,7 @@ def _engines(settings: ServeSettings, most: int) -> AutoscalingConfig:
     return AutoscalingConfig(
         min_replicas=most if settings.min_engines is None else min(settings.min_engines, most),
         max_replicas=most,
+        downscale_delay_s=settings.engine_idle_s,
         policy=AutoscalingPolicy(policy_function=ByQueuedAudio, policy_kwargs={"target_s": settings.queued_audio_s}),
     )
 

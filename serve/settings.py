@@ -43,6 +43,9 @@ class ServeSettings(EngineConfig):
     queued_audio_s: float = Field(
         600.0, gt=0, description="audio waiting per engine, in seconds, beyond which another is started"
     )
+    engine_idle_s: float = Field(
+        600.0, ge=0, description="time, in seconds, that an engine beyond --min-engines stays when it is not needed"
+    )
     metrics_port: int = Field(
         9464, ge=1, le=65535, description="port of the metrics, for Prometheus, where Ray is started here"
     )

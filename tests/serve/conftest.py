@@ -80,15 +80,19 @@ def served(*command: str, settings: Callable[[str, object], list[str]], env: Map
     return Served(url, f"http://127.0.0.1:{metrics_port}/metrics", process)
 
 
-@pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
-    """An endpoint on two engines that do what they are told, and the folder through which they are told."""
-    folder = tmp_path_factory.mktemp("mortal")
-    endpoint = served(
-        *("-m", "tests.serve.mortal", str(folder), "model=demo/model", "engines=2"),
-        *("max_requests=4", "max_upload_mib=2", "drain_s=60"),
+def served_mortal(folder: Path, *settings: str) -> Served:
+    """An endpoint on engines that do what they are told through a folder (``tests.serve.mortal``)."""
+    return served(
+        *("-m", "tests.serve.mortal", str(folder), "model=demo/model", *settings),
         settings=lambda name, value: [f"{name}={value}"],
     )
+
+
+@pytest.fixture(scope="module")
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
+    """Two engines that do what they are told, and the folder through which they are told."""
+    folder = tmp_path_factory.mktemp("mortal")
+    endpoint = served_mortal(folder, "engines=2", "max_requests=4", "max_upload_mib=2", "drain_s=60")
     yield endpoint, folder
     if endpoint.process.poll() is None:
         endpoint.stop()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from tests.serve.conftest import PATIENCE_S, Served, eventually
+from tests.serve.conftest import PATIENCE_S, Served, eventually, served_mortal
 from tests.serve.direct import CALL, MODEL
 
 
@@ -165,3 +166,18 @@ def test_told_to_end_it_finishes_what_it_has(mortal: tuple[Served, Path], waitin
     code, printed = endpoint.wait()
     assert "Traceback" not in printed
     assert code == 0
+
+
+def test_an_engine_comes_with_a_request_and_goes_when_there_is_no_more(tmp_path: Path) -> None:
+    endpoint = served_mortal(tmp_path, "engines=1", "min_engines=0", "engine_idle_s=0")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, endpoint, **keywords("wait"))
+            [waits] = eventually(lambda: working(tmp_path))
+            (tmp_path / "go").touch()
+            assert asked.result().status_code == 200
+        engine = int(waits.name.removeprefix("waits-"))
+        # Serve looks back over half a minute before it believes that nobody asks.
+        eventually(lambda: not psutil.pid_exists(engine))
+    finally:
+        endpoint.stop()
