@@ -182,8 +182,7 @@ class Bench:
     def _outcome(
         self, trial: str, kills: int, same: bool, twice: int, start: float, note: str = "", engines: int = 1
     ) -> Outcome:
-        # What an engine has in its hands, and as much again that is on its way to the bucket.
-        in_flight = 2 * BLOCKS_PER_ENGINE * engines * recordings_per_block(self._recordings, LISTENERS)
+        in_flight = BLOCKS_PER_ENGINE * engines * recordings_per_block(self._recordings, LISTENERS)
         seconds = time.perf_counter() - start
         return Outcome(trial, "no-op", kills, same and twice <= in_flight, twice, in_flight, seconds, note)
 

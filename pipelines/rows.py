@@ -2,8 +2,7 @@
 
     WORK      driver → Listen        a manifest row, as JSON
     HEARD     Listen → Transcribe    a recording with all its audio, or its error
-    (output)  Transcribe → commit    ``speech.transcript.parquet_schema``, and when the engine was ready
-    RECEIPT   commit → driver        what was committed, in a few numbers
+    RECEIPT   Transcribe → driver    what was committed, in a few numbers, and when the engine was ready
 
 One row is one recording throughout.
 """

@@ -1,8 +1,8 @@
-"""The three stages of the job, as Ray Data runs them.
+"""The two stages of the job, as Ray Data runs them.
 
     Listen      CPU actors: a work-list row is read, its audio opened, decoded, cut into clips
-    Transcribe  engine actors: clips become a transcript; the audio ends here
-    commit      tasks: transcripts become Parquet; a receipt a recording goes to the driver
+    Transcribe  engine actors: clips become a transcript, transcripts Parquet; audio and text end here, and a
+                receipt a recording goes to the driver
 
 A recording that fails becomes a failed row at the place where it fails and passes through what
 follows. One that takes its process down with it is tried again by Ray, and given up by
@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ from speech.listener import Listener
 from speech.models import family_of
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
-from speech.transcript import Transcript, parquet_schema
+from speech.transcript import Transcript
 from speech.uris import public_uri
 
 log = logging.getLogger("rayscribe")
@@ -88,14 +89,20 @@ class Listen:
 
 
 class Transcribe:
-    """Heard recordings in, transcripts out. Holds the engine, on an event loop of its own.
+    """Heard recordings in, receipts out. Holds the engine, on an event loop of its own.
 
     Ray calls it from several threads at once, a block each; all their clips meet in the one engine.
     The loop is ours because Ray's own is blocked whenever it waits for input, and the engine with it.
+
+    A block's transcripts are in the output folder when its receipts leave. Written by a stage of its own they
+    could pile up before it, and all of them would be transcribed again if the driver were lost.
     """
 
-    def __init__(self, engine: EngineConfig, start: EngineStarter, attempts: Any, timeout_s: float) -> None:
+    def __init__(
+        self, engine: EngineConfig, start: EngineStarter, attempts: Any, timeout_s: float, output: Output
+    ) -> None:
         family = family_of(engine.model)
+        self._output = output
         self._model = engine.model
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
@@ -107,12 +114,15 @@ class Transcribe:
             start(engine, family), family, engine.model, engine.concurrent_clips, clip_timeout_s=timeout_s
         )
         asyncio.run_coroutine_threadsafe(self._transcriber.warm_up(), self._loop).result()
-        self._ready_at = pa.scalar(int(time.time() * 1e6), pa.timestamp("us", tz="UTC"))
+        self._ready_at = datetime.now(UTC)
 
     def __call__(self, heard: pa.Table) -> pa.Table:
         transcripts = asyncio.run_coroutine_threadsafe(self._transcribe_block(heard), self._loop).result()
-        table = pa.Table.from_pylist([transcript.to_row() for transcript in transcripts], schema=parquet_schema())
-        return table.append_column("engine_ready_at", pa.repeat(self._ready_at, len(table)))
+        rows = [transcript.to_row() for transcript in transcripts]
+        self._output.commit(rows)
+        told = {"engine_ready_at": self._ready_at}
+        receipts = [row | told | {"code": row["error"] and row["error"]["code"]} for row in rows]
+        return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
     async def _transcribe_block(self, table: pa.Table) -> list[Transcript]:
         rows = [HeardRow.from_table(table, index) for index in range(len(table))]
@@ -154,14 +164,6 @@ class Transcribe:
             attempt=row.attempt,
             listen_s=row.listen_s,
         )
-
-
-def commit(transcripts: pa.Table, output: Output) -> pa.Table:
-    """Transcripts in, receipts out; the transcripts are in the output folder when their receipts leave."""
-    rows = transcripts.to_pylist()
-    output.commit(rows)
-    receipts = [row | {"code": row["error"] and row["error"]["code"]} for row in rows]
-    return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
 
 def _given_up(doing: str, recording: Recording, timeout_s: float) -> str:

@@ -1,8 +1,10 @@
 """The main job: a manifest of recordings in, Parquet transcripts out, by Ray Data.
 
-    manifest ──► work list ──► Listen ──► Transcribe ──► Commit ──► receipts ──► run.json
-    (driver)     (blocks)      (CPU       (engine        (tasks)    (driver)
+    manifest ──► work list ──► Listen ──► Transcribe ──► receipts ──► run.json
+    (driver)     (blocks)      (CPU       (engine        (driver)
                                 actors)    actors)
+                                              │
+                                              └──► Parquet
 
 The graph streams: at no time is more of the manifest's audio in memory than the stages have in
 hand. The driver sees no audio and no text, only a receipt a recording, from which it draws the
@@ -34,7 +36,7 @@ from pipelines.lease import Lease
 from pipelines.output import Output
 from pipelines.progress import Progress
 from pipelines.rows import WORK
-from pipelines.stages import Listen, Transcribe, commit
+from pipelines.stages import Listen, Transcribe
 from pipelines.summary import Summary
 from speech.engine import EngineStarter, start_engine
 from speech.errors import RayscribeError, RequestError, UsageError
@@ -144,7 +146,7 @@ class _Run:
     def _receipts(self, blocks: list[Any], to_do: int, layout: Layout) -> Iterator[pa.Table]:
         """Runs the graph and yields the receipts of what is committed, as it is committed."""
         import ray
-        from ray.data import ActorPoolStrategy, TaskPoolStrategy
+        from ray.data import ActorPoolStrategy
 
         runtime_env = (
             {"env_vars": {"OMP_NUM_THREADS": str(layout.threads_per_engine)}} if layout.threads_per_engine else {}
@@ -171,7 +173,13 @@ class _Run:
             )
             .map_batches(
                 Transcribe,
-                fn_constructor_args=(self.job.engine_config, self.start, attempts, self.job.clip_timeout_s),
+                fn_constructor_args=(
+                    self.job.engine_config,
+                    self.start,
+                    attempts,
+                    self.job.clip_timeout_s,
+                    self.output,
+                ),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(
@@ -183,15 +191,6 @@ class _Run:
                 num_cpus=layout.cpus_per_engine,
                 num_gpus=layout.gpus_per_engine or None,
                 runtime_env=runtime_env,
-            )
-            .map_batches(
-                commit,
-                fn_args=(self.output,),
-                batch_size=None,
-                batch_format="pyarrow",
-                # As many as come at once. Without a limit Ray would start a process for each that waits.
-                compute=TaskPoolStrategy(size=BLOCKS_PER_ENGINE * layout.engines),
-                num_cpus=0.25,
             )
         )
         try:
