@@ -34,9 +34,8 @@ class EngineConfig(BaseModel):
         "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
     )
     concurrent_clips: int = Field(64, ge=1, description="clips decoded at once by one engine")
-    # Off until bench/speculation.py has been seen, on a quiet machine, to tell what auto is worth at every load.
     speculation: Speculation = Field(
-        "off",
+        "auto",
         description="drafts that the model verifies, for speed; the text stays the same. ctc: what Granite's encoder "
         "reads; ngram: repetitions; draft: what a small language model would say (draft_model); auto: ctc, as far as "
         "it pays. ctc-accept changes words: it takes what the encoder reads where that is likely enough",

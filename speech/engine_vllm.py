@@ -4,7 +4,7 @@ Prompts are built here from ``speech.models`` and not by vLLM's transcription ro
 keywords. Audio goes in as an array, decoded by the Listener, so that no engine process spends its
 time on codecs.
 
-vLLM runs in processes of its own (``AsyncLLM``): the caller's event loop only passes messages.
+vLLM runs in a process of its own (``AsyncLLM``): the caller's event loop only passes messages.
 """
 
 import asyncio
@@ -73,7 +73,13 @@ class VllmEngine:
             "otlp_traces_endpoint": os.environ.get(TRACES),
         }
         if on_cpu:
-            arguments |= {"kv_cache_memory_bytes": int(config.kv_cache_gb * GIB), "enforce_eager": True}
+            arguments |= {
+                "kv_cache_memory_bytes": int(config.kv_cache_gb * GIB),
+                "enforce_eager": True,
+                # The worker in the engine's own process, as on a GPU. vLLM starts another on CPUs, to bind its threads
+                # to cores, which "nobind" forgoes: one import less, and no message between two at every step.
+                "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+            }
         else:
             arguments |= {"gpu_memory_utilization": config.gpu_memory}
         return arguments | self._drafting(config)
