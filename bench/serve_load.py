@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import signal
 import socket
 import statistics
@@ -44,6 +45,9 @@ from speech.transcriber import Transcriber
 CLIENTS = (1, 8, 32)
 PLACES = 32
 START_S = 600
+# As our own engine is started on a CPU, threads included.
+PEER = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(1 << 30)]
+PEER_THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         load = _load(url, parsed.model, samples, 2 * PLACES, 2 * PLACES)
         figures[f"endpoint, {2 * PLACES} on {PLACES} places"] = asyncio.run(load)
     if parsed.peer:
-        command = ["-m", "vllm.entrypoints.cli.main", "serve", parsed.model, "--port", "{port}", "--enforce-eager"]
+        # What ``vllm serve`` starts; the command itself asks for a package named vllm, which the CPU build is not.
+        command = ["-m", "vllm.entrypoints.openai.api_server", "--model", parsed.model, "--port", "{port}", *PEER]
         short = [sample for sample in samples if sample.duration_s <= 30]
-        with _server([*command, "--dtype", "float32"], "Application startup complete") as url:
+        with _server(command, "Application startup complete") as url:
             asyncio.run(_load(url, parsed.model, short, len(short), 1))
             for clients in CLIENTS:
                 load = _load(url, parsed.model, short, parsed.requests, clients)
@@ -168,7 +173,9 @@ def _server(command: list[str], ready: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     arguments = [part.format(port=port) for part in command]
     with tempfile.TemporaryFile("w+") as printed:  # not a pipe: a server that prints a lot would wait for its reader
-        process = subprocess.Popen([sys.executable, *arguments], stdout=printed, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=printed, stderr=subprocess.STDOUT, env=os.environ | PEER_THREADS
+        )
         until = time.monotonic() + START_S
         try:
             while not _has_said(printed, ready):
@@ -191,7 +198,7 @@ def _print(figures: dict[str, Figures]) -> None:
     for name, load in figures.items():
         answers = ", ".join(f"{count} × {status}" for status, count in sorted(load.statuses.items()))
         table.add_row(name, f"{load.rtfx:.2f}", f"{load.p50_s:.2f}", f"{load.p95_s:.2f}", answers)
-    Console().print(table)
+    Console(width=110).print(table)
     bare, endpoint = figures["bare engine, 1"], figures["endpoint, 1, each once"]
     overhead = bare.rtfx / endpoint.rtfx - 1
     print(f"overhead of the endpoint over the bare engine with one client: {100 * overhead:.1f} %")
