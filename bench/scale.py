@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{each['files_after']:,}",
             f"{each['peak_mb']:.0f}",
         )
-    Console().print(table)
+    Console(width=130).print(table)
     print(json.dumps(runs))
 
 
@@ -95,6 +95,7 @@ def _leave_behind(folder: Path, name: str, rows: int) -> None:
 def _in_own_process(folder: Path, output: str, rows: int) -> dict[str, float]:
     command = [sys.executable, "-m", "bench.scale", "--folder", str(folder), "--one", output, str(rows)]
     lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    print(lines[-1], file=sys.stderr, flush=True)  # hours may lie between two
     measured: dict[str, float] = json.loads(lines[-1])
     return measured
 

@@ -33,6 +33,7 @@ from cluster.storage import Storage
 from pipelines import manifest
 from pipelines.evaluate import Evaluation, score
 from speech.engine import ClipRequest, Decoding, Engine, EngineConfig, start_engine
+from speech.engine_vllm import VllmEngine
 from speech.errors import RayscribeError
 from speech.listener import Listener
 from speech.models import family_of
@@ -148,11 +149,18 @@ async def _measure(
             await decode_all(engine, clips[:4], 4)  # pays for what is set up once
         for level, _ in itertools.product(levels, range(rounds)):
             for mode, engine in engines.items():
+                _forget(engine)
                 runs.setdefault((mode, level), []).append(await decode_all(engine, clips, level))
         return runs
     finally:
         for engine in engines.values():
             engine.stop()
+
+
+def _forget(engine: Engine) -> None:
+    """Binds the drafter anew, so that no run knows the words or the acceptance of the one before."""
+    if isinstance(engine, VllmEngine):
+        engine._prepared = None
 
 
 async def decode_all(engine: Engine, clips: list[ClipRequest], concurrency: int) -> Run:
