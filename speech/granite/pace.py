@@ -16,10 +16,10 @@ same, on the tokens that the model writes unasked. F is the machine's.
 import math
 from dataclasses import dataclass
 
-# F of the kinds of machine, both reckoned and not yet measured. CPU: on the demo checkpoint vLLM's own work is
-# most of a step (bench/speculation.py fits it). GPU: a bf16 model of 1.6 B parameters reads its weights in the
-# time of a few hundred tokens' arithmetic (bench/speculation_gpu.py fits it).
-FREE_TOKENS = {"cpu": 64.0, "cuda": 256.0}
+# F of the kinds of machine. CPU: on the demo checkpoint, where vLLM's own work is most of a step, bench/speculation.py
+# has fitted 50, 107 and 168 on two cores. GPU: reckoned and not yet measured; a bf16 model of 1.6 B parameters reads
+# its weights in the time of a few hundred tokens' arithmetic (bench/speculation_gpu.py fits it).
+FREE_TOKENS = {"cpu": 100.0, "cuda": 256.0}
 
 _OWN_WEIGHT = 8.0  # refusals and acceptances that the engine's experience counts for in a request's share
 _MEMORY = 0.99  # of that experience, from one slice to the next
