@@ -93,6 +93,6 @@ def test_the_table_of_columns_is_that_of_the_schema() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_command() -> None:
-    documented = dict(re.findall(r"(\d) ([a-z ]+?)(?: ·|,)", README.split("### Exit codes")[1]))
+    documented = dict(re.findall(r"(\d) ([a-z ]+?)(?: ·|,)", README.split("### Exit codes")[1].split("\n## ")[0]))
     assert documented.keys() == {"0", "1", "2", "3"}
     assert (rayscribe.EXIT_OK, rayscribe.EXIT_FAILED, rayscribe.EXIT_USAGE, rayscribe.EXIT_SOME_FAILED) == (0, 1, 2, 3)
