@@ -63,7 +63,7 @@ LISTENERS = 2
 PAUSE_S = 0.5
 CORES = 8  # as Ray counts them, of each cluster
 STORE_BYTES = 200 << 20  # Ray's object store, of each node
-LEFT_BEHIND_S = 60.0  # what a killed driver has started may take so long to end; agents of Ray take 30 s
+LEFT_BEHIND_S = 60.0  # what a killed driver has started may take so long to end: agents of Ray outlive 20 s
 
 Row = tuple[str, str, str]  # id, status, text
 
