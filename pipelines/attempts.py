@@ -29,26 +29,50 @@ class Attempts:
     def __init__(self) -> None:
         self._unended: dict[str, list[str]] = {}  # the node of each beginning that has no end
 
-    def begin(self, stage: str, recording_id: str, node: str) -> int:
-        """Signs a recording in; returns its ``downs`` before."""
-        downs = self.downs(stage, recording_id)
-        self._unended.setdefault(f"{stage}/{recording_id}", []).append(node)
+    def begin(self, stage: str, recording_id: str, node: str, ended: str | None = None) -> int:
+        """Signs a recording in, and out the one that its process had before.
+
+        Returns:
+            How often the recording has gone down with its process.
+        """
+        if ended is not None:
+            self.end(stage, [ended])
+        downs = self._downs([f"{stage}/{recording_id}"])[0]
+        self._sign_in(f"{stage}/{recording_id}", node)
         return downs
 
-    def downs(self, stage: str, recording_id: str) -> int:
-        """How many times a recording has gone down with its process.
+    def begin_together(self, stage: str, recording_ids: list[str], node: str) -> dict[str, int]:
+        """Signs in those of a block's recordings that are no suspects.
+
+        Returns:
+            The suspects, and how often each has gone down.
+        """
+        downs = self._downs([f"{stage}/{recording_id}" for recording_id in recording_ids])
+        suspects = {}
+        for recording_id, count in zip(recording_ids, downs, strict=True):
+            if count:
+                suspects[recording_id] = count
+            else:
+                self._sign_in(f"{stage}/{recording_id}", node)
+        return suspects
+
+    def end(self, stage: str, recording_ids: list[str]) -> None:
+        """Signs recordings out: they were answered, with whatever answer."""
+        for recording_id in recording_ids:
+            self._unended.pop(f"{stage}/{recording_id}", None)
+
+    def _sign_in(self, key: str, node: str) -> None:
+        self._unended.setdefault(key, []).append(node)
+
+    def _downs(self, keys: list[str]) -> list[int]:
+        """How often each was begun and never ended.
 
         A machine that is lost is no recording's fault: beginnings on a node that is gone do not count.
         """
-        before = self._unended.get(f"{stage}/{recording_id}", [])
-        if not before:
-            return 0
+        if self._unended.keys().isdisjoint(keys):  # nearly always; the cluster need not be asked
+            return [0] * len(keys)
         alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
-        return sum(node in alive for node in before)
-
-    def end(self, stage: str, recording_id: str) -> None:
-        """Signs a recording out: it was answered, with whatever answer."""
-        self._unended.pop(f"{stage}/{recording_id}", None)
+        return [sum(node in alive for node in self._unended.get(key, [])) for key in keys]
 
 
 class AloneOrTogether:

@@ -29,8 +29,8 @@ HEARD = pa.schema(
         ("speech_s", pa.float64()),
         ("channels", pa.int32()),
         ("clips", pa.list_(_CLIP)),
-        # int16 samples of all clips, end to end. One buffer a recording, which the engine's process
-        # reads in place; large, as a block of long calls passes the 2 GiB that plain binary holds.
+        # int16 samples of all clips, end to end, which the engine's process reads in place; large, as a
+        # block of long calls passes the 2 GiB that plain binary holds.
         ("samples", pa.large_binary()),
         ("listen_s", pa.float64()),
         ("error", parquet_schema().field("error").type),
@@ -63,41 +63,62 @@ class HeardRow:
     heard: Heard | None = None
     error: RayscribeError | None = None
 
-    def to_table(self) -> pa.Table:
-        clips = self.heard.clips if self.heard else []
-        row = {
-            "recording": self.recording.model_dump_json(),
-            "attempt": self.attempt,
-            "duration_s": self.heard and self.heard.duration_s,
-            "speech_s": self.heard and self.heard.speech_s,
-            "channels": self.heard and self.heard.channels,
-            "clips": [
-                {"channel": clip.channel, "start_s": clip.start_s, "end_s": clip.end_s, "size": len(clip.samples)}
-                for clip in clips
-            ],
-            "listen_s": self.listen_s,
-            "error": self.error and {"stage": self.error.stage, "code": self.error.code, "message": self.error.message},
-        }
-        samples = np.concatenate([clip.samples for clip in clips]) if clips else np.empty(0, np.int16)
-        # Hours of audio: made from the buffer itself and not through Python bytes, so as to be held once.
-        buffers = [None, pa.py_buffer(np.array([0, samples.nbytes], np.int64)), pa.py_buffer(samples)]
-        cell = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
-        table = pa.Table.from_pylist([row], schema=HEARD)
-        return table.set_column(HEARD.get_field_index("samples"), "samples", cell)
+    @property
+    def clips(self) -> list[Clip]:
+        return self.heard.clips if self.heard else []
 
-    @classmethod
-    def from_table(cls, table: pa.Table, index: int) -> "HeardRow":
-        small: dict[str, Any] = table.drop_columns("samples").slice(index, 1).to_pylist()[0]
-        heard, error = None, None
-        if small["error"]:
-            error = _ERRORS[small["error"]["stage"]](small["error"]["code"], small["error"]["message"])
-        else:
-            samples = np.frombuffer(table["samples"][index].as_buffer(), dtype=np.int16)
-            ends = np.cumsum([clip["size"] for clip in small["clips"]], dtype=np.int64)
-            clips = [
-                Clip(clip["channel"], clip["start_s"], clip["end_s"], samples[end - clip["size"] : end])
-                for clip, end in zip(small["clips"], ends, strict=True)
-            ]
-            heard = Heard(small["duration_s"], small["speech_s"], small["channels"], clips)
-        recording = Recording.model_validate_json(small["recording"])
-        return cls(recording, small["attempt"], small["listen_s"], heard, error)
+    @property
+    def nbytes(self) -> int:
+        """Of its samples."""
+        return sum(clip.samples.nbytes for clip in self.clips)
+
+
+def heard_table(rows: list[HeardRow]) -> pa.Table:
+    """The rows as HEARD."""
+    samples = [clip.samples for row in rows for clip in row.clips]
+    joined = np.concatenate(samples) if samples else np.empty(0, np.int16)
+    ends = np.cumsum([0, *(row.nbytes for row in rows)], dtype=np.int64)
+    # Hours of audio: made from the buffer itself and not through Python bytes, so as to be held once.
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(joined)]
+    cells = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(rows), buffers)
+    small = pa.Table.from_pylist([_small_cells(row) for row in rows], schema=HEARD)
+    return small.set_column(HEARD.get_field_index("samples"), "samples", cells)
+
+
+def _small_cells(row: HeardRow) -> dict[str, Any]:
+    """All of a row but its samples."""
+    return {
+        "recording": row.recording.model_dump_json(),
+        "attempt": row.attempt,
+        "duration_s": row.heard and row.heard.duration_s,
+        "speech_s": row.heard and row.heard.speech_s,
+        "channels": row.heard and row.heard.channels,
+        "clips": [
+            {"channel": clip.channel, "start_s": clip.start_s, "end_s": clip.end_s, "size": len(clip.samples)}
+            for clip in row.clips
+        ],
+        "listen_s": row.listen_s,
+        "error": row.error and {"stage": row.error.stage, "code": row.error.code, "message": row.error.message},
+    }
+
+
+def heard_rows(table: pa.Table) -> list[HeardRow]:
+    """HEARD as rows, whose samples are the table's own memory."""
+    small = table.drop_columns("samples").to_pylist()
+    return [_heard_row(cells, samples) for cells, samples in zip(small, table["samples"], strict=True)]
+
+
+def _heard_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> HeardRow:
+    heard, error = None, None
+    if cells["error"]:
+        error = _ERRORS[cells["error"]["stage"]](cells["error"]["code"], cells["error"]["message"])
+    else:
+        audio = np.frombuffer(samples.as_buffer(), dtype=np.int16)
+        ends = np.cumsum([clip["size"] for clip in cells["clips"]], dtype=np.int64)
+        clips = [
+            Clip(clip["channel"], clip["start_s"], clip["end_s"], audio[end - clip["size"] : end])
+            for clip, end in zip(cells["clips"], ends, strict=True)
+        ]
+        heard = Heard(cells["duration_s"], cells["speech_s"], cells["channels"], clips)
+    recording = Recording.model_validate_json(cells["recording"])
+    return HeardRow(recording, cells["attempt"], cells["listen_s"], heard, error)

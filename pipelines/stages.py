@@ -27,7 +27,7 @@ from cluster.session import leave
 from cluster.storage import Storage
 from pipelines.attempts import MAX_ATTEMPTS, AloneOrTogether
 from pipelines.output import Output
-from pipelines.rows import RECEIPT, HeardRow
+from pipelines.rows import RECEIPT, HeardRow, heard_rows, heard_table
 from speech.engine import EngineConfig, EngineStarter
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
 from speech.listener import Listener
@@ -39,9 +39,13 @@ from speech.uris import public_uri
 
 log = logging.getLogger("rayscribe")
 
+# Samples that a Listener gathers before it passes them on. Small recordings cost less together; of long ones,
+# the audio of a block should not be held twice.
+HEARD_BYTES = 16 << 20
+
 
 class Listen:
-    """Work-list rows in, heard recordings out, one at a time so that a block's audio is never held twice.
+    """Work-list rows in, heard recordings out.
 
     Args:
         defaults: the run's options, where a row has none of its own.
@@ -62,14 +66,27 @@ class Listen:
         self._dump = open(os.devnull, "w")  # noqa: SIM115 - faulthandler wants one that stays open
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        heard: list[HeardRow] = []
         for row in work.to_pylist():
-            yield self._listen(json.loads(row["row"]), row["attempt"]).to_table()
+            before = heard[-1].recording.id if heard else None
+            heard.append(self._listen(json.loads(row["row"]), row["attempt"], before))
+            if sum(each.nbytes for each in heard) >= HEARD_BYTES:
+                yield self._passed_on(heard)
+        if heard:
+            yield self._passed_on(heard)
 
-    def _listen(self, row: dict[str, Any], attempt: int) -> HeardRow:
+    def _passed_on(self, heard: list[HeardRow]) -> pa.Table:
+        """What was gathered, as a table. The last is signed out before: it may be long until the next is begun."""
+        self._attempts.end.remote("listen", [heard[-1].recording.id])
+        table = heard_table(heard)
+        heard.clear()
+        return table
+
+    def _listen(self, row: dict[str, Any], attempt: int, before: str | None) -> HeardRow:
         start = time.perf_counter()
         recording = Recording.malformed(row)
         heard, error = None, None
-        downs = ray.get(self._attempts.begin.remote("listen", recording.id, self._node))
+        downs = ray.get(self._attempts.begin.remote("listen", recording.id, self._node, ended=before))
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
         try:
             if downs >= MAX_ATTEMPTS:
@@ -84,7 +101,6 @@ class Listen:
             error = AudioError("internal", f"{type(unforeseen).__name__}: {unforeseen}")
         finally:
             faulthandler.cancel_dump_traceback_later()
-        self._attempts.end.remote("listen", recording.id)
         return HeardRow(recording, attempt, time.perf_counter() - start, heard, error)
 
 
@@ -125,32 +141,46 @@ class Transcribe:
         return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
     async def _transcribe_block(self, table: pa.Table) -> list[Transcript]:
-        rows = [HeardRow.from_table(table, index) for index in range(len(table))]
-        return await asyncio.gather(*(self._transcribe(row) for row in rows))
+        rows = heard_rows(table)
+        transcripts = [self._failed(row, row.error) for row in rows if row.heard is None]
+        rows = [row for row in rows if row.heard is not None]
+        async with self._turns.together():
+            downs = await self._attempts.begin_together.remote(
+                "transcribe", [row.recording.id for row in rows], self._node
+            )
+            together = [row for row in rows if row.recording.id not in downs]
+            transcripts += await asyncio.gather(*(self._transcribe(row) for row in together))
+            self._attempts.end.remote("transcribe", [row.recording.id for row in together])
+        suspects = [row for row in rows if row.recording.id in downs]
+        return transcripts + [await self._transcribe_alone(row, downs[row.recording.id]) for row in suspects]
+
+    async def _transcribe_alone(self, row: HeardRow, downs: int) -> Transcript:
+        """Tries a suspect again, or gives it up."""
+        if downs >= MAX_ATTEMPTS:
+            message = _given_up("transcribing", row.recording, self._timeout_s)
+            transcript = self._failed(row, EngineError("poison", message))
+        else:
+            async with self._turns.alone():
+                await self._attempts.begin.remote("transcribe", row.recording.id, self._node)
+                transcript = await self._transcribe(row)
+        self._attempts.end.remote("transcribe", [row.recording.id])
+        return transcript
 
     async def _transcribe(self, row: HeardRow) -> Transcript:
-        if row.heard is None:
-            return self._failed(row, row.error)
-        downs = await self._attempts.downs.remote("transcribe", row.recording.id)
+        assert row.heard is not None
         try:
-            if downs >= MAX_ATTEMPTS:
-                raise EngineError("poison", _given_up("transcribing", row.recording, self._timeout_s))
-            async with self._turns.alone() if downs else self._turns.together():
-                await self._attempts.begin.remote("transcribe", row.recording.id, self._node)
-                transcript = await self._transcriber.transcribe(row.recording, row.heard)
-            transcript = transcript.with_try(row.attempt, row.listen_s)
+            transcript = await self._transcriber.transcribe(row.recording, row.heard)
+            return transcript.with_try(row.attempt, row.listen_s)
         except EngineDied:
             # Leaving the process makes Ray start the actor elsewhere and try the block again; an
             # exception would be tried on this same dead engine, for ever (ray#59522).
             log.exception("the engine has died; leaving the process")
             leave()
         except RayscribeError as refused:
-            transcript = self._failed(row, refused)
+            return self._failed(row, refused)
         except Exception as unforeseen:
             log.exception("transcribing %s", public_uri(row.recording.audio))
-            transcript = self._failed(row, EngineError("internal", f"{type(unforeseen).__name__}: {unforeseen}"))
-        self._attempts.end.remote("transcribe", row.recording.id)
-        return transcript
+            return self._failed(row, EngineError("internal", f"{type(unforeseen).__name__}: {unforeseen}"))
 
     def _failed(self, row: HeardRow, error: RayscribeError | None) -> Transcript:
         """The failed row of a recording, with what is known of it."""

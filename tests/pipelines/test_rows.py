@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from pipelines.rows import HEARD, HeardRow
+from pipelines.rows import HEARD, HeardRow, heard_rows, heard_table
 from speech.errors import AudioError
 from speech.listener import Clip, Heard
 from speech.recording import Options, Recording
@@ -21,24 +21,26 @@ def heard(*lengths: int) -> Heard:
     return Heard(duration_s=12.5, speech_s=3.25, channels=len(lengths), clips=clips)
 
 
-def test_a_recording_and_its_audio_survive_the_way() -> None:
+def test_recordings_and_their_audio_survive_the_way() -> None:
     rows = [HeardRow(RECORDING, 2, 0.5, heard(1000, 1, 777)), HeardRow(RECORDING, 1, 0.1, heard())]
-    table = pa.concat_tables([row.to_table() for row in rows])
+    failed = HeardRow(RECORDING, 1, 0.5, error=AudioError("truncated", "cut"))
+    last = HeardRow(RECORDING, 3, 0.2, heard(5))
+    table = pa.concat_tables([heard_table([*rows, failed]), heard_table([last])])  # as Ray joins what a Listener yields
     assert table.schema == HEARD
-    for index, row in enumerate(rows):
-        back = HeardRow.from_table(table, index)
-        assert (back.recording, back.attempt, back.listen_s, back.error) == (RECORDING, row.attempt, row.listen_s, None)
+    came = heard_rows(table)
+    for row, back in zip([*rows, last], [*came[:2], came[3]], strict=True):
+        assert (back.recording, back.attempt, back.listen_s, back.error) == (
+            RECORDING,
+            row.attempt,
+            row.listen_s,
+            None,
+        )
         assert back.heard is not None
         assert row.heard is not None
         assert (back.heard.duration_s, back.heard.speech_s, back.heard.channels) == (12.5, 3.25, row.heard.channels)
         for clip, original in zip(back.heard.clips, row.heard.clips, strict=True):
             assert (clip.channel, clip.start_s, clip.end_s) == (original.channel, original.start_s, original.end_s)
             np.testing.assert_array_equal(clip.samples, original.samples)
-
-
-def test_an_error_survives_the_way() -> None:
-    table = HeardRow(RECORDING, 1, 0.5, error=AudioError("truncated", "cut")).to_table()
-    back = HeardRow.from_table(table, 0)
-    assert back.heard is None
-    assert isinstance(back.error, AudioError)
-    assert (back.error.code, back.error.message) == ("truncated", "cut")
+    assert came[2].heard is None
+    assert isinstance(came[2].error, AudioError)
+    assert (came[2].error.code, came[2].error.message) == ("truncated", "cut")
