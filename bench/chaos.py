@@ -63,7 +63,9 @@ LISTENERS = 2
 PAUSE_S = 0.5
 CORES = 8  # as Ray counts them, of each cluster
 STORE_BYTES = 200 << 20  # Ray's object store, of each node
-LEFT_BEHIND_S = 60.0  # what a killed driver has started may take so long to end: agents of Ray outlive 20 s
+# What a killed driver has started may take so long to end. The agents of Ray's node first try for 60 s to
+# tell the head, which is gone too, that their raylet is dead (ray/_private/utils.py, publish_error_to_driver).
+LEFT_BEHIND_S = 90.0
 
 Row = tuple[str, str, str]  # id, status, text
 
@@ -394,7 +396,7 @@ def _process(ancestor: psutil.Process, title: str, but: psutil.Process | None = 
 
 def _command(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()  # a title that replaces a longer one is padded
     return ""
 
 
