@@ -54,6 +54,9 @@ COMMIT_PATIENCE_S = 600.0
 # Blocks that an engine works on at once, so that the end of one overlaps with the middle of another.
 BLOCKS_PER_ENGINE = 4
 
+Standing = dict[str, dict[str, int]]  # of ``Output.settle``
+AttemptOf = Callable[[str], int | None]  # from the id of a recording; None: it is not to be tried
+
 
 def run(job: Job, start: EngineStarter = start_engine) -> Summary:
     """Transcribes what the manifest has and the output has not, showing the progress.
@@ -68,19 +71,21 @@ def run(job: Job, start: EngineStarter = start_engine) -> Summary:
             holds the output; nothing was transcribed.
     """
     with _opened(job, start) as opened:
-        done, failed = opened.output.settle().values()
-        summary = Summary(done_before=len(done), failed_before=len(failed))
-        opened.transcribe(summary, lambda name: None if name in done or name in failed else 1)
-    return summary
+        return opened.transcribe(_undone)
 
 
 def retry(job: Job, start: EngineStarter = start_engine) -> Summary:
     """Tries again what has failed in an output, and nothing else. Arguments and errors as of ``run``."""
     with _opened(job, start) as opened:
-        done, failed = opened.output.settle().values()
-        summary = Summary(done_before=len(done))
-        opened.transcribe(summary, {name: attempt + 1 for name, attempt in failed.items()}.get)
-    return summary
+        return opened.transcribe(_failed)
+
+
+def _undone(standing: Standing) -> AttemptOf:
+    return lambda name: None if any(name in names for names in standing.values()) else 1
+
+
+def _failed(standing: Standing) -> AttemptOf:
+    return {name: attempt + 1 for name, attempt in standing["failed"].items()}.get
 
 
 @contextlib.contextmanager
@@ -116,19 +121,26 @@ class _Run:
     lease: Lease
     continues: bool  # an earlier run has begun on this output
 
-    def transcribe(self, summary: Summary, attempt_of: Callable[[str], int | None]) -> None:
-        """Runs the recordings for which ``attempt_of`` gives the number of their attempt."""
+    def transcribe(self, choose: Callable[[Standing], AttemptOf]) -> Summary:
+        """Runs the recordings that are chosen by what stands in the output."""
         started_at = datetime.now(UTC)
         with Progress() as progress:
+            if self.continues:
+                progress.say("reading what is done")
+            standing = self.output.settle()
+            attempt_of = choose(standing)
+            remains_failed = sum(attempt_of(name) is None for name in standing["failed"])
+            summary = Summary(done_before=len(standing["ok"]), failed_before=remains_failed)
             progress.say(f"joining Ray at {self.job.address}" if self.job.address else "starting Ray")
             join_ray(self.job.address)
             _quieten_ray_data()
             progress.say("reading the manifest")
             rows = _Counted(manifest.read(self.job.manifest, self.storage))
             blocks, to_do = _put_work(_work(rows, attempt_of))
+            del standing, attempt_of  # the ids of all that is done, which may be a million
             self.output.note(recordings=rows.count)
             if not to_do and self.output.report():  # all is done; the report of the run that did it stands
-                return
+                return summary
             self.output.reopen()
             if to_do:
                 layout = lay_out(self.job.address, self.job.listeners, self.job.engines)
@@ -142,6 +154,7 @@ class _Run:
                 self.output.settle()
             self.output.compact()
         self.output.finish(_report(self.job, summary, started_at))
+        return summary
 
     def _receipts(self, blocks: list[Any], to_do: int, layout: Layout) -> Iterator[pa.Table]:
         """Runs the graph and yields the receipts of what is committed, as it is committed."""
