@@ -49,9 +49,10 @@ from rich.table import Table
 
 from bench.noop import start_noop
 from cluster.storage import Storage
+from pipelines.graph import BLOCKS_PER_ENGINE, recordings_per_block
 from pipelines.job import Job
 from pipelines.output import STATUSES, Output
-from pipelines.transcribe import BLOCKS_PER_ENGINE, recordings_per_block, run
+from pipelines.transcribe import run
 from tests.faults import faults_before
 
 CALLS = Path("tests/speech/data")

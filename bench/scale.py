@@ -31,9 +31,10 @@ from rich.table import Table
 
 from bench.noop import start_noop
 from cluster.storage import Storage
+from pipelines.graph import MAX_RECORDINGS_PER_BLOCK
 from pipelines.job import Job
 from pipelines.output import READERS, Output
-from pipelines.transcribe import MAX_RECORDINGS_PER_BLOCK, run
+from pipelines.transcribe import run
 from speech.recording import Recording
 from speech.transcript import Transcript
 

@@ -36,11 +36,12 @@ STATUSES = ("ok", "failed")
 READERS = 32
 READ_AHEAD = 8 * READERS
 # A status that has no more small files than this is left as it is. Merged files are as large as can still
-# be fetched whole by every reader at once, and rows are merged of so few files that these are gone in a second.
+# be fetched whole by every reader at once, and are merged of so few files that these fit into memory, each
+# with the overhead of an Arrow table, and are gone in a second.
 FEW_FILES = 256
 MERGED_BYTES = 8 << 20
 SMALL_BYTES = MERGED_BYTES // 2
-MERGED_FILES = 1024
+MERGED_FILES = 256
 
 
 def stored_schema() -> pa.Schema:

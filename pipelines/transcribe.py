@@ -17,7 +17,6 @@ continues where it stopped, and a manifest that has grown costs only its new row
 import contextlib
 import itertools
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,34 +25,25 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.hub import check_model
-from cluster.nodes import Layout
-from cluster.session import join_ray, lay_out, why
+from cluster.session import join_ray, lay_out
 from cluster.storage import Storage
-from pipelines import manifest
-from pipelines.attempts import Attempts
+from pipelines import graph, manifest
 from pipelines.job import Job
 from pipelines.lease import Lease
 from pipelines.output import Output
 from pipelines.progress import Progress
 from pipelines.rows import WORK
-from pipelines.stages import Listen, Transcribe
 from pipelines.summary import Summary
 from speech.engine import EngineStarter, start_engine
-from speech.errors import RayscribeError, RequestError, UsageError
+from speech.errors import RequestError, UsageError
 from speech.models import family_of
 from speech.recording import row_id
 from speech.speculation import method_for
 
 # Rows of the work list to a block that lies in the object store; only text, so many fit.
 WORK_ROWS_PER_BLOCK = 10_000
-# Recordings to a block of work, at most: what one Listener takes at a time, one engine call answers
-# and one file commits. Larger blocks cost less scheduling; smaller ones lose less when a node dies.
-MAX_RECORDINGS_PER_BLOCK = 32
 # How long the output is waited for when its storage is out of order. Giving up costs the run; waiting, minutes.
 COMMIT_PATIENCE_S = 600.0
-# Blocks that an engine works on at once, so that the end of one overlaps with the middle of another.
-BLOCKS_PER_ENGINE = 4
-
 Standing = dict[str, dict[str, int]]  # of ``Output.settle``
 AttemptOf = Callable[[str], int | None]  # from the id of a recording; None: it is not to be tried
 
@@ -133,7 +123,6 @@ class _Run:
             summary = Summary(done_before=len(standing["ok"]), failed_before=remains_failed)
             progress.say(f"joining Ray at {self.job.address}" if self.job.address else "starting Ray")
             join_ray(self.job.address)
-            _quieten_ray_data()
             progress.say("reading the manifest")
             rows = _Counted(manifest.read(self.job.manifest, self.storage))
             blocks, to_do = _put_work(_work(rows, attempt_of))
@@ -145,7 +134,7 @@ class _Run:
             if to_do:
                 layout = lay_out(self.job.address, self.job.listeners, self.job.engines)
                 progress.start(to_do, waiting_for=f"{layout.engines} × {self.job.engine_config.model} to load")
-                for receipts in self._receipts(blocks, to_do, layout):
+                for receipts in graph.receipts(self.job, self.start, self.storage, self.output, blocks, to_do, layout):
                     self.lease.check()
                     summary.add(receipts)
                     progress.update(summary)
@@ -155,64 +144,6 @@ class _Run:
             self.output.compact()
         self.output.finish(_report(self.job, summary, started_at))
         return summary
-
-    def _receipts(self, blocks: list[Any], to_do: int, layout: Layout) -> Iterator[pa.Table]:
-        """Runs the graph and yields the receipts of what is committed, as it is committed."""
-        import ray
-        from ray.data import ActorPoolStrategy
-
-        runtime_env = (
-            {"env_vars": {"OMP_NUM_THREADS": str(layout.threads_per_engine)}} if layout.threads_per_engine else {}
-        )
-        # Begun anew if its node is lost: the counts are forgotten, which costs a poison recording another try.
-        attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-        graph = (
-            ray.data.from_arrow_refs(blocks)
-            # Small enough that every Listener has several blocks to its name, even of a short manifest.
-            .repartition(target_num_rows_per_block=recordings_per_block(to_do, layout.listeners))
-            .map_batches(
-                Listen,
-                fn_constructor_args=(
-                    self.job.options,
-                    self.job.engine_config.model,
-                    self.storage,
-                    attempts,
-                    self.job.listen_timeout_s,
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(min_size=1, max_size=layout.listeners),
-                num_cpus=1,
-            )
-            .map_batches(
-                Transcribe,
-                fn_constructor_args=(
-                    self.job.engine_config,
-                    self.start,
-                    attempts,
-                    self.job.clip_timeout_s,
-                    self.output,
-                ),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(
-                    size=layout.engines,
-                    max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
-                    max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
-                    enable_true_multi_threading=True,
-                ),
-                num_cpus=layout.cpus_per_engine,
-                num_gpus=layout.gpus_per_engine or None,
-                runtime_env=runtime_env,
-            )
-        )
-        try:
-            yield from graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
-            raise RayscribeError(
-                "run_failed",
-                f"the run has failed: {why(error)} (what is done is kept; the logs of Ray's session say more)",
-            ) from error
 
 
 class _Counted:
@@ -247,20 +178,6 @@ def _put_work(rows: Iterator[dict[str, Any]]) -> tuple[list[Any], int]:
         blocks.append(ray.put(pa.Table.from_pylist(batch, schema=WORK)))
         count += len(batch)
     return blocks, count
-
-
-def recordings_per_block(to_do: int, listeners: int) -> int:
-    """How many recordings make a block of work."""
-    return max(1, min(MAX_RECORDINGS_PER_BLOCK, to_do // (8 * listeners)))
-
-
-def _quieten_ray_data() -> None:
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # pipelines.progress draws the job, not Ray's operators
-    context.execution_options.verbose_progress = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _report(job: Job, summary: Summary, started_at: datetime) -> dict[str, Any]:
