@@ -1,11 +1,11 @@
-"""The graph of the job as Ray Data runs it, and what Ray Data is told for jobs of a million recordings."""
+"""The graph of the job: from the work list to receipts, through the actors of the two stages."""
 
-import logging
-import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
 
 from cluster.nodes import Layout
 from cluster.session import why
@@ -13,12 +13,10 @@ from cluster.storage import Storage
 from pipelines.attempts import Attempts
 from pipelines.job import Job
 from pipelines.output import Output
+from pipelines.ray_data import tell_ray_data
 from pipelines.stages import Listen, Transcribe
 from speech.engine import EngineStarter
 from speech.errors import RayscribeError
-
-if TYPE_CHECKING:
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 # Recordings to a block of work, at most: what one Listener takes at a time, one engine call answers
 # and one file commits. Larger blocks cost less scheduling; smaller ones lose less when a node dies.
@@ -49,14 +47,7 @@ def receipts(
     Raises:
         RayscribeError: ``run_failed``.
     """
-    # Ray Data holds an operator back only once half the object store is in use, however few bytes its blocks
-    # have: the work list of a million recordings was cut into 31,000 blocks at once, and the driver, which
-    # keeps 10 kB for each that waits, grew by 300 MB. At 0 it is held back while what follows has enough.
-    os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    _tell_ray_data()
+    tell_ray_data()
     runtime_env = {"env_vars": {"OMP_NUM_THREADS": str(layout.threads_per_engine)}} if layout.threads_per_engine else {}
     # Begun anew if its node is lost: the counts are forgotten, which costs a poison recording another try.
     attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
@@ -95,26 +86,3 @@ def receipts(
             "run_failed",
             f"the run has failed: {why(error)} (what is done is kept; the logs of Ray's session say more)",
         ) from error
-
-
-def _tell_ray_data() -> None:
-    import ray
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-    class ForgetBlocks(ExecutionCallback):
-        """Lets go of the kilobyte that Ray Data keeps of every block that an operator has made.
-
-        It is for a table of statistics (``Dataset.stats``) that is not printed, and was 100 MB after a million
-        recordings.
-        """
-
-        def on_execution_step(self, executor: "StreamingExecutor") -> None:
-            for operator in executor._topology or ():
-                for of_blocks in operator.get_stats().values():
-                    of_blocks.clear()  # the operator's own list
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # pipelines.progress draws the job, not Ray's operators
-    context.execution_options.verbose_progress = False
-    context.custom_execution_callback_classes = [ForgetBlocks]
-    logging.getLogger("ray.data").setLevel(logging.ERROR)

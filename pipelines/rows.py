@@ -1,6 +1,6 @@
 """What travels between the stages of the job, as Arrow.
 
-    WORK      driver → Listen        a manifest row, as JSON
+    WORK      driver → Listen        a manifest row, as JSON, and the number of its attempt
     HEARD     Listen → Transcribe    a recording with all its audio, or its error
     RECEIPT   Transcribe → driver    what was committed, in a few numbers, and when the engine was ready
 
@@ -18,7 +18,7 @@ from speech.listener import Clip, Heard
 from speech.recording import Recording
 from speech.transcript import parquet_schema
 
-WORK = pa.schema([("recording_id", pa.string()), ("row", pa.string()), ("attempt", pa.int32())])
+WORK = pa.schema([("row", pa.string()), ("attempt", pa.int32())])
 
 _CLIP = pa.struct([("channel", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("size", pa.int64())])
 HEARD = pa.schema(

@@ -27,7 +27,7 @@ import pyarrow as pa
 from cluster.hub import check_model
 from cluster.session import join_ray, lay_out
 from cluster.storage import Storage
-from pipelines import graph, manifest
+from pipelines import manifest
 from pipelines.job import Job
 from pipelines.lease import Lease
 from pipelines.output import Output
@@ -113,6 +113,8 @@ class _Run:
 
     def transcribe(self, choose: Callable[[Standing], AttemptOf]) -> Summary:
         """Runs the recordings that are chosen by what stands in the output."""
+        from pipelines.graph import receipts  # Ray Data's import takes a second, which a mistake need not wait for
+
         started_at = datetime.now(UTC)
         with Progress() as progress:
             if self.continues:
@@ -134,9 +136,9 @@ class _Run:
             if to_do:
                 layout = lay_out(self.job.address, self.job.listeners, self.job.engines)
                 progress.start(to_do, waiting_for=f"{layout.engines} × {self.job.engine_config.model} to load")
-                for receipts in graph.receipts(self.job, self.start, self.storage, self.output, blocks, to_do, layout):
+                for some in receipts(self.job, self.start, self.storage, self.output, blocks, to_do, layout):
                     self.lease.check()
-                    summary.add(receipts)
+                    summary.add(some)
                     progress.update(summary)
             progress.say("tidying the output")
             if self.continues:
@@ -160,13 +162,11 @@ class _Counted:
 
 
 def _work(rows: Iterable[dict[str, Any]], attempt_of: Callable[[str], int | None]) -> Iterator[dict[str, Any]]:
-    """The work list: id, JSON and attempt of the manifest rows that are to be done."""
+    """The work list: JSON and attempt of the manifest rows that are to be done."""
     for row in rows:
-        recording_id = row_id(row)
-        attempt = attempt_of(recording_id)
+        attempt = attempt_of(row_id(row))
         if attempt is not None:
-            text = json.dumps(row, ensure_ascii=False, default=str)
-            yield {"recording_id": recording_id, "row": text, "attempt": attempt}
+            yield {"row": json.dumps(row, ensure_ascii=False, default=str), "attempt": attempt}
 
 
 def _put_work(rows: Iterator[dict[str, Any]]) -> tuple[list[Any], int]:
