@@ -10,8 +10,8 @@ process, and is a suspect. What follows is up to the stage:
   those that wait for their turn are not signed in: when the culprit's turn takes the process down once
   more, it goes down alone.
 
-Either way a recording that has gone down MAX_ATTEMPTS times is given up, with a code of its own, and
-its neighbours are done.
+Either way a recording that has gone down MAX_ATTEMPTS times is given up for the rest of the run, with a
+code of its own, and its neighbours are done.
 """
 
 import asyncio
@@ -28,41 +28,43 @@ class Attempts:
 
     def __init__(self) -> None:
         self._unended: dict[str, list[str]] = {}  # the node of each beginning that has no end
+        self._given_up: set[str] = set()
 
-    def begin(self, stage: str, recording_id: str, node: str, ended: str | None = None) -> int:
+    def begin(self, stage: str, recording_id: str, node: str, ended: str | None = None) -> bool:
         """Signs a recording in, and out the one that its process had before.
 
         Returns:
-            How often the recording has gone down with its process.
+            False if it is given up: it has gone down with its process MAX_ATTEMPTS times.
         """
         if ended is not None:
             self.end(stage, [ended])
-        downs = self._downs([f"{stage}/{recording_id}"])[0]
-        self._sign_in(f"{stage}/{recording_id}", node)
-        return downs
+        key = f"{stage}/{recording_id}"
+        if self._downs([key])[0] >= MAX_ATTEMPTS:
+            self._given_up.add(key)
+        if key in self._given_up:
+            return False
+        self._unended.setdefault(key, []).append(node)
+        return True
 
-    def begin_together(self, stage: str, recording_ids: list[str], node: str) -> dict[str, int]:
-        """Signs in those of a block's recordings that are no suspects.
-
-        Returns:
-            The suspects, and how often each has gone down.
-        """
-        downs = self._downs([f"{stage}/{recording_id}" for recording_id in recording_ids])
-        suspects = {}
-        for recording_id, count in zip(recording_ids, downs, strict=True):
-            if count:
-                suspects[recording_id] = count
+    def begin_together(self, stage: str, recording_ids: list[str], node: str) -> set[str]:
+        """Signs in those of a block's recordings that have never gone down; returns the others, the suspects."""
+        keys = [f"{stage}/{recording_id}" for recording_id in recording_ids]
+        suspects = set()
+        for recording_id, key, downs in zip(recording_ids, keys, self._downs(keys), strict=True):
+            if downs or key in self._given_up:
+                suspects.add(recording_id)
             else:
-                self._sign_in(f"{stage}/{recording_id}", node)
+                self._unended[key] = [node]
         return suspects
 
     def end(self, stage: str, recording_ids: list[str]) -> None:
-        """Signs recordings out: they were answered, with whatever answer."""
+        """Signs recordings out: they were answered, with whatever answer.
+
+        One that is given up stays so. Its block may be tried again for the sake of another, and it must not
+        take that down once more.
+        """
         for recording_id in recording_ids:
             self._unended.pop(f"{stage}/{recording_id}", None)
-
-    def _sign_in(self, key: str, node: str) -> None:
-        self._unended.setdefault(key, []).append(node)
 
     def _downs(self, keys: list[str]) -> list[int]:
         """How often each was begun and never ended.

@@ -86,10 +86,10 @@ class Listen:
         start = time.perf_counter()
         recording = Recording.malformed(row)
         heard, error = None, None
-        downs = ray.get(self._attempts.begin.remote("listen", recording.id, self._node, ended=before))
+        may_try = ray.get(self._attempts.begin.remote("listen", recording.id, self._node, ended=before))
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
         try:
-            if downs >= MAX_ATTEMPTS:
+            if not may_try:
                 raise AudioError("poison", _given_up("listening to", recording, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
             self._family.check(recording.options)
@@ -145,24 +145,21 @@ class Transcribe:
         transcripts = [self._failed(row, row.error) for row in rows if row.heard is None]
         rows = [row for row in rows if row.heard is not None]
         async with self._turns.together():
-            downs = await self._attempts.begin_together.remote(
-                "transcribe", [row.recording.id for row in rows], self._node
-            )
-            together = [row for row in rows if row.recording.id not in downs]
+            ids = [row.recording.id for row in rows]
+            suspects = await self._attempts.begin_together.remote("transcribe", ids, self._node)
+            together = [row for row in rows if row.recording.id not in suspects]
             transcripts += await asyncio.gather(*(self._transcribe(row) for row in together))
             self._attempts.end.remote("transcribe", [row.recording.id for row in together])
-        suspects = [row for row in rows if row.recording.id in downs]
-        return transcripts + [await self._transcribe_alone(row, downs[row.recording.id]) for row in suspects]
+        alone = [row for row in rows if row.recording.id in suspects]
+        return transcripts + [await self._transcribe_alone(row) for row in alone]
 
-    async def _transcribe_alone(self, row: HeardRow, downs: int) -> Transcript:
+    async def _transcribe_alone(self, row: HeardRow) -> Transcript:
         """Tries a suspect again, or gives it up."""
-        if downs >= MAX_ATTEMPTS:
-            message = _given_up("transcribing", row.recording, self._timeout_s)
-            transcript = self._failed(row, EngineError("poison", message))
-        else:
-            async with self._turns.alone():
-                await self._attempts.begin.remote("transcribe", row.recording.id, self._node)
-                transcript = await self._transcribe(row)
+        async with self._turns.alone():
+            if not await self._attempts.begin.remote("transcribe", row.recording.id, self._node):
+                message = _given_up("transcribing", row.recording, self._timeout_s)
+                return self._failed(row, EngineError("poison", message))
+            transcript = await self._transcribe(row)
         self._attempts.end.remote("transcribe", [row.recording.id])
         return transcript
 

@@ -24,7 +24,14 @@ DATA = Path(__file__).parent.parent / "speech" / "data"
 
 
 class EchoEngine:
-    """Says what it was asked: the language and the keywords. Fails in the way that a keyword asks for."""
+    """Says what it was asked: the language and the keywords. Fails in the way that a keyword asks for.
+
+    Args:
+        deaths: a file in which each recording that kills the engine is noted, a line each time.
+    """
+
+    def __init__(self, deaths: Path | None = None) -> None:
+        self._deaths = deaths
 
     async def decode(self, clip: ClipRequest) -> Decoding:
         await asyncio.sleep(0)
@@ -34,6 +41,9 @@ class EchoEngine:
             raise ZeroDivisionError("a fault of ours")
         if "kill me" in clip.options.keywords:
             await asyncio.sleep(COMPANY_S)
+            if self._deaths:
+                with self._deaths.open("a") as file:
+                    file.write(f"{clip.id.rpartition('/')[0]}\n")
             os.kill(os.getpid(), signal.SIGKILL)
         if "take your time" in clip.options.keywords:
             await asyncio.sleep(2 * COMPANY_S)
@@ -45,8 +55,8 @@ class EchoEngine:
     def stop(self) -> None: ...
 
 
-def start_echo(config: EngineConfig, family: Family) -> EchoEngine:
-    return EchoEngine()
+def start_echo(config: EngineConfig, family: Family, deaths: Path | None = None) -> EchoEngine:
+    return EchoEngine(deaths)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Nothing is lost: what goes wrong costs its own row, and a second try mends what can be mended."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from cluster.storage import Storage
+from pipelines.attempts import MAX_ATTEMPTS
 from pipelines.lease import Lease
 from pipelines.status import status_of
 from pipelines.transcribe import retry, run
@@ -37,6 +40,21 @@ def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_
     assert errors.pop("hangs") == ("listen", "poison")
     assert errors.pop("kills") == ("transcribe", "poison")
     assert set(errors.values()) == {None}
+
+
+def test_poison_in_one_block_is_tried_twice_each(calls: Path, tmp_path: Path) -> None:
+    ids = [f"call-{number:02}" for number in range(24)]  # three to a block
+    poison = ids[:2]
+    rows: list[dict[str, object]] = [
+        {"audio": "agent.flac", "id": name, "duration": 2, "keywords": ["kill me"] if name in poison else []}
+        for name in ids
+    ]
+    deaths = tmp_path / "deaths"
+    output = tmp_path / "out"
+    summary = run(job_of(manifest_of(calls, *rows), output), functools.partial(start_echo, deaths=deaths))
+    assert (summary.ok, summary.failed) == (len(ids) - 2, {"poison": 2})
+    assert sorted(row["recording_id"] for row in answers_in(output) if row["error"]) == poison
+    assert max(Counter(deaths.read_text().split()).values()) <= MAX_ATTEMPTS
 
 
 # The command line, on an engine that takes its time: rayscribe.main finds ``run`` when it is called.
