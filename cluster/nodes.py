@@ -25,6 +25,11 @@ class Layout:
     cpus_per_engine: float  # as Ray counts them
     threads_per_engine: int | None  # for an engine on CPUs; None leaves it to the GPU build
 
+    @property
+    def engine_runtime_env(self) -> dict[str, dict[str, str]]:
+        """Ray's ``runtime_env`` of an actor that holds an engine."""
+        return {"env_vars": {"OMP_NUM_THREADS": str(self.threads_per_engine)}} if self.threads_per_engine else {}
+
 
 def local_slots(cores: int) -> int:
     """Ray's ``num_cpus`` for a cluster of one machine: its cores, and the spare slots."""

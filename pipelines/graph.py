@@ -48,7 +48,6 @@ def receipts(
         RayscribeError: ``run_failed``.
     """
     tell_ray_data()
-    runtime_env = {"env_vars": {"OMP_NUM_THREADS": str(layout.threads_per_engine)}} if layout.threads_per_engine else {}
     # Begun anew if its node is lost: the counts are forgotten, which costs a poison recording another try.
     attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     dataset = (
@@ -76,7 +75,7 @@ def receipts(
             ),
             num_cpus=layout.cpus_per_engine,
             num_gpus=layout.gpus_per_engine or None,
-            runtime_env=runtime_env,
+            runtime_env=layout.engine_runtime_env,
         )
     )
     try:

@@ -44,6 +44,7 @@ from speech.speculation import method_for
 WORK_ROWS_PER_BLOCK = 10_000
 # How long the output is waited for when its storage is out of order. Giving up costs the run; waiting, minutes.
 COMMIT_PATIENCE_S = 600.0
+
 Standing = dict[str, dict[str, int]]  # of ``Output.settle``
 AttemptOf = Callable[[str], int | None]  # from the id of a recording; None: it is not to be tried
 
@@ -161,7 +162,7 @@ class _Counted:
             yield row
 
 
-def _work(rows: Iterable[dict[str, Any]], attempt_of: Callable[[str], int | None]) -> Iterator[dict[str, Any]]:
+def _work(rows: Iterable[dict[str, Any]], attempt_of: AttemptOf) -> Iterator[dict[str, Any]]:
     """The work list: JSON and attempt of the manifest rows that are to be done."""
     for row in rows:
         attempt = attempt_of(row_id(row))

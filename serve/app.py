@@ -269,9 +269,8 @@ def _engines(settings: ServeSettings, most: int) -> AutoscalingConfig:
 
 
 def _engine_resources(layout: Layout) -> dict[str, Any]:
-    threads = {"OMP_NUM_THREADS": str(layout.threads_per_engine)} if layout.threads_per_engine else {}
     return {
         "num_cpus": layout.cpus_per_engine,
         "num_gpus": layout.gpus_per_engine,
-        "runtime_env": {"env_vars": threads},
+        "runtime_env": layout.engine_runtime_env,
     }

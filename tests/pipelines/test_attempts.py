@@ -8,32 +8,34 @@ import ray
 from pipelines.attempts import AloneOrTogether, Attempts
 
 
-def test_what_has_gone_down_twice_is_given_up_for_good() -> None:
-    attempts = Attempts()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "nodes", lambda: [{"NodeID": "here", "Alive": True}, {"NodeID": "lost", "Alive": False}])
-        assert attempts.begin_together("engine", ["poison", "company", "done"], "here") == set()
-        attempts.end("engine", ["done"])
-        # The process has died, and the block is tried again.
-        assert attempts.begin_together("engine", ["poison", "company", "done"], "here") == {"poison", "company"}
-        assert attempts.begin("engine", "company", "here")
-        assert attempts.begin("engine", "poison", "here", ended="company")
-        # It has died again.
-        assert attempts.begin_together("engine", ["poison", "company"], "here") == {"poison"}
-        assert not attempts.begin("engine", "poison", "here")
-        attempts.end("engine", ["poison"])
-        assert attempts.begin_together("engine", ["poison", "other"], "here") == {"poison"}
-        assert not attempts.begin("engine", "poison", "here")
-        assert attempts.begin("listener", "poison", "here")  # the stages count apart
+@pytest.fixture
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that has lost one of two."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "here", "Alive": True}, {"NodeID": "lost", "Alive": False}])
 
 
-def test_a_lost_machine_is_no_recordings_fault() -> None:
+def test_what_has_gone_down_twice_is_given_up_for_good(two_nodes: None) -> None:
     attempts = Attempts()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray, "nodes", lambda: [{"NodeID": "here", "Alive": True}, {"NodeID": "lost", "Alive": False}])
-        for _ in range(5):
-            assert attempts.begin_together("engine", ["a"], "lost") == set()
-            assert attempts.begin("listener", "a", "lost")
+    assert attempts.begin_together("engine", ["poison", "company", "done"], "here") == set()
+    attempts.end("engine", ["done"])
+    # The process has died, and the block is tried again.
+    assert attempts.begin_together("engine", ["poison", "company", "done"], "here") == {"poison", "company"}
+    assert attempts.begin("engine", "company", "here")
+    assert attempts.begin("engine", "poison", "here", ended="company")
+    # It has died again.
+    assert attempts.begin_together("engine", ["poison", "company"], "here") == {"poison"}
+    assert not attempts.begin("engine", "poison", "here")
+    attempts.end("engine", ["poison"])
+    assert attempts.begin_together("engine", ["poison", "other"], "here") == {"poison"}
+    assert not attempts.begin("engine", "poison", "here")
+    assert attempts.begin("listener", "poison", "here")  # the stages count apart
+
+
+def test_a_lost_machine_is_no_recordings_fault(two_nodes: None) -> None:
+    attempts = Attempts()
+    for _ in range(5):
+        assert attempts.begin_together("engine", ["a"], "lost") == set()
+        assert attempts.begin("listener", "a", "lost")
 
 
 def test_one_alone_meets_nobody_and_is_not_kept_waiting_by_those_who_come_later() -> None:
