@@ -70,7 +70,8 @@ def test_signals_stop_a_run_cleanly_and_the_next_goes_on(calls: Path) -> None:
     names = [f"call-{number:02}" for number in range(100)]
     rows: list[dict[str, object]] = [{"audio": "agent.flac", "id": name, "duration": 2} for name in names]
     manifest, output = manifest_of(calls, *rows), calls / "out"
-    command = [sys.executable, "-c", SLOW, "transcribe", manifest, "--output", str(output)]
+    # Few at once, so that the run lasts ten seconds and more after it has first committed.
+    command = [sys.executable, "-c", SLOW, "transcribe", manifest, "--output", str(output), "--concurrent-clips", "8"]
     committed = 0
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C reaches all processes of a terminal, SIGTERM one.
