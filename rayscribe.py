@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pipelines.job import SETTINGS, Job
 from serve.settings import SERVE_SETTINGS, ServeSettings
 from speech.errors import RayscribeError, UsageError
-from speech.formats import Format
+from speech.formats import TranscriptFormat
 from speech.recording import clean_keywords
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _transcribe(parsed: argparse.Namespace) -> int:
     job = Job.from_settings(_settings(parsed))
-    from pipelines.transcribe import run
+    from pipelines.run import run
 
     summary = run(job)
     summary.print(job.output)
@@ -52,21 +52,21 @@ def _transcribe(parsed: argparse.Namespace) -> int:
 
 
 def _retry(parsed: argparse.Namespace) -> int:
-    from cluster.storage import Storage
     from pipelines.output import Output
-    from pipelines.transcribe import retry
+    from pipelines.run import retry
+    from storage.filesystem import Storage
 
     settings = _settings(parsed)
-    asked = Output(parsed.output, Storage(settings.get("storage_options"))).begun()
+    asked = Output(parsed.output, Storage(settings.get("storage_options"))).require_job()
     summary = retry(Job.from_settings({"manifest": asked["manifest"], **asked["settings"], **settings}))
     summary.print(parsed.output)
     return EXIT_SOME_FAILED if summary.any_failed else EXIT_OK
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    from pipelines.status import status_of
+    from pipelines.status import read_status
 
-    status_of(parsed.output, _storage_options(parsed)).print(each_failure=parsed.failed)
+    read_status(parsed.output, _storage_options(parsed)).print(each_failure=parsed.failed)
     return EXIT_OK
 
 
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="the transcripts of an output as files, one a recording")
     export.set_defaults(command=_export)
     export.add_argument("output", help="the output folder of a run")
-    export.add_argument("--format", required=True, choices=get_args(Format), help="text, subtitles or JSON")
+    export.add_argument("--format", required=True, choices=get_args(TranscriptFormat), help="text, subtitles or JSON")
     export.add_argument("--to", required=True, metavar="DIR", help="folder for the files, on a disk or in a bucket")
     _add_flag(export, "storage_options", SETTINGS["storage_options"])
 

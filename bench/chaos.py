@@ -10,10 +10,10 @@ moments drawn from the seed:
     engine      the actor that holds the engine is killed; Ray starts another
     listener    an actor that decodes is killed; Ray starts another
     node        a worker node that holds an engine is lost, of a cluster of three (``ray.cluster_utils``)
-    storage     a tenth of all requests are answered 503, reset, cut or left without an answer (tests.faults)
+    storage     a tenth of all requests are answered 503, reset, cut or left without an answer (testing.fault_proxy)
     vllm        vLLM's own process is killed, and later the driver; what it leaves behind is counted
 
-All but the last run with an engine that takes half a second for a clip and costs nothing (``bench.noop``),
+All but the last run with an engine that takes half a second for a clip and costs nothing (``speech.engines.fake``),
 on one Ray cluster that outlives the drivers. ``vllm`` runs the command line as a user would, each time
 with a Ray of its own, on demo/model. Every kill is a SIGKILL.
 
@@ -24,6 +24,7 @@ and, last, one line of JSON; the exit code is 1 if anything differs.
 """
 
 import argparse
+import asyncio
 import contextlib
 import functools
 import itertools
@@ -47,13 +48,15 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from bench.noop import start_noop
-from cluster.storage import Storage
 from pipelines.graph import BLOCKS_PER_ENGINE, recordings_per_block
 from pipelines.job import Job
 from pipelines.output import STATUSES, Output
-from pipelines.transcribe import run
-from tests.faults import faults_before
+from pipelines.run import run
+from speech.engines.base import ClipRequest, EngineStarter
+from speech.engines.fake import start_fake
+from speech.transcriber import WARM_UP_ID
+from storage.filesystem import Storage
+from testing.fault_proxy import faults_before
 
 CALLS = Path("tests/speech/data")
 NAMES = ("agent", "customer")
@@ -244,7 +247,7 @@ class Bench:
         return sum(begun[recording] > once[recording] for recording in begun)
 
     def _engine(self, name: str) -> Callable[..., Any]:
-        return functools.partial(start_noop, pause_s=PAUSE_S, begun=str(self._begun(name)))
+        return start_slow(str(self._begun(name)))
 
     def _begun(self, name: str) -> Path:
         return self._folder / f"{name}.begun"
@@ -319,12 +322,24 @@ def _drive(
         address = cluster.address
         losing = (cluster, workers, begun, kill_node_after, lost)
         threading.Thread(target=_lose_node, args=losing, daemon=True).start()
-    start = functools.partial(start_noop, pause_s=PAUSE_S, begun=begun)
+    start = start_slow(begun)
     run(_job(output, options, address, engines=nodes - 1 or 1), start)
     if cluster is not None:  # in this order, or Ray ends the process with an error of its own
         ray.shutdown()
         cluster.shutdown()
     return int(cluster is not None and not lost.is_set())
+
+
+def start_slow(begun: str) -> EngineStarter:
+    """An engine that takes PAUSE_S for a clip and appends the id of each clip's recording to the file ``begun``."""
+    return functools.partial(start_fake, before=functools.partial(_record_start, begun))
+
+
+async def _record_start(begun: str, clip: ClipRequest) -> None:
+    if clip.id != WARM_UP_ID:
+        with open(begun, "a") as file:  # short appends are atomic
+            file.write(f"{clip.recording_id}\n")
+    await asyncio.sleep(PAUSE_S)
 
 
 def _lose_node(cluster: Any, workers: list[Any], begun: str, many: int, lost: threading.Event) -> None:

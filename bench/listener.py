@@ -27,11 +27,11 @@ import soxr
 from faster_whisper.audio import decode_audio
 from faster_whisper.vad import VadOptions, get_speech_timestamps
 
-from speech.decoding import SAMPLE_RATE
+from speech.audio import SAMPLE_RATE
+from speech.audio.segmenting import MIN_SILENCE_S, MIN_SPEECH_S, ONSET_PROBABILITY, PADDING_S
 from speech.errors import AudioError
 from speech.listener import Listener
 from speech.recording import Channels, Options, Recording
-from speech.segmenting import MIN_SILENCE_S, MIN_SPEECH_S, ONSET_PROBABILITY, PADDING_S
 
 SAMPLES = Path(__file__).parent.parent / "demo" / "samples"
 CLIP_S = 30.0
@@ -67,9 +67,9 @@ def readable(paths: list[Path], listener: Listener) -> dict[Path, float]:
     seconds: dict[Path, float] = {}
     for path in paths:
         try:
-            heard = listener.listen(Recording(id=path.name, audio=str(path)))
+            listened = listener.listen(Recording(id=path.name, audio=str(path)))
             soundfile.info(path)
-            seconds[path] = heard.duration_s
+            seconds[path] = listened.duration_s
         except AudioError as error:
             print(f"left out: {error}")
         except soundfile.LibsndfileError:

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.speculation import clips_of, decode_all
-from speech.engine import ClipRequest, EngineConfig
-from speech.engine_vllm import VllmEngine
-from speech.models import family_of
+from speech.engines.base import ClipRequest, EngineConfig
+from speech.engines.vllm import VllmEngine
+from speech.models.checkpoint import family_of
 
 MANTISSA_BITS = 7  # of bfloat16, that are written
 

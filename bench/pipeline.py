@@ -21,16 +21,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cluster.storage import Storage
 from pipelines import manifest
 from pipelines.job import Job
-from pipelines.transcribe import run
-from speech.engine import EngineConfig, start_engine
+from pipelines.run import run
+from speech.engines.base import EngineConfig, start_engine
 from speech.errors import RayscribeError
 from speech.listener import Listener
-from speech.models import family_of
+from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
+from storage.filesystem import Storage
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,13 +81,13 @@ async def _bare_engine(rows: list[dict[str, object]], config: EngineConfig) -> f
     family = family_of(config.model)
     listener = Listener(clip_s=family.clip_s)
     recordings = [Recording.from_row(row, Options()) for row in rows]
-    heard = [(recording, listener.listen(recording)) for recording in recordings]
-    audio_s = sum(each.duration_s for _, each in heard)
+    listened = [(recording, listener.listen(recording)) for recording in recordings]
+    audio_s = sum(each.duration_s for _, each in listened)
     engine = start_engine(config, family)
     transcriber = Transcriber(engine, family, config.model, config.concurrent_clips)
-    await transcriber.transcribe(*heard[0])  # the first request pays for what is set up once
+    await transcriber.transcribe(*listened[0])  # the first request pays for what is set up once
     start = time.perf_counter()
-    await asyncio.gather(*(transcriber.transcribe(*each) for each in heard))
+    await asyncio.gather(*(transcriber.transcribe(*each) for each in listened))
     elapsed = time.perf_counter() - start
     engine.stop()
     return audio_s / elapsed

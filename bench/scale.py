@@ -2,7 +2,7 @@
 
     python -m bench.scale [--rows 10000 100000 1000000] [--resumed 1000000] [--folder DIR]
 
-Every row names the same tenth of a second of audio and the engine answers at once (``bench.noop``), so
+Every row names the same tenth of a second of audio and the engine answers at once (``speech.engines.fake``), so
 that what is measured is the rest: reading the manifest, Ray Data, the Listener's round, Parquet, receipts.
 Each size runs in a process of its own, the driver, whose memory is told in two: what is its own, at its
 peak, and what it shares with Ray's object store, where the work list lies until it is done.
@@ -31,14 +31,14 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from bench.noop import start_noop
-from cluster.storage import Storage
 from pipelines.graph import MAX_RECORDINGS_PER_BLOCK
 from pipelines.job import Job
 from pipelines.output import READERS, Output
-from pipelines.transcribe import run
+from pipelines.run import run
+from speech.engines.fake import start_fake
 from speech.recording import Recording
 from speech.transcript import Transcript
+from storage.filesystem import Storage
 
 AUDIO = "call.wav"
 TO_DO = 1_000  # of a resumed run
@@ -86,7 +86,7 @@ def _leave_behind(folder: Path, name: str, rows: int) -> None:
     """What a run that was killed leaves when so many rows are done."""
     output = Output(str(folder / name), Storage())
     job = _job(folder, name)
-    output.claim(job.what_texts_depend_on(), {"manifest": job.manifest}, allow_changes=False)
+    output.claim(job.text_settings(), {"manifest": job.manifest}, allow_changes=False)
     row = Transcript(Recording(id="any", audio=str(folder / AUDIO)), job.engine_config.model).to_row()
 
     def commit(start: int) -> None:
@@ -113,7 +113,7 @@ def _run_one(folder: Path, output: str, rows: int) -> dict[str, float]:
     files_before = _files(folder / output)
     start, started_at = time.perf_counter(), time.time()
     with _PeakMemory() as peak:
-        summary = run(job, start_noop)
+        summary = run(job, start_fake)
     assert summary.first_ready_at is not None
     return {
         "rows": rows,

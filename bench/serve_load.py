@@ -33,14 +33,14 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from cluster.storage import Storage
 from pipelines import manifest
-from speech.engine import EngineConfig, start_engine
+from speech.engines.base import EngineConfig, start_engine
 from speech.errors import RayscribeError
 from speech.listener import Listener
-from speech.models import family_of
+from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
+from storage.filesystem import Storage
 
 CLIENTS = (1, 8, 32)
 PLACES = 32
@@ -105,12 +105,12 @@ def _samples(uri: str, model: str) -> list[Sample]:
     for row in manifest.read(uri, storage):
         recording = Recording.from_row(row, Options())
         try:
-            heard = listener.listen(recording)
+            listened = listener.listen(recording)
         except RayscribeError:
             continue
-        if recording.options.task == "transcribe" and heard.clips:
+        if recording.options.task == "transcribe" and listened.clips:
             with storage.open(recording.audio) as file:
-                samples.append(Sample(recording, file.read(), heard.duration_s))
+                samples.append(Sample(recording, file.read(), listened.duration_s))
     return samples
 
 

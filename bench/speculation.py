@@ -10,7 +10,7 @@ Loading is not in the figures, hearing the files neither. Steps of a clip are th
 its prompt's included. Word error rates are those of ``rayscribe evaluate``,
 over recordings that have a ``text``.
 
-From the same runs comes F of ``speech.granite.pace``, the number of tokens whose verification costs as
+From the same runs comes F of ``speech.granite.draft_length``, the number of tokens whose verification costs as
 much as the fixed part of a step: a run's time is taken to be so much a step, so much a token and so much a
 second of audio, and the three are fitted. Prints a table and, last, a line of JSON.
 """
@@ -29,16 +29,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cluster.storage import Storage
 from pipelines import manifest
 from pipelines.evaluate import Evaluation, score
-from speech.engine import ClipRequest, Decoding, Engine, EngineConfig, start_engine
-from speech.engine_vllm import VllmEngine
+from speech.engines.base import ClipRequest, DecodingResult, Engine, EngineConfig, start_engine
+from speech.engines.speculation import check_speculation
+from speech.engines.vllm import VllmEngine
 from speech.errors import RayscribeError
 from speech.listener import Listener
-from speech.models import family_of
+from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
-from speech.speculation import check_speculation
+from storage.filesystem import Storage
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Run:
     concurrency: int
     seconds: float
     audio_s: float
-    decodings: list[Decoding]
+    decodings: list[DecodingResult]
 
     @property
     def rtfx(self) -> float:
@@ -111,9 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for level in levels
         for config in configs
     ]
-    free_tokens = fitted_free_tokens([*itertools.chain(*runs.values())])
-    _print(measured, len(clips), free_tokens)
-    print(json.dumps({"free_tokens": round(free_tokens, 1), "levels": [asdict(level) for level in measured]}))
+    step_cost_tokens = fitted_step_cost_tokens([*itertools.chain(*runs.values())])
+    _print(measured, len(clips), step_cost_tokens)
+    print(json.dumps({"free_tokens": round(step_cost_tokens, 1), "levels": [asdict(level) for level in measured]}))
 
 
 def clips_of(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
@@ -125,14 +125,14 @@ def clips_of(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)
             check_speculation("ctc-accept", recording.options)
-            heard = listener.listen(recording)
+            listened = listener.listen(recording)
         except RayscribeError:  # the samples hold bad rows on purpose
             continue
         if recording.text is not None:
             truths[recording.id] = recording.text
         clips += [
             ClipRequest(clip.samples, recording.options, f"{recording.id}/{number}")
-            for number, clip in enumerate(heard.clips)
+            for number, clip in enumerate(listened.clips)
         ]
     return truths, clips
 
@@ -167,7 +167,7 @@ async def decode_all(engine: Engine, clips: list[ClipRequest], concurrency: int)
     """Decodes clips, so many at a time."""
     places = asyncio.Semaphore(concurrency)
 
-    async def decode(number: int, clip: ClipRequest) -> Decoding:
+    async def decode(number: int, clip: ClipRequest) -> DecodingResult:
         async with places:
             return await engine.decode(replace(clip, id=f"{number}/{clip.id}"))
 
@@ -176,12 +176,12 @@ async def decode_all(engine: Engine, clips: list[ClipRequest], concurrency: int)
     return Run(concurrency, time.perf_counter() - start, sum(clip.seconds for clip in clips), decodings)
 
 
-def steps_of(decoding: Decoding) -> int:
+def steps_of(decoding: DecodingResult) -> int:
     """Steps of the engine that gave a clip tokens."""
     return decoding.usage.output_tokens - decoding.usage.accepted_draft_tokens
 
 
-def fitted_free_tokens(runs: Sequence[Run]) -> float:
+def fitted_step_cost_tokens(runs: Sequence[Run]) -> float:
     """Tokens that cost as much as the fixed part of a step, by least squares over all runs."""
     work = [(run.steps, run.tokens, run.audio_s) for run in runs]
     # Weighted by the time taken, so that a run of a second is fitted no worse than one of a minute.
@@ -208,7 +208,7 @@ def _level(mode: str, runs: list[Run], plain: list[Run], clips: list[ClipRequest
     )
 
 
-def _word_error_rate(clips: list[ClipRequest], decodings: list[Decoding], truths: dict[str, str]) -> float:
+def _word_error_rate(clips: list[ClipRequest], decodings: list[DecodingResult], truths: dict[str, str]) -> float:
     """Over the recordings that have a truth, each once."""
     texts: dict[str, dict[str, str]] = {}
     for clip, decoding in zip(clips, decodings, strict=True):
@@ -222,7 +222,7 @@ def _word_error_rate(clips: list[ClipRequest], decodings: list[Decoding], truths
     return Evaluation(scores, failed=0, rtfx=None).wer
 
 
-def _print(levels: list[Level], clips: int, free_tokens: float) -> None:
+def _print(levels: list[Level], clips: int, step_cost_tokens: float) -> None:
     table = Table(
         "at once", "mode", "steps a clip", "tokens a step", "accepted", "RTFx", "to off", "WER", "same as off",
         title=f"{clips} clips",
@@ -241,7 +241,7 @@ def _print(levels: list[Level], clips: int, free_tokens: float) -> None:
         )
     console = Console(width=110)
     console.print(table)
-    console.print(f"the fixed part of a step costs as much as {free_tokens:.0f} tokens")
+    console.print(f"the fixed part of a step costs as much as {step_cost_tokens:.0f} tokens")
 
 
 if __name__ == "__main__":

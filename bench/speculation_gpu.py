@@ -11,7 +11,7 @@ that came of it is measured and shown. Each level is run several times; medians 
 
 Prints time per utterance to off, by acceptance and concurrency, and the number of tokens whose
 verification costs as much as the fixed part of a step, fitted over all runs as in ``bench.speculation``: F
-of ``speech.granite.pace``. The last line is JSON. ``--small`` is a model that a CPU can run, for trying
+of ``speech.granite.draft_length``. The last line is JSON. ``--small`` is a model that a CPU can run, for trying
 this script out.
 """
 
@@ -32,10 +32,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench.speculation import Run, decode_all, fitted_free_tokens
-from speech.engine import SAMPLE_RATE, ClipRequest, EngineConfig
-from speech.engine_vllm import VllmEngine
-from speech.models import AUDIO_TOKEN, GRANITE_4_0, Family
+from bench.speculation import Run, decode_all, fitted_step_cost_tokens
+from speech.audio import SAMPLE_RATE
+from speech.engines.base import ClipRequest, EngineConfig
+from speech.engines.vllm import VllmEngine
+from speech.models.families import AUDIO_TOKEN, GRANITE_4_0, Family
 from speech.recording import Options
 
 TURNS = 3  # clips that each place decodes
@@ -75,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plain = asyncio.run(_plain(config, clips, levels, parsed.tokens, parsed.rounds))
         wanted = [decoding.token_ids for decoding in plain[max(levels), PLAIN][0].decodings]
         config = config.model_copy(update={"speculation": "ctc"})
-        drafted = asyncio.run(_drafted(config, clips, levels, parsed.tokens, parsed.rounds, shares, wanted))
+        drafted = asyncio.run(_states(config, clips, levels, parsed.tokens, parsed.rounds, shares, wanted))
     runs = dict(sorted((plain | drafted).items()))
     measured = [_level(right, found, plain[level, PLAIN]) for (level, right), found in runs.items()]
-    free_tokens = fitted_free_tokens([*itertools.chain(*runs.values())])
-    _print(measured, free_tokens)
-    print(json.dumps({"free_tokens": round(free_tokens, 1), "levels": [asdict(level) for level in measured]}))
+    step_cost_tokens = fitted_step_cost_tokens([*itertools.chain(*runs.values())])
+    _print(measured, step_cost_tokens)
+    print(json.dumps({"free_tokens": round(step_cost_tokens, 1), "levels": [asdict(level) for level in measured]}))
 
 
 class FixedLength(VllmEngine):
@@ -116,7 +117,7 @@ async def _plain(config: EngineConfig, clips: list[ClipRequest], levels: list[in
         engine.stop()
 
 
-async def _drafted(
+async def _states(
     config: EngineConfig,
     clips: list[ClipRequest],
     levels: list[int],
@@ -157,7 +158,7 @@ def _level(right: int, runs: list[Run], plain: list[Run]) -> Level:
     )
 
 
-def _print(levels: list[Level], free_tokens: float) -> None:
+def _print(levels: list[Level], step_cost_tokens: float) -> None:
     table = Table("concurrency", "drafts right", "accepted", "s an utterance", "to off", "ms a step", "tokens a step")
     for level in levels:
         table.add_row(
@@ -170,7 +171,7 @@ def _print(levels: list[Level], free_tokens: float) -> None:
             f"{level.step_tokens:.0f}",
         )
     Console().print(table)
-    Console().print(f"the fixed part of a step costs as much as {free_tokens:.0f} tokens")
+    Console().print(f"the fixed part of a step costs as much as {step_cost_tokens:.0f} tokens")
 
 
 def noise(count: int, seconds: float) -> list[ClipRequest]:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 
-from cluster.drivers import missing_driver
 from speech.errors import UsageError
-from speech.models import DEFAULT_MODEL, Granite, family_of
+from speech.models.checkpoint import family_of
+from speech.models.families import DEFAULT_MODEL, Granite
+from storage.drivers import missing_driver
 
 GIB = 1 << 30
 MIN_MEMORY = 4 * GIB  # Ray, one Listener and a small engine
@@ -235,7 +236,7 @@ def check_pyav() -> Check:
 
 def check_vad() -> Check:
     try:
-        from speech.vad import load_silero
+        from speech.audio.vad import load_silero
 
         load_silero()
     except Exception as error:  # onnxruntime's own families, or a missing file

@@ -13,7 +13,7 @@ from cluster.nodes import Layout, local_slots, plan_layout
 from speech.errors import RayscribeError
 
 
-def join_ray(address: str | None, **started_with: Any) -> None:
+def connect_ray(address: str | None, **started_with: Any) -> None:
     """Joins the cluster at ``address``, or starts one on this machine; leaves a running one as it is.
 
     A handler of SIGTERM that this process has set stays in place. Ray's own ends the process in seconds and
@@ -38,13 +38,13 @@ def join_ray(address: str | None, **started_with: Any) -> None:
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **({"address": address} if address else here))
     except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
-        raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {why(error)}") from error
+        raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {last_error_line(error)}") from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def lay_out(address: str | None, listeners: int | None, engines: int | None) -> Layout:
-    """How work is laid out over what the Ray that was joined has; arguments as of ``join_ray`` and ``plan_layout``."""
+def cluster_layout(address: str | None, listeners: int | None, engines: int | None) -> Layout:
+    """The layout for what the connected Ray has; arguments as of ``connect_ray`` and ``plan_layout``."""
     import ray
 
     resources = ray.cluster_resources()
@@ -53,7 +53,7 @@ def lay_out(address: str | None, listeners: int | None, engines: int | None) -> 
     return plan_layout(resources, cores, listeners, engines)
 
 
-def leave() -> NoReturn:
+def kill_children_and_exit() -> NoReturn:
     """Ends this process at once, and before it those that it has started: a stuck engine holds its GPU."""
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -61,7 +61,7 @@ def leave() -> NoReturn:
     os._exit(1)
 
 
-def why(error: Exception) -> str:
+def last_error_line(error: Exception) -> str:
     """What an error of Ray says, in one line."""
     return last_line(str(error)) or type(error).__name__
 

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.storage import Storage
 from pipelines import manifest
 from pipelines.output import Output
 from speech.recording import row_id
+from storage.filesystem import Storage
 
 # More of a transcript than this, in words, is shown by its beginning only.
 SHOWN_WORDS = 60
@@ -29,8 +29,8 @@ class Score:
     """One recording beside its truth, both normalised."""
 
     recording_id: str
-    truth: str
-    heard: str
+    reference: str
+    hypothesis: str
     words: jiwer.WordOutput
     characters: jiwer.CharacterOutput
 
@@ -58,8 +58,8 @@ class Evaluation:
         console = Console()
         table = Table("recording", "WER", "truth / transcript", show_lines=True)
         for score in self.scores:
-            truth, heard = _marked(score)
-            table.add_row(score.recording_id, f"{score.words.wer:.1%}", Text("\n").join([truth, heard]))
+            reference, hypothesis = _marked(score)
+            table.add_row(score.recording_id, f"{score.words.wer:.1%}", Text("\n").join([reference, hypothesis]))
         console.print(table)
         totals = [f"{len(self.scores)} recordings scored", f"WER {self.wer:.2%}", f"CER {self.cer:.2%}"]
         if self.rtfx:
@@ -82,26 +82,32 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
     """
     storage = Storage(storage_options)
     output = Output(output_uri, storage)
-    job, report = output.begun(), output.report() or {}
-    truths = {
+    job, report = output.require_job(), output.report() or {}
+    references = {
         row_id(row): row["text"] for row in manifest.read(manifest_uri or job["manifest"], storage) if row.get("text")
     }
     scores = []
     for batch in output.batches("ok", ["recording_id", "text", "language", "task", "metadata"]):
         for row in batch.to_pylist():
-            truth = truths.pop(row["recording_id"], None)
-            if truth is not None:
+            reference = references.pop(row["recording_id"], None)
+            if reference is not None:
                 english = row["language"] == "en" and row["task"] == "transcribe"
-                scores.append(score(row["recording_id"], truth, row["text"], english))
+                scores.append(score(row["recording_id"], reference, row["text"], english))
     scores.sort(key=lambda each: each.recording_id)
-    return Evaluation(scores, failed=len(truths), rtfx=report.get("rtfx"))
+    return Evaluation(scores, failed=len(references), rtfx=report.get("rtfx"))
 
 
-def score(recording_id: str, truth: str, heard: str, english: bool) -> Score:
+def score(recording_id: str, reference: str, hypothesis: str, english: bool) -> Score:
     """Compares one transcript with its truth."""
     normalise = normaliser(english)
-    truth, heard = normalise(truth), normalise(heard)
-    return Score(recording_id, truth, heard, jiwer.process_words(truth, heard), jiwer.process_characters(truth, heard))
+    reference, hypothesis = normalise(reference), normalise(hypothesis)
+    return Score(
+        recording_id,
+        reference,
+        hypothesis,
+        jiwer.process_words(reference, hypothesis),
+        jiwer.process_characters(reference, hypothesis),
+    )
 
 
 @cache
@@ -121,16 +127,16 @@ def _rate(outputs: list[jiwer.WordOutput] | list[jiwer.CharacterOutput]) -> floa
 
 def _marked(score: Score) -> tuple[Text, Text]:
     """Truth and transcript, the words that differ in colour, long ones cut."""
-    truth, heard = Text(), Text()
+    reference, hypothesis = Text(), Text()
     for chunk in score.words.alignments[0]:
         same = chunk.type == "equal"
         for text, words, start, end in (
-            (truth, score.words.references[0], chunk.ref_start_idx, chunk.ref_end_idx),
-            (heard, score.words.hypotheses[0], chunk.hyp_start_idx, chunk.hyp_end_idx),
+            (reference, score.words.references[0], chunk.ref_start_idx, chunk.ref_end_idx),
+            (hypothesis, score.words.hypotheses[0], chunk.hyp_start_idx, chunk.hyp_end_idx),
         ):
             for word in words[start : min(end, SHOWN_WORDS)]:
                 text.append(f"{word} ", style="" if same else "bold red")
-    for text, words in ((truth, score.words.references[0]), (heard, score.words.hypotheses[0])):
+    for text, words in ((reference, score.words.references[0]), (hypothesis, score.words.hypotheses[0])):
         if len(words) > SHOWN_WORDS:
             text.append(f"… ({len(words)} words)", style="dim")
-    return truth, heard
+    return reference, hypothesis

@@ -8,15 +8,15 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from cluster.nodes import Layout
-from cluster.session import why
-from cluster.storage import Storage
-from pipelines.attempts import Attempts
+from cluster.session import last_error_line
 from pipelines.job import Job
 from pipelines.output import Output
-from pipelines.ray_data import tell_ray_data
+from pipelines.poison import AttemptTracker
+from pipelines.ray_data import configure_ray_data
 from pipelines.stages import Listen, Transcribe
-from speech.engine import EngineStarter
+from speech.engines.base import EngineStarter
 from speech.errors import RayscribeError
+from storage.filesystem import Storage
 
 # Recordings to a block of work, at most: what one Listener takes at a time, one engine call answers
 # and one file commits. Larger blocks cost less scheduling; smaller ones lose less when a node dies.
@@ -47,9 +47,9 @@ def receipts(
     Raises:
         RayscribeError: ``run_failed``.
     """
-    tell_ray_data()
+    configure_ray_data()
     # Begun anew if its node is lost: the counts are forgotten, which costs a poison recording another try.
-    attempts = ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    attempts = ray.remote(AttemptTracker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     dataset = (
         ray.data.from_arrow_refs(blocks)
         # Small enough that every Listener has several blocks to its name, even of a short manifest.
@@ -83,5 +83,5 @@ def receipts(
     except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
         raise RayscribeError(
             "run_failed",
-            f"the run has failed: {why(error)} (what is done is kept; the logs of Ray's session say more)",
+            f"the run has failed: {last_error_line(error)} (what is done is kept; the logs of Ray's session say more)",
         ) from error

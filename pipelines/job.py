@@ -5,10 +5,10 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from speech.engine import EngineConfig
+from speech.engines.base import EngineConfig
+from speech.engines.speculation import check_speculation
 from speech.errors import RequestError, UsageError, bad_option
 from speech.recording import Options
-from speech.speculation import check_speculation
 
 
 class Job(BaseModel):
@@ -42,7 +42,7 @@ class Job(BaseModel):
         check_speculation(self.engine_config.speculation, self.options)
         return self
 
-    def what_texts_depend_on(self) -> dict[str, Any]:
+    def text_settings(self) -> dict[str, Any]:
         """The settings that another transcript would come of: those of the model and of the recordings."""
         named = {"model", "engine", "dtype"}
         if self.engine_config.speculation == "ctc-accept":  # every other way of drafting leaves the text alone

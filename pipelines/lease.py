@@ -20,9 +20,9 @@ from typing import Any, Self
 
 import psutil
 
-from cluster.storage import Storage
-from cluster.uris import join
 from speech.errors import RayscribeError, UsageError
+from storage.filesystem import Storage
+from storage.uris import join
 
 log = logging.getLogger("rayscribe")
 

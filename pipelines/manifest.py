@@ -33,14 +33,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from cluster.storage import Storage
-from cluster.uris import is_glob, parent, resolve
 from speech.errors import UsageError
 from speech.recording import row_id
-from speech.uris import public_uri
+from speech.redaction import redact_uri
+from storage.filesystem import Storage
+from storage.uris import is_glob, parent, resolve
 
 # What a folder or a glob takes for audio: names that recorders and phone systems give to files that
-# speech.decoders reads. A manifest may name any file whatever.
+# speech.audio.decoders reads. A manifest may name any file whatever.
 AUDIO_SUFFIXES = (
     *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".avi", ".awb", ".caf", ".flac"),
     *(".gsm", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".nist", ".oga"),
@@ -76,7 +76,7 @@ def _checked(uri: str, files: list[str], storage: Storage) -> Iterator[Row]:
         ids.append(hash(row_id(row)))
         yield row
     if not ids:
-        raise UsageError("bad_manifest", f"{public_uri(uri)} holds no rows: give it one a recording")
+        raise UsageError("bad_manifest", f"{redact_uri(uri)} holds no rows: give it one a recording")
     hashes = np.frombuffer(ids, np.int64)
     hashes.sort()  # in place: the array is ours
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
@@ -116,18 +116,18 @@ def _files(uri: str, storage: Storage) -> list[str]:
     if not (is_glob(uri) and not storage.exists(uri)) and not storage.is_folder(uri):
         storage.check_readable(uri)
         if not _is_audio(uri) and _reader(uri) is None:
-            raise UsageError("bad_manifest", f"{public_uri(uri)} is of no known kind; a manifest is {KINDS}")
+            raise UsageError("bad_manifest", f"{redact_uri(uri)} is of no known kind; a manifest is {KINDS}")
         return [uri]
     found = storage.list(uri)
     visible = [file for file in found if not posixpath.basename(file).startswith((".", "_"))]
     # Among audio, a .json or .csv is a note beside a recording, not a manifest.
     files = [file for file in visible if _is_audio(file)] or [file for file in visible if _reader(file)]
     if not found:
-        raise UsageError("not_found", f"no file is at {public_uri(uri)}")
+        raise UsageError("not_found", f"no file is at {redact_uri(uri)}")
     if not files:
         raise UsageError(
             "bad_manifest",
-            f"{public_uri(uri)}: none of the {len(found)} files there is audio ({' '.join(AUDIO_SUFFIXES)}) "
+            f"{redact_uri(uri)}: none of the {len(found)} files there is audio ({' '.join(AUDIO_SUFFIXES)}) "
             "or a manifest",
         )
     return files
@@ -143,7 +143,7 @@ def _rows(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, i
         reader = _reader(file)
         assert reader is not None  # _files sees to it
         base = folder if folder is not None and not is_glob(folder) else parent(file)
-        with storage.told_as(UsageError, file):
+        with storage.map_errors(UsageError, file):
             for number, row in reader(file, storage):
                 yield file, number, _in_our_names(row, base)
 
@@ -220,7 +220,7 @@ def _parquet(file: str, storage: Storage) -> NumberedRows:
                     number += 1
                     yield number, {name: cell for name, cell in row.items() if cell is not None}
     except pa.ArrowException as error:
-        raise UsageError("bad_manifest", f"{public_uri(file)} is no Parquet that can be read: {error}") from error
+        raise UsageError("bad_manifest", f"{redact_uri(file)} is no Parquet that can be read: {error}") from error
 
 
 _READERS: dict[str, Callable[[str, Storage], NumberedRows]] = {
@@ -260,13 +260,13 @@ def _check_columns(file: str, columns: list[str]) -> None:
         has = ", ".join(map(repr, columns[:20]))
         raise UsageError(
             "bad_manifest",
-            f"{public_uri(file)} has no column 'audio' (nor 'audio_filepath') but {has}: "
+            f"{redact_uri(file)} has no column 'audio' (nor 'audio_filepath') but {has}: "
             "name the column of URIs or paths so, and separate columns as the file's suffix says",
         )
 
 
 def _place(file: str) -> str:
-    return f"{public_uri(file)} {'row' if file.endswith('.parquet') else 'line'}"
+    return f"{redact_uri(file)} {'row' if file.endswith('.parquet') else 'line'}"
 
 
 def _refuse(file: str, number: int, what: str, cause: Exception | None = None) -> NoReturn:

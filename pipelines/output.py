@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import Storage
-from cluster.uris import join
 from speech.errors import UsageError
 from speech.transcript import parquet_schema
+from storage.filesystem import Storage
+from storage.uris import join
 
 STATUSES = ("ok", "failed")
 # Files read at a time, which hides the latency of a store; and files held in memory until they are asked for.
@@ -83,7 +83,7 @@ class Output:
                 )
         self._write_json("job.json", asked | {"settings": settings})
 
-    def note(self, **known: Any) -> None:
+    def update_job(self, **known: Any) -> None:
         """Adds to what ``claim`` wrote what has become known since."""
         self._write_json("job.json", (self.job() or {}) | known)
 
@@ -91,7 +91,7 @@ class Output:
         """What ``claim`` wrote, or None where no run has begun."""
         return self._read_json("job.json")
 
-    def begun(self) -> dict[str, Any]:
+    def require_job(self) -> dict[str, Any]:
         """What ``claim`` wrote.
 
         Raises:
@@ -117,7 +117,7 @@ class Output:
         """How many recordings are committed with a status."""
         return sum(len(table) for _, table in self._tables(status, ["attempt"]))
 
-    def settle(self) -> dict[str, dict[str, int]]:
+    def deduplicate(self) -> dict[str, dict[str, int]]:
         """Sees to it that each recording stands once, and tells which do.
 
         It may stand twice where a run was cut short: a retry commits its answers before the failures
@@ -128,21 +128,21 @@ class Output:
         Returns:
             For each status, the attempt of every recording that stands with it.
         """
-        standing: dict[str, dict[str, int]] = {status: {} for status in STATUSES}
+        recorded: dict[str, dict[str, int]] = {status: {} for status in STATUSES}
         twice: set[str] = set()
         for status, _, ids, attempts in self._files():
             for name, attempt in zip(ids, attempts, strict=True):
-                if any(name in names for names in standing.values()):
+                if any(name in names for names in recorded.values()):
                     twice.add(name)
-                standing[status][name] = attempt
+                recorded[status][name] = attempt
         if twice:
-            for name, names in itertools.product(twice, standing.values()):
+            for name, names in itertools.product(twice, recorded.values()):
                 names.pop(name, None)
-            for best in self._drop_lesser(twice):
-                standing[best.status][best.name] = best.attempt
-        return standing
+            for best in self._drop_superseded(twice):
+                recorded[best.status][best.name] = best.attempt
+        return recorded
 
-    def _drop_lesser(self, twice: set[str]) -> Collection["_Place"]:
+    def _drop_superseded(self, twice: set[str]) -> Collection["_Place"]:
         """Of the recordings named, drops all answers but the best of each, and returns those."""
         holders: dict[str, list[_Place]] = {}  # the rows of each file that holds one of them
         for status, uri, ids, attempts in self._files():
@@ -171,10 +171,10 @@ class Output:
                 yield status, uri, table["recording_id"].to_pylist(), table["attempt"].to_pylist()
 
     def compact(self) -> None:
-        """Merges small files, if they are many. Each recording should stand once before (``settle``).
+        """Merges small files, if they are many. Each recording should stand once before (``deduplicate``).
 
         A merged file is written before those that are in it are removed. Whoever reads in the second
-        between sees their rows twice; if the process ends in it, the next ``settle`` removes them.
+        between sees their rows twice; if the process ends in it, the next ``deduplicate`` removes them.
         """
         for status in STATUSES:
             sizes = self._storage.sizes(self._folder(status))
@@ -193,7 +193,7 @@ class Output:
         """Marks the run as finished by writing its report, ``run.json``."""
         self._write_json("run.json", report)
 
-    def reopen(self) -> None:
+    def clear_finished(self) -> None:
         """Takes the mark of an earlier run away: from here on the folder is unfinished."""
         self._storage.remove(join(self.uri, "run.json"))
 

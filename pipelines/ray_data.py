@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 # Between two operators. Each costs the driver 10 kB.
-MOST_BLOCKS_WAITING = 1_000
+MAX_QUEUED_BLOCKS = 1_000
 
 
-class FewBlocksWaiting(BackpressurePolicy):
+class LimitQueuedBlocks(BackpressurePolicy):
     """Holds an operator back while MOST_BLOCKS_WAITING of its blocks wait for the next.
 
     Ray Data's own policies count bytes, and the blocks of a work list have few: all 31,000 of a million
@@ -35,10 +35,10 @@ class FewBlocksWaiting(BackpressurePolicy):
     def _is_full(self, op: "PhysicalOperator") -> bool:
         waiting = self._topology[op].total_enqueued_output_blocks()
         waiting += sum(self._topology[after].total_enqueued_input_blocks() for after in op.output_dependencies)
-        return waiting >= MOST_BLOCKS_WAITING
+        return waiting >= MAX_QUEUED_BLOCKS
 
 
-class ForgetBlocks(ExecutionCallback):
+class DropBlockStats(ExecutionCallback):
     """Lets go of the kilobyte that Ray Data keeps of every block that an operator has made.
 
     It is for a table of statistics (``Dataset.stats``) that is not printed, and came to 100 MB in a million
@@ -51,11 +51,11 @@ class ForgetBlocks(ExecutionCallback):
                 of_blocks.clear()  # the operator's own list
 
 
-def tell_ray_data() -> None:
+def configure_ray_data() -> None:
     """Sets the context of all graphs of this process."""
     context = DataContext.get_current()
     context.enable_progress_bars = False  # pipelines.progress draws the job, not Ray's operators
     context.execution_options.verbose_progress = False
-    context.custom_execution_callback_classes = [ForgetBlocks]
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, FewBlocksWaiting])
+    context.custom_execution_callback_classes = [DropBlockStats]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, LimitQueuedBlocks])
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from speech.audio.clips import Clip
 from speech.errors import AudioError, EngineError, RayscribeError, RequestError
-from speech.listener import Clip, Heard
+from speech.listener import ListenResult
 from speech.recording import Recording
 from speech.transcript import parquet_schema
 
 WORK = pa.schema([("row", pa.string()), ("attempt", pa.int32())])
 
 _CLIP = pa.struct([("channel", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("size", pa.int64())])
-HEARD = pa.schema(
+LISTENED = pa.schema(
     [
         ("recording", pa.string()),  # Recording, as JSON
         ("attempt", pa.int32()),
@@ -54,18 +55,18 @@ _ERRORS = {kind.stage: kind for kind in (RequestError, AudioError, EngineError)}
 
 
 @dataclass(frozen=True, slots=True)
-class HeardRow:
-    """One row of HEARD: ``heard``, or the ``error`` in its place."""
+class ListenedRow:
+    """One row of HEARD: ``listened``, or the ``error`` in its place."""
 
     recording: Recording
     attempt: int
     listen_s: float
-    heard: Heard | None = None
+    listened: ListenResult | None = None
     error: RayscribeError | None = None
 
     @property
     def clips(self) -> list[Clip]:
-        return self.heard.clips if self.heard else []
+        return self.listened.clips if self.listened else []
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +74,7 @@ class HeardRow:
         return sum(clip.samples.nbytes for clip in self.clips)
 
 
-def heard_table(rows: list[HeardRow]) -> pa.Table:
+def listened_table(rows: list[ListenedRow]) -> pa.Table:
     """The rows as HEARD."""
     samples = [clip.samples for row in rows for clip in row.clips]
     joined = np.concatenate(samples) if samples else np.empty(0, np.int16)
@@ -81,18 +82,18 @@ def heard_table(rows: list[HeardRow]) -> pa.Table:
     # Hours of audio: made from the buffer itself and not through Python bytes, so as to be held once.
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(joined)]
     cells = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(rows), buffers)
-    small = pa.Table.from_pylist([_small_cells(row) for row in rows], schema=HEARD)
-    return small.set_column(HEARD.get_field_index("samples"), "samples", cells)
+    small = pa.Table.from_pylist([_small_cells(row) for row in rows], schema=LISTENED)
+    return small.set_column(LISTENED.get_field_index("samples"), "samples", cells)
 
 
-def _small_cells(row: HeardRow) -> dict[str, Any]:
+def _small_cells(row: ListenedRow) -> dict[str, Any]:
     """All of a row but its samples."""
     return {
         "recording": row.recording.model_dump_json(),
         "attempt": row.attempt,
-        "duration_s": row.heard and row.heard.duration_s,
-        "speech_s": row.heard and row.heard.speech_s,
-        "channels": row.heard and row.heard.channels,
+        "duration_s": row.listened and row.listened.duration_s,
+        "speech_s": row.listened and row.listened.speech_s,
+        "channels": row.listened and row.listened.channels,
         "clips": [
             {"channel": clip.channel, "start_s": clip.start_s, "end_s": clip.end_s, "size": len(clip.samples)}
             for clip in row.clips
@@ -102,14 +103,14 @@ def _small_cells(row: HeardRow) -> dict[str, Any]:
     }
 
 
-def heard_rows(table: pa.Table) -> list[HeardRow]:
+def listened_rows(table: pa.Table) -> list[ListenedRow]:
     """HEARD as rows, whose samples are the table's own memory."""
     small = table.drop_columns("samples").to_pylist()
-    return [_heard_row(cells, samples) for cells, samples in zip(small, table["samples"], strict=True)]
+    return [_listened_row(cells, samples) for cells, samples in zip(small, table["samples"], strict=True)]
 
 
-def _heard_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> HeardRow:
-    heard, error = None, None
+def _listened_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> ListenedRow:
+    listened, error = None, None
     if cells["error"]:
         error = _ERRORS[cells["error"]["stage"]](cells["error"]["code"], cells["error"]["message"])
     else:
@@ -119,6 +120,6 @@ def _heard_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> HeardRow
             Clip(clip["channel"], clip["start_s"], clip["end_s"], audio[end - clip["size"] : end])
             for clip, end in zip(cells["clips"], ends, strict=True)
         ]
-        heard = Heard(cells["duration_s"], cells["speech_s"], cells["channels"], clips)
+        listened = ListenResult(cells["duration_s"], cells["speech_s"], cells["channels"], clips)
     recording = Recording.model_validate_json(cells["recording"])
-    return HeardRow(recording, cells["attempt"], cells["listen_s"], heard, error)
+    return ListenedRow(recording, cells["attempt"], cells["listen_s"], listened, error)

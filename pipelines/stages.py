@@ -6,7 +6,7 @@
 
 A recording that fails becomes a failed row at the place where it fails and passes through what
 follows. One that takes its process down with it is tried again by Ray, and given up by
-``pipelines.attempts``.
+``pipelines.poison``.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from cluster.session import leave
-from cluster.storage import Storage
-from pipelines.attempts import MAX_ATTEMPTS, AloneOrTogether
+from cluster.session import kill_children_and_exit
 from pipelines.output import Output
-from pipelines.rows import RECEIPT, HeardRow, heard_rows, heard_table
-from speech.engine import EngineConfig, EngineStarter
+from pipelines.poison import MAX_ATTEMPTS, AloneOrTogether
+from pipelines.rows import RECEIPT, ListenedRow, listened_rows, listened_table
+from speech.engines.base import EngineConfig, EngineStarter
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
 from speech.listener import Listener
-from speech.models import family_of
+from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
+from speech.redaction import redact_uri
 from speech.transcriber import Transcriber
 from speech.transcript import Transcript
-from speech.uris import public_uri
+from storage.filesystem import Storage
 
 log = logging.getLogger("rayscribe")
 
 # Samples that a Listener gathers before it passes them on. Small recordings cost less together; of long ones,
 # the audio of a block should not be held twice.
-HEARD_BYTES = 16 << 20
+LISTENED_BYTES = 16 << 20
 
 
 class Listen:
@@ -51,7 +51,7 @@ class Listen:
         defaults: the run's options, where a row has none of its own.
         model: for what it can do, and how long its clips may be.
         storage: opens the audio.
-        attempts: handle of the actor ``pipelines.attempts.Attempts``.
+        attempts: handle of the actor ``pipelines.poison.AttemptTracker``.
         timeout_s: a recording that takes longer takes the process with it, as no other way stops a
             decoder that loops in C.
     """
@@ -66,26 +66,26 @@ class Listen:
         self._dump = open(os.devnull, "w")  # noqa: SIM115 - faulthandler wants one that stays open
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
-        heard: list[HeardRow] = []
+        listened: list[ListenedRow] = []
         for row in work.to_pylist():
-            before = heard[-1].recording.id if heard else None
-            heard.append(self._listen(json.loads(row["row"]), row["attempt"], before))
-            if sum(each.nbytes for each in heard) >= HEARD_BYTES:
-                yield self._passed_on(heard)
-        if heard:
-            yield self._passed_on(heard)
+            before = listened[-1].recording.id if listened else None
+            listened.append(self._listen(json.loads(row["row"]), row["attempt"], before))
+            if sum(each.nbytes for each in listened) >= LISTENED_BYTES:
+                yield self._passed_on(listened)
+        if listened:
+            yield self._passed_on(listened)
 
-    def _passed_on(self, heard: list[HeardRow]) -> pa.Table:
+    def _passed_on(self, listened: list[ListenedRow]) -> pa.Table:
         """What was gathered, as a table. The last is signed out before: it may be long until the next is begun."""
-        self._attempts.end.remote("listen", [heard[-1].recording.id])
-        table = heard_table(heard)
-        heard.clear()
+        self._attempts.end.remote("listen", [listened[-1].recording.id])
+        table = listened_table(listened)
+        listened.clear()
         return table
 
-    def _listen(self, row: dict[str, Any], attempt: int, before: str | None) -> HeardRow:
+    def _listen(self, row: dict[str, Any], attempt: int, before: str | None) -> ListenedRow:
         start = time.perf_counter()
         recording = Recording.malformed(row)
-        heard, error = None, None
+        listened, error = None, None
         may_try = ray.get(self._attempts.begin.remote("listen", recording.id, self._node, ended=before))
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
         try:
@@ -93,15 +93,15 @@ class Listen:
                 raise AudioError("poison", _given_up("listening to", recording, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
             self._family.check(recording.options)
-            heard = self._listener.listen(recording)
+            listened = self._listener.listen(recording)
         except (RequestError, AudioError) as refused:
             error = refused
         except Exception as unforeseen:  # a fault of ours must cost one row, not the run
-            log.exception("listening to %s", public_uri(recording.audio))
+            log.exception("listening to %s", redact_uri(recording.audio))
             error = AudioError("internal", f"{type(unforeseen).__name__}: {unforeseen}")
         finally:
             faulthandler.cancel_dump_traceback_later()
-        return HeardRow(recording, attempt, time.perf_counter() - start, heard, error)
+        return ListenedRow(recording, attempt, time.perf_counter() - start, listened, error)
 
 
 class Transcribe:
@@ -132,8 +132,8 @@ class Transcribe:
         asyncio.run_coroutine_threadsafe(self._transcriber.warm_up(), self._loop).result()
         self._ready_at = datetime.now(UTC)
 
-    def __call__(self, heard: pa.Table) -> pa.Table:
-        transcripts = asyncio.run_coroutine_threadsafe(self._transcribe_block(heard), self._loop).result()
+    def __call__(self, listened: pa.Table) -> pa.Table:
+        transcripts = asyncio.run_coroutine_threadsafe(self._transcribe_block(listened), self._loop).result()
         rows = [transcript.to_row() for transcript in transcripts]
         self._output.commit(rows)
         told = {"engine_ready_at": self._ready_at}
@@ -141,19 +141,19 @@ class Transcribe:
         return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
     async def _transcribe_block(self, table: pa.Table) -> list[Transcript]:
-        rows = heard_rows(table)
-        transcripts = [self._failed(row, row.error) for row in rows if row.heard is None]
-        rows = [row for row in rows if row.heard is not None]
+        rows = listened_rows(table)
+        transcripts = [self._failed(row, row.error) for row in rows if row.listened is None]
+        rows = [row for row in rows if row.listened is not None]
         async with self._turns.together():
             ids = [row.recording.id for row in rows]
-            suspects = await self._attempts.begin_together.remote("transcribe", ids, self._node)
+            suspects = await self._attempts.start_batch.remote("transcribe", ids, self._node)
             together = [row for row in rows if row.recording.id not in suspects]
             transcripts += await asyncio.gather(*(self._transcribe(row) for row in together))
             self._attempts.end.remote("transcribe", [row.recording.id for row in together])
         alone = [row for row in rows if row.recording.id in suspects]
         return transcripts + [await self._transcribe_alone(row) for row in alone]
 
-    async def _transcribe_alone(self, row: HeardRow) -> Transcript:
+    async def _transcribe_alone(self, row: ListenedRow) -> Transcript:
         """Tries a suspect again, or gives it up."""
         async with self._turns.alone():
             if not await self._attempts.begin.remote("transcribe", row.recording.id, self._node):
@@ -163,30 +163,30 @@ class Transcribe:
         self._attempts.end.remote("transcribe", [row.recording.id])
         return transcript
 
-    async def _transcribe(self, row: HeardRow) -> Transcript:
-        assert row.heard is not None
+    async def _transcribe(self, row: ListenedRow) -> Transcript:
+        assert row.listened is not None
         try:
-            transcript = await self._transcriber.transcribe(row.recording, row.heard)
-            return transcript.with_try(row.attempt, row.listen_s)
+            transcript = await self._transcriber.transcribe(row.recording, row.listened)
+            return transcript.with_job_fields(row.attempt, row.listen_s)
         except EngineDied:
             # Leaving the process makes Ray start the actor elsewhere and try the block again; an
             # exception would be tried on this same dead engine, for ever (ray#59522).
             log.exception("the engine has died; leaving the process")
-            leave()
+            kill_children_and_exit()
         except RayscribeError as refused:
             return self._failed(row, refused)
         except Exception as unforeseen:
-            log.exception("transcribing %s", public_uri(row.recording.audio))
+            log.exception("transcribing %s", redact_uri(row.recording.audio))
             return self._failed(row, EngineError("internal", f"{type(unforeseen).__name__}: {unforeseen}"))
 
-    def _failed(self, row: HeardRow, error: RayscribeError | None) -> Transcript:
+    def _failed(self, row: ListenedRow, error: RayscribeError | None) -> Transcript:
         """The failed row of a recording, with what is known of it."""
         return Transcript(
             recording=row.recording,
             model=self._model,
-            duration_s=row.heard.duration_s if row.heard else None,
-            speech_s=row.heard.speech_s if row.heard else None,
-            channels=row.heard.channels if row.heard else None,
+            duration_s=row.listened.duration_s if row.listened else None,
+            speech_s=row.listened.speech_s if row.listened else None,
+            channels=row.listened.channels if row.listened else None,
             error=error,
             attempt=row.attempt,
             listen_s=row.listen_s,
@@ -195,6 +195,6 @@ class Transcribe:
 
 def _given_up(doing: str, recording: Recording, timeout_s: float) -> str:
     return (
-        f"{doing} {public_uri(recording.audio)} has ended its process {MAX_ATTEMPTS} times (a crash, memory, "
+        f"{doing} {redact_uri(recording.audio)} has ended its process {MAX_ATTEMPTS} times (a crash, memory, "
         f"or more than {timeout_s:.0f} s): it is given up"
     )

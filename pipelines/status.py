@@ -9,9 +9,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from cluster.storage import Storage
 from pipelines.lease import read_lease
 from pipelines.output import Output
+from storage.filesystem import Storage
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Status:
         return "stopped before its end; the same command again continues"
 
 
-def status_of(output_uri: str, storage_options: Mapping[str, Any]) -> Status:
+def read_status(output_uri: str, storage_options: Mapping[str, Any]) -> Status:
     """Reads the status of an output folder.
 
     Raises:
@@ -64,7 +64,7 @@ def status_of(output_uri: str, storage_options: Mapping[str, Any]) -> Status:
     """
     storage = Storage(storage_options)
     output = Output(output_uri, storage)
-    job = output.begun()
+    job = output.require_job()
     failures = [
         row
         for batch in output.batches("failed", ["recording_id", "audio", "attempt", "error"])

@@ -31,17 +31,17 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from cluster.nodes import Layout
-from cluster.session import lay_out, leave
+from cluster.session import cluster_layout, kill_children_and_exit
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.metrics import EngineMetrics, RequestMetrics
-from serve.routes import Desk, Listened, http_app
+from serve.routes import Listened, TranscriptionService, http_app
 from serve.settings import ServeSettings
-from speech.engine import EngineStarter, start_engine
+from speech.engines.base import EngineStarter, start_engine
 from speech.errors import EngineDied, RayscribeError, RequestError
-from speech.listener import Heard, Listener
-from speech.models import family_of
+from speech.listener import Listener, ListenResult
+from speech.models.checkpoint import family_of
 from speech.recording import Recording
-from speech.transcriber import DecodedClip, Transcriber
+from speech.transcriber import ClipTranscript, Transcriber
 from speech.transcript import Transcript
 
 # Often enough that an engine that dies idle is replaced before it is missed.
@@ -64,7 +64,7 @@ class ListenerReplica:
         self._listener = Listener(clip_s=clip_s, max_duration_s=settings.max_audio_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listener")
 
-    async def listen(self, recording: Recording, audio: np.ndarray) -> Heard | RayscribeError:
+    async def listen(self, recording: Recording, audio: np.ndarray) -> ListenResult | RayscribeError:
         """Hears an upload: the bytes of its file, in shared memory."""
         source = pa.BufferReader(pa.py_buffer(audio))
         try:
@@ -89,10 +89,10 @@ class TranscriberReplica:
         self._metrics = EngineMetrics()
         self._warm = False
 
-    async def transcribe(self, recording: Recording, heard: Heard) -> Transcript | RayscribeError:
+    async def transcribe(self, recording: Recording, listened: ListenResult) -> Transcript | RayscribeError:
         """The whole transcript."""
         try:
-            transcript = await self._transcriber.transcribe(recording, heard)
+            transcript = await self._transcriber.transcribe(recording, listened)
         except EngineDied as died:
             _leave(died)
         except RayscribeError as error:
@@ -100,10 +100,12 @@ class TranscriberReplica:
         self._metrics.spent(transcript.usage)
         return transcript
 
-    async def stream(self, recording: Recording, heard: Heard) -> AsyncGenerator[DecodedClip | RayscribeError, None]:
+    async def stream(
+        self, recording: Recording, listened: ListenResult
+    ) -> AsyncGenerator[ClipTranscript | RayscribeError, None]:
         """The clips in the order of time, each as soon as it is decoded; an error ends them."""
         try:
-            async with contextlib.aclosing(self._transcriber.stream(recording, heard)) as clips:
+            async with contextlib.aclosing(self._transcriber.stream(recording, listened)) as clips:
                 async for clip in clips:
                     self._metrics.spent(clip.usage)
                     yield clip
@@ -117,12 +119,12 @@ class TranscriberReplica:
         if not self._warm:
             await self._transcriber.warm_up()
             self._warm = True
-        self._metrics.queued(self._transcriber.queued_s)
+        self._metrics.queued(self._transcriber.queued_audio_s)
         await self._transcriber.engine.check_health()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Asked by Serve, for ``serve.autoscaling``."""
-        return {QUEUED_AUDIO: self._transcriber.queued_s}
+        return {QUEUED_AUDIO: self._transcriber.queued_audio_s}
 
     def __del__(self) -> None:
         self._transcriber.engine.stop()
@@ -133,19 +135,19 @@ class EndpointReplica:
 
     def __init__(self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle) -> None:
         self._settings = settings
-        self._desk = Desk(settings, DeployedHalves(listener, transcriber), RequestMetrics())
+        self._service = TranscriptionService(settings, ServeBackend(listener, transcriber), RequestMetrics())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(self._settings, self._desk)
+        return http_app(self._settings, self._service)
 
     async def close(self) -> None:
         """Lets no request in any more, and returns when all have been answered: ``serve.server`` asks for it."""
-        await self._desk.places.close()
+        await self._service.limiter.close()
 
 
 @dataclass(frozen=True)
-class DeployedHalves:
-    """The two halves as deployments: ``serve.routes.Halves``. A call that is cancelled is cancelled there, too."""
+class ServeBackend:
+    """The two halves as deployments: ``serve.routes.Backend``. A call that is cancelled is cancelled there, too."""
 
     listener: DeploymentHandle
     transcriber: DeploymentHandle
@@ -159,7 +161,7 @@ class DeployedHalves:
         transcript: Transcript = await _answer(self.transcriber.transcribe.remote(recording, handle))
         return transcript
 
-    async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[DecodedClip, None]:
+    async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
         clips = self.transcriber.options(stream=True).stream.remote(recording, handle)
         try:
             with _errors_of_serve():
@@ -210,12 +212,12 @@ def _store(audio: BinaryIO) -> ray.ObjectRef:
 def _leave(died: EngineDied) -> NoReturn:
     """So no request is sent to an engine that is dead, and those that it had are answered 503 by the Endpoint."""
     log.error("leaving the process: %s", died)
-    leave()
+    kill_children_and_exit()
 
 
 def build(settings: ServeSettings) -> serve.Application:
     """The application, for ``serve run serve.app:build model=…`` and Serve configs (``serve/config.yaml``)."""
-    return application(settings, lay_out("auto", settings.listeners, settings.engines))
+    return application(settings, cluster_layout("auto", settings.listeners, settings.engines))
 
 
 def application(settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine) -> serve.Application:

@@ -46,7 +46,7 @@ class RequestMetrics:
             self._audio.inc(audio_s, {"task": task})
             self._rtfx.observe(audio_s / max(seconds, 1e-6))
 
-    def heard_live(self, audio_s: float) -> None:
+    def received_live(self, audio_s: float) -> None:
         self._requests.inc(1, {"task": "live", "code": "ok"})
         if audio_s:
             self._audio.inc(audio_s, {"task": "live"})

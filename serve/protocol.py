@@ -23,8 +23,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
-from speech.formats import Format
-from speech.models import Family
+from speech.formats import TranscriptFormat
+from speech.models.families import Family
 from speech.recording import Channels, Options, Recording, Task
 from speech.transcript import Segment
 
@@ -41,7 +41,7 @@ class SpeechForm(BaseModel):
     model: str = Field(description="one of GET /v1/models")
     language: str = Field("en", description="language spoken, as an ISO 639-1 code")
     prompt: str = Field("", description="'Keywords: a, b', and nothing else: the models follow no free text")
-    response_format: Format = "json"
+    response_format: TranscriptFormat = "json"
     temperature: float = Field(0.0, ge=0, le=1, description="no effect: decoding is greedy")
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = Field(
         (), description="verbose_json only; 'word' where the model has the times of words"
@@ -250,12 +250,12 @@ class ErrorBody(BaseModel):
 
     @classmethod
     def of(cls, error: RayscribeError) -> Self:
-        status = status_of(error)
+        status = http_status_of(error)
         kind = "server_error" if status >= 500 else "invalid_request_error"
         return cls(error=ErrorDetail(message=error.message, type=kind, code=error.code))
 
 
-def status_of(error: RayscribeError) -> int:
+def http_status_of(error: RayscribeError) -> int:
     """The HTTP status of an error."""
     by_class = next((status for kind, status in STATUS_OF_CLASS if isinstance(error, kind)), 500)
     return STATUSES.get(error.code, by_class)

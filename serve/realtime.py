@@ -35,13 +35,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from serve.protocol import INTERNAL, ErrorBody, SpeechForm
+from speech.audio.clips import Clip
+from speech.audio.live import LiveFormat, LiveSegmenter
+from speech.audio.segmenting import MIN_SILENCE_S, ONSET_PROBABILITY, PADDING_S
 from speech.errors import RayscribeError, RequestError
 from speech.formats import token_usage
-from speech.listener import Clip, Heard
-from speech.live import LiveEar, LiveFormat
+from speech.listener import ListenResult
 from speech.recording import Recording
-from speech.segmenting import MIN_SILENCE_S, ONSET_PROBABILITY, PADDING_S
-from speech.transcriber import DecodedClip, separator
+from speech.transcriber import ClipTranscript, segment_separator
 from speech.transcript import Usage
 
 # A session that sends nothing for so long is closed.
@@ -59,9 +60,9 @@ TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 
 class Engine(Protocol):
-    """``serve.routes.Halves``, of which live audio needs the engine half."""
+    """``serve.routes.Backend``, of which live audio needs the engine half."""
 
-    def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[DecodedClip, None]: ...
+    def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]: ...
 
 
 class _Part(BaseModel):
@@ -70,7 +71,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Format(_Part):
+class AudioFormat(_Part):
     type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
     rate: Literal[8000, 16000, 24000] | None = None  # Hz; of PCM alone, as G.711 has 8000
 
@@ -97,7 +98,7 @@ class TurnDetection(_Part):
 
 
 class Input(_Part):
-    format: Format = Format()
+    format: AudioFormat = AudioFormat()
     transcription: Transcription = Transcription()
     turn_detection: TurnDetection | None = TurnDetection()
 
@@ -158,7 +159,7 @@ class LiveSession:
         engine: decodes the clips.
         check: raises RequestError for a recording that the model can't do, or a model that isn't here.
         clip_s: the longest clip that the model takes.
-        vad: of ``speech.vad.load_silero``.
+        vad: of ``speech.audio.vad.load_silero``.
         max_audio_s: a session that has sent more is closed.
     """
 
@@ -174,22 +175,22 @@ class LiveSession:
         self._websocket = websocket
         self._engine = engine
         self._check = check
-        self._new_ear = lambda format: LiveEar(format, clip_s, vad)
+        self._new_segmenter = lambda format: LiveSegmenter(format, clip_s, vad)
         self._max_audio_s = max_audio_s
         self._session = Session()
-        self._ear = self._new_ear(self._session.audio.input.format.live())
+        self._segmenter = self._new_segmenter(self._session.audio.input.format.live())
         self._recording: Recording  # what the session asks for, known once the client has been greeted
         self._item: Item | None = None  # what is being said
         self._uncommitted: list[Clip] = []  # said, without turn detection
         self._committed_s = 0.0  # of the audio, up to the last commit
         self._last_item: str | None = None
-        self._to_answer: asyncio.Queue[tuple[Item, asyncio.Task[list[DecodedClip]]]] = asyncio.Queue(MAX_WAITING)
+        self._to_answer: asyncio.Queue[tuple[Item, asyncio.Task[list[ClipTranscript]]]] = asyncio.Queue(MAX_WAITING)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
-    def heard_s(self) -> float:
+    def received_s(self) -> float:
         """Seconds of audio that have come."""
-        return self._ear.heard_s
+        return self._segmenter.received_s
 
     async def run(self) -> None:
         """Serves the client until it leaves, or has been idle or here for too long."""
@@ -199,7 +200,7 @@ class LiveSession:
         try:
             self._recording = self._recording_of(self._session)
             await self._send("session.created", session=self._session.model_dump())
-            while self.heard_s <= self._max_audio_s:
+            while self.received_s <= self._max_audio_s:
                 async with asyncio.timeout(IDLE_S):
                     message = await self._websocket.receive()
                 if message["type"] == "websocket.disconnect":
@@ -241,7 +242,7 @@ class LiveSession:
             case "input_audio_buffer.commit":
                 await self._commit()
             case "input_audio_buffer.clear":
-                self._ear.finish()
+                self._segmenter.finish()
                 self._item = None
                 self._uncommitted.clear()
                 await self._send("input_audio_buffer.cleared")
@@ -254,9 +255,9 @@ class LiveSession:
         session = self._session.updated(changes)
         recording = self._recording_of(session)
         if session.audio.input.format != self._session.audio.input.format:
-            if self._ear.heard_s:
+            if self._segmenter.received_s:
                 raise RequestError("bad_session", "the format cannot change once audio has come")
-            self._ear = self._new_ear(session.audio.input.format.live())
+            self._segmenter = self._new_segmenter(session.audio.input.format.live())
         self._session, self._recording = session, recording
         await self._send("session.updated", session=session.model_dump())
 
@@ -269,13 +270,13 @@ class LiveSession:
         )
 
     async def _hear(self, data: bytes) -> None:
-        clips = await asyncio.to_thread(self._ear.hear, data)
+        clips = await asyncio.to_thread(self._segmenter.push, data)
         if self._session.audio.input.turn_detection is None:
             self._uncommitted += clips
             return
         for clip in clips:
             await self._end_item(clip)
-        unfinished = self._ear.unfinished()
+        unfinished = self._segmenter.partial_clip()
         if unfinished is not None:
             await self._follow(unfinished)
         elif self._item is not None:  # it was no speech after all
@@ -308,10 +309,10 @@ class LiveSession:
         await self._commit_item(item, [clip])
 
     async def _commit(self) -> None:
-        if self._ear.heard_s == self._committed_s:
+        if self._segmenter.received_s == self._committed_s:
             raise RequestError("input_audio_buffer_commit_empty", "no audio has come since the last commit")
-        self._committed_s = self._ear.heard_s
-        clips = await asyncio.to_thread(self._ear.finish)
+        self._committed_s = self._segmenter.received_s
+        clips = await asyncio.to_thread(self._segmenter.finish)
         if self._session.audio.input.turn_detection is not None:
             for clip in clips:
                 await self._end_item(clip)
@@ -340,7 +341,7 @@ class LiveSession:
                 await self._fail(item, INTERNAL)
                 continue
             texts = [segment.text for clip in clips for segment in clip.segments if segment.text]
-            text = separator(self._recording.options).join(texts)
+            text = segment_separator(self._recording.options).join(texts)
             usage = sum((clip.usage for clip in clips), Usage())
             words = text.split()
             if words[: len(item.sent)] == item.sent:
@@ -378,16 +379,16 @@ class LiveSession:
             item.sent = words
             await self._send(f"{TRANSCRIPTION}.delta", item_id=item.id, content_index=0, delta=delta)
 
-    async def _decode(self, clips: list[Clip]) -> list[DecodedClip]:
+    async def _decode(self, clips: list[Clip]) -> list[ClipTranscript]:
         seconds = sum(clip.end_s - clip.start_s for clip in clips)
         recording = self._recording.model_copy(update={"id": uuid.uuid4().hex})
-        heard = Heard(duration_s=seconds, speech_s=seconds, channels=1, clips=clips)
-        async with contextlib.aclosing(self._engine.stream(recording, heard)) as decoded:
+        listened = ListenResult(duration_s=seconds, speech_s=seconds, channels=1, clips=clips)
+        async with contextlib.aclosing(self._engine.stream(recording, listened)) as decoded:
             return [clip async for clip in decoded]
 
     @property
     def _now_ms(self) -> int:
-        return round(self._ear.heard_s * 1000)
+        return round(self._segmenter.received_s * 1000)
 
     def _task(self, work: Any) -> asyncio.Task[Any]:
         """Runs ``work`` for as long as the session lasts."""

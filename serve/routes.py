@@ -3,7 +3,7 @@
     upload ──► place? ──► form, audio on disk ──► what the model can do? ──► Listener ──► engine ──► answer
                503        413, 415, 400           404, 400                   422, 413     500, 503
 
-Nothing here knows Ray: ``Halves`` are the two halves of Rayscribe, wherever they run.
+Nothing here knows Ray: ``Backend`` are the two halves of Rayscribe, wherever they run.
 """
 
 import contextlib
@@ -23,10 +23,9 @@ from starlette.status import WS_1013_TRY_AGAIN_LATER
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from serve.access import Access
-from serve.keys import ApiKeys
+from serve.auth import ApiKeys, Authenticator
+from serve.limits import AdmissionLimiter
 from serve.metrics import RequestMetrics
-from serve.places import Places
 from serve.protocol import (
     INTERNAL,
     RETRY_AFTER_S,
@@ -39,19 +38,19 @@ from serve.protocol import (
     TextDelta,
     TextDone,
     form_schema,
-    status_of,
+    http_status_of,
 )
 from serve.realtime import LiveSession
 from serve.settings import ServeSettings
-from serve.upload import received
+from serve.upload import receive_form
+from speech.audio.vad import load_silero
 from speech.errors import RayscribeError, RequestError
-from speech.formats import CONTENT_TYPES, formatted, token_usage
-from speech.listener import Heard
-from speech.models import family_of
+from speech.formats import CONTENT_TYPES, render_transcript, token_usage
+from speech.listener import ListenResult
+from speech.models.checkpoint import family_of
 from speech.recording import Recording, Task
-from speech.transcriber import DecodedClip, separator
+from speech.transcriber import ClipTranscript, segment_separator
 from speech.transcript import Transcript, Usage
-from speech.vad import load_silero
 
 # What metrics and messages call audio that comes in while it is spoken.
 LIVE = "live"
@@ -65,11 +64,11 @@ class Listened:
     ``handle`` is a reference where the halves are apart, so that the audio is not sent through here twice.
     """
 
-    heard: Heard
+    listened: ListenResult
     handle: Any
 
 
-class Halves(Protocol):
+class Backend(Protocol):
     """The two halves of Rayscribe. Each method raises as the class behind it does."""
 
     async def listen(self, recording: Recording, audio: BinaryIO) -> Listened:
@@ -78,43 +77,43 @@ class Halves(Protocol):
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         """``speech.transcriber.Transcriber.transcribe``"""
 
-    def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[DecodedClip, None]:
+    def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
         """``speech.transcriber.Transcriber.stream``"""
 
 
-def http_app(settings: ServeSettings, desk: "Desk") -> FastAPI:
+def http_app(settings: ServeSettings, service: "TranscriptionService") -> FastAPI:
     """The endpoint as an ASGI application.
 
     Raises:
         UsageError: the keys cannot be read.
     """
-    access = Access(ApiKeys(settings.api_keys) if settings.api_keys else None)
+    access = Authenticator(ApiKeys(settings.api_keys) if settings.api_keys else None)
     router = APIRouter(prefix="/v1", dependencies=[Depends(access.check)])
     form = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
 
     @router.post("/audio/transcriptions", openapi_extra=form, response_class=Response)
     async def transcriptions(request: Request) -> Response:
         """What was said, written down."""
-        return await desk.answer(request, "transcribe")
+        return await service.answer(request, "transcribe")
 
     @router.post("/audio/translations", openapi_extra=form, response_class=Response)
     async def translations(request: Request) -> Response:
         """What was said, in another language."""
-        return await desk.answer(request, "translate")
+        return await service.answer(request, "translate")
 
     @router.get("/models")
     async def models() -> ModelList:
         """The model, once for each of its names."""
-        return ModelList(data=list(desk.models.values()))
+        return ModelList(data=list(service.models.values()))
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> ModelEntry:
         """One model."""
-        return desk.model(name)
+        return service.model(name)
 
     @router.websocket("/realtime")
     async def realtime(websocket: WebSocket) -> None:
-        await desk.live(websocket)
+        await service.live(websocket)
 
     # The interactive documentation would load its scripts from another host.
     app = FastAPI(title="Rayscribe", docs_url=None, redoc_url=None)
@@ -127,20 +126,20 @@ def http_app(settings: ServeSettings, desk: "Desk") -> FastAPI:
     return app
 
 
-class Desk:
+class TranscriptionService:
     """Answers requests: takes what is asked in, has the halves work on it, hands the answer out.
 
     Raises:
         UsageError: the model is unknown.
     """
 
-    def __init__(self, settings: ServeSettings, halves: Halves, metrics: RequestMetrics) -> None:
+    def __init__(self, settings: ServeSettings, backend: Backend, metrics: RequestMetrics) -> None:
         self._settings = settings
-        self._halves = halves
+        self._backend = backend
         self._metrics = metrics
         self._family = family_of(settings.model)
         self._vad = load_silero()
-        self.places = Places(settings.max_requests, metrics)
+        self.limiter = AdmissionLimiter(settings.max_requests, metrics)
         abilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
         now = int(time.time())
         self.models = {
@@ -161,22 +160,22 @@ class Desk:
         """Answers one request for a transcript, whole or as a stream."""
         try:
             async with contextlib.AsyncExitStack() as held:
-                held.enter_context(self.places.take())
-                form, name, audio = await held.enter_async_context(received(request, self._settings))
+                held.enter_context(self.limiter.acquire())
+                form, name, audio = await held.enter_async_context(receive_form(request, self._settings))
                 start = time.perf_counter()
                 recording = self._recording(form, name, task)
-                listened = await self._halves.listen(recording, audio)
+                listened = await self._backend.listen(recording, audio)
                 if form.stream:
-                    clips = self._halves.stream(recording, listened.handle)
+                    clips = self._backend.stream(recording, listened.handle)
                     await held.enter_async_context(contextlib.aclosing(clips))
                     first = await anext(clips, None)  # what fails so far is answered with a status of its own
-                    events = self._events(recording, listened.heard, first, clips, start)
+                    events = self._events(recording, listened.listened, first, clips, start)
                     await held.enter_async_context(contextlib.aclosing(events))
                     return EventStream(events, held.pop_all())
-                transcript = await self._halves.transcribe(recording, listened.handle)
-                self._metrics.answered(task, listened.heard.duration_s, time.perf_counter() - start)
+                transcript = await self._backend.transcribe(recording, listened.handle)
+                self._metrics.answered(task, listened.listened.duration_s, time.perf_counter() - start)
                 return Response(
-                    formatted(transcript, form.response_format), media_type=CONTENT_TYPES[form.response_format]
+                    render_transcript(transcript, form.response_format), media_type=CONTENT_TYPES[form.response_format]
                 )
         except RayscribeError as error:
             self._metrics.refused(task, error.code)
@@ -185,10 +184,10 @@ class Desk:
     async def live(self, websocket: WebSocket) -> None:
         """Serves one session of live audio."""
         try:
-            with self.places.take():
+            with self.limiter.acquire():
                 session = LiveSession(
                     websocket,
-                    self._halves,
+                    self._backend,
                     self._live_recording,
                     self._family.clip_s,
                     self._vad,
@@ -197,7 +196,7 @@ class Desk:
                 try:
                     await session.run()
                 finally:
-                    self._metrics.heard_live(session.heard_s)
+                    self._metrics.received_live(session.received_s)
         except RequestError as full:
             self._metrics.refused(LIVE, full.code)
             raise WebSocketException(WS_1013_TRY_AGAIN_LATER, full.message) from full
@@ -215,15 +214,15 @@ class Desk:
     async def _events(
         self,
         recording: Recording,
-        heard: Heard,
-        clip: DecodedClip | None,
-        rest: AsyncIterator[DecodedClip],
+        listened: ListenResult,
+        clip: ClipTranscript | None,
+        rest: AsyncIterator[ClipTranscript],
         start: float,
     ) -> AsyncGenerator[bytes, None]:
         """A transcript as events, ``clip`` being the first of it."""
         texts: list[str] = []
         usage = Usage()
-        between = separator(recording.options)
+        between = segment_separator(recording.options)
         self._metrics.first_text(time.perf_counter() - start)
         try:
             while clip is not None:
@@ -242,8 +241,8 @@ class Desk:
             self._metrics.refused(recording.options.task, INTERNAL.code)
             yield _event(ErrorBody.of(INTERNAL))
             raise
-        self._metrics.answered(recording.options.task, heard.duration_s, time.perf_counter() - start)
-        yield _event(TextDone(text="".join(texts), duration=heard.duration_s, usage=token_usage(usage)))
+        self._metrics.answered(recording.options.task, listened.duration_s, time.perf_counter() - start)
+        yield _event(TextDone(text="".join(texts), duration=listened.duration_s, usage=token_usage(usage)))
 
 
 class EventStream(StreamingResponse):
@@ -267,7 +266,7 @@ def _event(body: TextDelta | TextDone | ErrorBody) -> bytes:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RayscribeError)
-    status = status_of(error)
+    status = http_status_of(error)
     headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
     return JSONResponse(ErrorBody.of(error).model_dump(), status, headers)
 
@@ -282,4 +281,4 @@ async def _refused_by_framework(request: Request, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """What nobody foresaw; Starlette raises it again, and Serve logs it."""
-    return JSONResponse(ErrorBody.of(INTERNAL).model_dump(), status_of(INTERNAL))
+    return JSONResponse(ErrorBody.of(INTERNAL).model_dump(), http_status_of(INTERNAL))

@@ -4,14 +4,13 @@ import contextlib
 import logging
 import signal
 
-from cluster.hub import check_model
 from cluster.nodes import Layout
-from cluster.session import join_ray, last_line, lay_out, why
-from serve.keys import ApiKeys
+from cluster.session import cluster_layout, connect_ray, last_error_line, last_line
+from serve.auth import ApiKeys
 from serve.settings import ServeSettings
-from speech.engine import EngineStarter, start_engine
+from speech.engines.base import EngineStarter, start_engine
 from speech.errors import RayscribeError
-from speech.models import family_of
+from speech.models.checkpoint import check_available, family_of
 
 APP = "rayscribe"
 
@@ -27,11 +26,11 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     if settings.api_keys:
         ApiKeys(settings.api_keys)
     if start is start_engine and not settings.address:  # a cluster's machines have caches and networks of their own
-        check_model(settings.model)
-    join_ray(settings.address, _metrics_export_port=settings.metrics_port)
+        check_available(settings.model)
+    connect_ray(settings.address, _metrics_export_port=settings.metrics_port)
     try:
         print(f"starting {settings.model}", flush=True)
-        deploy(settings, lay_out(settings.address, settings.listeners, settings.engines), start)
+        deploy(settings, cluster_layout(settings.address, settings.listeners, settings.engines), start)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"listening at http://{host}:{settings.port}; metrics at port {settings.metrics_port}", flush=True)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the second time they end the draining, too
@@ -75,7 +74,7 @@ def drain(drain_s: float) -> None:
     except TimeoutError:
         print(f"after {drain_s:g} s there are still requests in hand: they are given up", flush=True)
     except RayError as error:
-        print(f"the requests in hand are lost: {why(error)}", flush=True)
+        print(f"the requests in hand are lost: {last_error_line(error)}", flush=True)
     else:
         # Its replicas end first, and only then the proxy, through which the last answer may still be on its way.
         serve.delete(APP)

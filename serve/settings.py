@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator
 
-from speech.engine import EngineConfig
+from speech.engines.base import EngineConfig
 from speech.errors import UsageError, bad_option
 
 MIB = 1 << 20

@@ -27,7 +27,7 @@ MAX_NAME_CHARS = 100
 
 
 @asynccontextmanager
-async def received(request: Request, settings: ServeSettings) -> AsyncIterator[tuple[SpeechForm, str, BinaryIO]]:
+async def receive_form(request: Request, settings: ServeSettings) -> AsyncIterator[tuple[SpeechForm, str, BinaryIO]]:
     """Reads a form; gives its fields, the audio's name and the audio, which lies on disk and is dropped on leaving.
 
     Raises:

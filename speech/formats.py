@@ -14,12 +14,12 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from speech.guard import compression_ratio
+from speech.quality.flags import compression_ratio
 from speech.transcript import Segment, Transcript, Usage
 
-Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
+TranscriptFormat = Literal["json", "text", "srt", "vtt", "verbose_json"]
 
-CONTENT_TYPES: dict[Format, str] = {
+CONTENT_TYPES: dict[TranscriptFormat, str] = {
     "json": "application/json",
     "text": "text/plain; charset=utf-8",
     "srt": "application/x-subrip; charset=utf-8",
@@ -28,7 +28,7 @@ CONTENT_TYPES: dict[Format, str] = {
 }
 
 
-def formatted(transcript: Transcript, format: Format) -> str:
+def render_transcript(transcript: Transcript, format: TranscriptFormat) -> str:
     """The whole file, or the whole answer, in a format."""
     return _WRITERS[format](transcript)
 
@@ -142,7 +142,7 @@ def _dumped(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-_WRITERS: dict[Format, Callable[[Transcript], str]] = {
+_WRITERS: dict[TranscriptFormat, Callable[[Transcript], str]] = {
     "json": _json,
     "text": _text,
     "srt": _srt,

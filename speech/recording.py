@@ -3,7 +3,7 @@
 ``Options`` is the single home of every per-recording option. The command line, the YAML of
 ``--config``, a manifest row and an HTTP form all build one, so that a default, a help text or a
 check is written here and nowhere else. Whether a *model* can do what is asked is not decided here
-but in ``speech.models``.
+but in ``speech.models.families``.
 """
 
 import contextlib

@@ -13,24 +13,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speech.engine import SAMPLE_RATE, ClipRequest, Decoding, Engine
+from speech.audio import SAMPLE_RATE
+from speech.audio.clips import Clip
+from speech.engines.base import ClipRequest, DecodingResult, Engine
 from speech.errors import EngineDied
-from speech.guard import flags
-from speech.listener import Clip, Heard
-from speech.models import Family
+from speech.listener import ListenResult
+from speech.models.families import Family
+from speech.models.tags import speaker_turns, timed_words, without_time_tags
+from speech.quality.flags import segment_flags
 from speech.recording import Options, Recording
-from speech.tags import speaker_turns, timed_words, without_time_tags
 from speech.transcript import Segment, Transcript, Usage
 
 # Languages written without spaces between words: texts of segments are joined without one, too.
 UNSPACED_LANGUAGES = frozenset({"ja", "zh", "th", "lo", "my", "km", "bo"})
 # Less than this share of a recording being speech deserves a look: perhaps the detector ate the call.
 LITTLE_SPEECH = 0.05
-WARM_UP = "warm-up/0"  # the id of a clip that is of no recording
+WARM_UP_ID = "warm-up/0"  # the id of a clip that is of no recording
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedClip:
+class ClipTranscript:
     """One clip's segments (several where the model tells speakers apart) and what they cost."""
 
     segments: tuple[Segment, ...]
@@ -55,16 +57,16 @@ class Transcriber:
         self.engine = engine
         self._family = family
         self._model = model
-        self._places = asyncio.Semaphore(math.ceil(1.1 * concurrent_clips))
+        self._slots = asyncio.Semaphore(math.ceil(1.1 * concurrent_clips))
         self._clip_timeout_s = clip_timeout_s
         self._clips_taken = 0
-        self.queued_s = 0.0  # seconds of audio in hand, not yet decoded
+        self.queued_audio_s = 0.0  # seconds of audio in hand, not yet decoded
 
     async def warm_up(self) -> None:
         """Decodes a second of silence. What an engine sets up with its first clip takes seconds: part of loading."""
-        await self.engine.decode(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP))
+        await self.engine.decode(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID))
 
-    async def transcribe(self, recording: Recording, heard: Heard) -> Transcript:
+    async def transcribe(self, recording: Recording, listened: ListenResult) -> Transcript:
         """Decodes all clips of a recording.
 
         Raises:
@@ -76,25 +78,25 @@ class Transcriber:
         start = time.perf_counter()
         segments: list[Segment] = []
         usage = Usage()
-        async for clip in self.stream(recording, heard):
+        async for clip in self.stream(recording, listened):
             segments += clip.segments
             usage += clip.usage
         return Transcript(
             recording=recording,
             model=self._model,
-            text=joined_text(segments, recording.options),
+            text=join_text(segments, recording.options),
             segments=tuple(segments),
-            flags=_recording_flags(segments, heard),
-            duration_s=heard.duration_s,
-            speech_s=heard.speech_s,
-            channels=heard.channels,
+            flags=_recording_flags(segments, listened),
+            duration_s=listened.duration_s,
+            speech_s=listened.speech_s,
+            channels=listened.channels,
             usage=usage,
             transcribe_s=time.perf_counter() - start,
         )
 
-    async def stream(self, recording: Recording, heard: Heard) -> AsyncGenerator[DecodedClip, None]:
+    async def stream(self, recording: Recording, listened: ListenResult) -> AsyncGenerator[ClipTranscript, None]:
         """Decodes all clips at once and yields them in the order of time, each as soon as it can be."""
-        tasks = [self._begin(recording, clip) for clip in heard.clips]
+        tasks = [self._start_clip(recording, clip) for clip in listened.clips]
         try:
             for task in tasks:
                 yield await task
@@ -103,20 +105,20 @@ class Transcriber:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _begin(self, recording: Recording, clip: Clip) -> asyncio.Task[DecodedClip]:
+    def _start_clip(self, recording: Recording, clip: Clip) -> asyncio.Task[ClipTranscript]:
         """Sets a clip to be decoded; until that has ended somehow, it counts as queued."""
         seconds = clip.end_s - clip.start_s
 
-        def ended(task: asyncio.Task[DecodedClip]) -> None:
-            self.queued_s -= seconds
+        def ended(task: asyncio.Task[ClipTranscript]) -> None:
+            self.queued_audio_s -= seconds
 
-        self.queued_s += seconds
+        self.queued_audio_s += seconds
         task = asyncio.create_task(self._decode(recording, clip))
         task.add_done_callback(ended)
         return task
 
-    async def _decode(self, recording: Recording, clip: Clip) -> DecodedClip:
-        async with self._places:
+    async def _decode(self, recording: Recording, clip: Clip) -> ClipTranscript:
+        async with self._slots:
             self._clips_taken += 1
             request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clips_taken}")
             try:
@@ -126,28 +128,28 @@ class Transcriber:
                 raise EngineDied(
                     "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
                 ) from error
-        return DecodedClip(tuple(_segments(recording, clip, decoding)), decoding.usage)
+        return ClipTranscript(tuple(_segments(recording, clip, decoding)), decoding.usage)
 
 
-def joined_text(segments: list[Segment], options: Options) -> str:
+def join_text(segments: list[Segment], options: Options) -> str:
     """The text of a whole recording: its segments in the order of time."""
-    return separator(options).join(segment.text for segment in segments if segment.text)
+    return segment_separator(options).join(segment.text for segment in segments if segment.text)
 
 
-def separator(options: Options) -> str:
+def segment_separator(options: Options) -> str:
     """What stands between the texts of two segments."""
     language = options.target_language or options.language
     return "" if language in UNSPACED_LANGUAGES else " "
 
 
-def _segments(recording: Recording, clip: Clip, decoding: Decoding) -> list[Segment]:
+def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> list[Segment]:
     """A clip's text as segments: one, or one a speaker turn where the model marks them."""
     options = recording.options
     text = without_time_tags(decoding.text) if options.word_timestamps else decoding.text
     turns = speaker_turns(text) if options.speaker_tags else []
     turns = turns or [(None, text)]
     spoken = " ".join(words for _, words in turns)  # tags are no speech: they would look like too much of it
-    raised = (*flags(spoken, clip.end_s - clip.start_s, decoding.avg_logprob, decoding.complete), *decoding.flags)
+    found = segment_flags(spoken, clip.end_s - clip.start_s, decoding.avg_logprob, decoding.complete)
     words = timed_words(decoding.text, clip.start_s) if options.word_timestamps else []
     return [
         Segment(
@@ -157,18 +159,18 @@ def _segments(recording: Recording, clip: Clip, decoding: Decoding) -> list[Segm
             end_s=round(clip.end_s, 3),
             text=text,
             avg_logprob=decoding.avg_logprob,
-            flags=raised,
+            flags=(*found, *decoding.flags),
             words=tuple(words),
         )
         for speaker, text in turns
     ]
 
 
-def _recording_flags(segments: list[Segment], heard: Heard) -> tuple[str, ...]:
+def _recording_flags(segments: list[Segment], listened: ListenResult) -> tuple[str, ...]:
     """Every flag of a segment, once, and those that only the whole recording shows."""
     raised = dict.fromkeys(flag for segment in segments for flag in segment.flags)
-    if not heard.clips:
+    if not listened.clips:
         raised["no_speech"] = None
-    elif heard.speech_s < LITTLE_SPEECH * heard.duration_s:
+    elif listened.speech_s < LITTLE_SPEECH * listened.duration_s:
         raised["little_speech"] = None
     return tuple(raised)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from speech.errors import RayscribeError
 from speech.recording import Options, Recording
-from speech.uris import public_uri
+from speech.redaction import redact_uri
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,7 @@ class Segment:
     end_s: float
     text: str
     avg_logprob: float | None = None  # mean natural-log probability of the output tokens
-    flags: tuple[str, ...] = ()  # of speech.guard
+    flags: tuple[str, ...] = ()  # of speech.quality.flags
     words: tuple[Word, ...] = ()
 
 
@@ -79,7 +79,7 @@ class Transcript:
         """``ok`` or ``failed``: the partition that the row is written to."""
         return "failed" if self.error else "ok"
 
-    def with_try(self, attempt: int, listen_s: float) -> "Transcript":
+    def with_job_fields(self, attempt: int, listen_s: float) -> "Transcript":
         """The same, with what only the job knows of it."""
         return replace(self, attempt=attempt, listen_s=listen_s)
 
@@ -108,7 +108,7 @@ class Transcript:
         error = self.error and {"stage": self.error.stage, "code": self.error.code, "message": self.error.message}
         return {
             "recording_id": self.recording.id,
-            "audio": public_uri(self.recording.audio),
+            "audio": redact_uri(self.recording.audio),
             "duration_s": self.duration_s,
             "speech_s": self.speech_s,
             "channels": self.channels,

@@ -259,8 +259,8 @@ def test_only_a_run_that_did_not_finish_is_tried_again(job: dict[str, Any], code
 @pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="the small model of the demo is not here")
 def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path) -> None:
     """On a Ray cluster of its own, with another job.yaml in the ConfigMap's place; credentials from the environment."""
-    from cluster.storage import Storage
     from pipelines.output import Output
+    from storage.filesystem import Storage
 
     storage = Storage(s3.options)
     audio = (ROOT / "tests" / "speech" / "data" / "agent.flac").read_bytes()

@@ -44,7 +44,7 @@ from demo.train.grammar import name_sentence, sentence
 from demo.train.llm import Recipe, train_on_features, train_to_hear, train_to_read
 from demo.train.prompts import keyword_list
 from demo.train.schedule import Budget
-from speech.models import GRANITE_4_0
+from speech.models.families import GRANITE_4_0
 
 PHASES = ("corpus", "ctc", "read", "hear", "features", "drill", "export", "evaluate")
 _SHARES = {"ctc": 0.35, "read": 0.15, "hear": 0.2, "drill": 0.3}

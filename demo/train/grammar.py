@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
 
-from demo.train.lexicon import FILLERS, Filling, decline
+from demo.train.fillers import FILLERS, Filling, decline
 from demo.train.names import RareName, rare_name
 
 # (English, German). The German is what a plain, literal interpreter would say.

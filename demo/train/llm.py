@@ -163,7 +163,7 @@ def train_to_hear(
     answers = AnswerTrainer(model, tokenizer)
     token_head = torch.nn.Linear(model.config.encoder_config.hidden_dim, len(tokenizer), device=model.device)
 
-    def heard(batch: list[Clip], rng: Random) -> torch.Tensor:
+    def listened(batch: list[Clip], rng: Random) -> torch.Tensor:
         texts = [clip.text for clip in batch]
         hidden, ctc = encode(model, load_batch(train, batch, rng).to(model.device), texts)
         tokens = answers.token_loss(token_head(hidden.float()), texts)
@@ -172,7 +172,7 @@ def train_to_hear(
         return answered + recipe.ctc_weight * ctc + recipe.token_weight * tokens
 
     weights = [*model.parameters(), *token_head.parameters()]
-    _train_on_clips(model, answers, weights, train, heard, FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
+    _train_on_clips(model, answers, weights, train, listened, FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
 
 
 def train_on_features(
@@ -191,12 +191,12 @@ def train_on_features(
     model.model.encoder.requires_grad_(False)
     answers = AnswerTrainer(model, tokenizer)
 
-    def heard(batch: list[Clip], rng: Random) -> torch.Tensor:
+    def listened(batch: list[Clip], rng: Random) -> torch.Tensor:
         frames = batch[0].frames - rng.randrange(15)
         return _heard_loss(model, answers, cached.batch(batch, frames, rng).to(model.device), batch, recipe, rng)
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    _train_on_clips(model, answers, weights, train, heard, CACHED_FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
+    _train_on_clips(model, answers, weights, train, listened, CACHED_FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
 
 
 def _train_on_clips(
@@ -204,7 +204,7 @@ def _train_on_clips(
     answers: AnswerTrainer,
     weights: list[torch.nn.Parameter],
     train: Corpus,
-    heard: Callable[[list[Clip], Random], torch.Tensor],
+    listened: Callable[[list[Clip], Random], torch.Tensor],
     frames_per_batch: int,
     dev: Corpus,
     budget: Budget,
@@ -222,7 +222,7 @@ def _train_on_clips(
             if rng.random() < SPELLED_SHARE:
                 kind, loss = "spelled", _spelled_loss(answers, rng)
             else:
-                kind, loss = "heard", heard(batch, rng)
+                kind, loss = "heard", listened(batch, rng)
             trainer.update(loss)
             running[kind] = 0.98 * running[kind] + 0.02 * loss.item()
             if trainer.step % 100 == 0:

@@ -1,11 +1,11 @@
-"""The prompts the model is trained with, taken from ``speech.models``, and the lists of the keyword task."""
+"""The prompts the model is trained with, taken from ``speech.models.families``, and the lists of the keyword task."""
 
 from random import Random
 
 from transformers import PreTrainedTokenizerFast
 
 from demo.train.names import rare_name
-from speech.models import AUDIO_TOKEN, GRANITE_4_0
+from speech.models.families import AUDIO_TOKEN, GRANITE_4_0
 from speech.recording import Options
 
 TRANSCRIBE = Options()

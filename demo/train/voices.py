@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from demo.train.lexicon import words
+from demo.train.fillers import words
 
 SAMPLE_RATE = 16_000
 

@@ -18,29 +18,29 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID, RejectionSampler
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-UNASKED = 0  # rank of a token that was taken without asking the model, among ranks that begin at 1
+UNVERIFIED_RANK = 0  # rank of a token that was taken without asking the model, among ranks that begin at 1
 
 
 @dataclass(frozen=True)
-class Ahead:
+class DraftWindow:
     """What may be taken of one request's draft in this step."""
 
     row: int  # of the batch
     tokens: Sequence[int]  # the slice that is being verified, and what comes after it
-    least: float  # probability of a token that is taken
-    sure: bool  # all tokens are taken, whatever the model says
+    min_prob: float  # probability of a token that is taken
+    accept_all: bool  # all tokens are taken, whatever the model says
 
 
 class RelaxedSampling:
-    """Puts itself into a model runner's sampling, which stays vLLM's own for every row but those in ``ahead``.
+    """Puts itself into a model runner's sampling, which stays vLLM's own for every row but those in ``windows``.
 
     Args:
         ahead: the rows of the batch in hand that have asked for it.
     """
 
-    def __init__(self, ahead: Callable[[], list[Ahead]]) -> None:
-        self._ahead = ahead
-        self._rows: list[Ahead] = []  # of this step
+    def __init__(self, windows: Callable[[], list[DraftWindow]]) -> None:
+        self._windows = windows
+        self._rows: list[DraftWindow] = []  # of this step
 
     def install(self, runner: Any) -> None:
         """Takes the place of the runner's ``_sample`` and ``rejection_sampler``."""
@@ -55,14 +55,14 @@ class RelaxedSampling:
             logits: of every drafted token's place and of the place after each row's draft.
             metadata: where those are in ``logits``; None where no row has a draft.
         """
-        self._rows = self._ahead()
+        self._rows = self._windows()
         sampled = self._sample(logits, metadata)
         if not self._rows:
             return sampled
         after = logits if metadata is None else logits[metadata.bonus_logits_indices]
         drafted = [0] * len(after) if metadata is None else metadata.num_draft_tokens
-        sampled = take_sure(sampled, [one for one in self._rows if one.sure])
-        return take_next(sampled, after, [one for one in self._rows if not one.sure], drafted)
+        sampled = accept_whole_drafts(sampled, [one for one in self._rows if one.accept_all])
+        return accept_next_token(sampled, after, [one for one in self._rows if not one.accept_all], drafted)
 
 
 class RelaxedSampler(RejectionSampler):
@@ -73,9 +73,9 @@ class RelaxedSampler(RejectionSampler):
         ahead: the rows that have one.
     """
 
-    def __init__(self, exact: RejectionSampler, ahead: Callable[[], list[Ahead]]) -> None:
+    def __init__(self, exact: RejectionSampler, windows: Callable[[], list[DraftWindow]]) -> None:
         super().__init__(exact.sampler)
-        self._ahead = ahead
+        self._windows = windows
 
     def apply_logits_processors(
         self, logits: torch.Tensor, sampling_metadata: SamplingMetadata, metadata: SpecDecodeMetadata
@@ -86,12 +86,12 @@ class RelaxedSampler(RejectionSampler):
         the model thinks of the text is still told truthfully.
         """
         logits = super().apply_logits_processors(logits, sampling_metadata, metadata)
-        least = {one.row: one.least for one in self._ahead()}
-        return prefer_likely(logits, metadata.draft_token_ids, least, metadata.num_draft_tokens)
+        min_prob = {one.row: one.min_prob for one in self._windows()}
+        return prefer_likely_drafts(logits, metadata.draft_token_ids, min_prob, metadata.num_draft_tokens)
 
 
-def prefer_likely(
-    logits: torch.Tensor, drafted: torch.Tensor, least: dict[int, float], counts: Sequence[int]
+def prefer_likely_drafts(
+    logits: torch.Tensor, drafted: torch.Tensor, min_prob: dict[int, float], counts: Sequence[int]
 ) -> torch.Tensor:
     """Raises to infinity the logits of drafted tokens whose probability reaches their row's threshold.
 
@@ -101,11 +101,11 @@ def prefer_likely(
         least: threshold by row; the logits of other rows are left alone.
         counts: drafted tokens of each row.
     """
-    if not any(counts[row] for row in least):
+    if not any(counts[row] for row in min_prob):
         return logits
     thresholds = torch.tensor(
         # Above any probability: these are left alone.
-        [least.get(row, 2.0) for row, count in enumerate(counts) for _ in range(count)],
+        [min_prob.get(row, 2.0) for row, count in enumerate(counts) for _ in range(count)],
         device=logits.device,
     )
     drafted = drafted.to(torch.int64)[:, None]
@@ -114,8 +114,8 @@ def prefer_likely(
     return logits.scatter(1, drafted, chosen[:, None])
 
 
-def take_next(
-    sampled: SamplerOutput, logits: torch.Tensor, ahead: Sequence[Ahead], drafted: Sequence[int]
+def accept_next_token(
+    sampled: SamplerOutput, logits: torch.Tensor, windows: Sequence[DraftWindow], drafted: Sequence[int]
 ) -> SamplerOutput:
     """Gives rows whose whole slice was kept, or that had none, the next token of their draft if it is likely enough.
 
@@ -130,7 +130,7 @@ def take_next(
     tokens = sampled.sampled_token_ids
     kept = (tokens != PLACEHOLDER_TOKEN_ID).sum(-1).tolist()
     # One token more than the slice: the model's own, after a slice that was kept whole.
-    open_rows = [one for one in ahead if kept[one.row] == drafted[one.row] + 1 <= len(one.tokens)]
+    open_rows = [one for one in windows if kept[one.row] == drafted[one.row] + 1 <= len(one.tokens)]
     if not open_rows:
         return sampled
     rows = torch.tensor([one.row for one in open_rows], device=logits.device)
@@ -138,26 +138,26 @@ def take_next(
     wanted = torch.tensor([one.tokens[drafted[one.row]] for one in open_rows], device=logits.device)
     logprobs = logits[rows].float().log_softmax(-1)
     of_wanted = logprobs.gather(1, wanted[:, None])
-    likely = of_wanted[:, 0].exp() >= torch.tensor([one.least for one in open_rows], device=logits.device)
+    likely = of_wanted[:, 0].exp() >= torch.tensor([one.min_prob for one in open_rows], device=logits.device)
     rows, places, wanted = rows[likely], places[likely], wanted[likely]
     tokens[rows, places] = wanted.to(tokens.dtype)
     if sampled.logprobs_tensors is not None:
         lines = rows * tokens.shape[1] + places
         ranks = (logprobs >= of_wanted).sum(-1)[likely]
-        _tell(sampled.logprobs_tensors, lines, wanted, of_wanted[likely, 0], ranks)
+        _write_logprobs(sampled.logprobs_tensors, lines, wanted, of_wanted[likely, 0], ranks)
     return sampled
 
 
-def take_sure(sampled: SamplerOutput, ahead: Sequence[Ahead]) -> SamplerOutput:
+def accept_whole_drafts(sampled: SamplerOutput, windows: Sequence[DraftWindow]) -> SamplerOutput:
     """Gives rows all the tokens of their drafts, in place of what they were given.
 
     What the model thinks of them is not known: they are told with a log-probability of 0 and the rank
-    ``UNASKED``.
+    ``UNVERIFIED_RANK``.
     """
-    if not ahead:
+    if not windows:
         return sampled
     rows, width = sampled.sampled_token_ids.shape
-    wider = max(0, max(len(one.tokens) for one in ahead) - width)
+    wider = max(0, max(len(one.tokens) for one in windows) - width)
     tokens = F.pad(sampled.sampled_token_ids, (0, wider), value=PLACEHOLDER_TOKEN_ID)
     logprobs = sampled.logprobs_tensors
     if logprobs is not None:
@@ -168,19 +168,23 @@ def take_sure(sampled: SamplerOutput, ahead: Sequence[Ahead]) -> SamplerOutput:
                 for each in logprobs[:3]
             )
         )
-    for one in ahead:
-        taken = torch.tensor(one.tokens, dtype=tokens.dtype, device=tokens.device)
+    for one in windows:
+        average_groups = torch.tensor(one.tokens, dtype=tokens.dtype, device=tokens.device)
         tokens[one.row] = PLACEHOLDER_TOKEN_ID
-        tokens[one.row, : len(taken)] = taken
+        tokens[one.row, : len(average_groups)] = average_groups
         if logprobs is not None:
-            lines = one.row * (width + wider) + torch.arange(len(taken), device=tokens.device)
-            _tell(
-                logprobs, lines, taken, torch.zeros(len(taken), device=tokens.device), torch.full_like(taken, UNASKED)
+            lines = one.row * (width + wider) + torch.arange(len(average_groups), device=tokens.device)
+            _write_logprobs(
+                logprobs,
+                lines,
+                average_groups,
+                torch.zeros(len(average_groups), device=tokens.device),
+                torch.full_like(average_groups, UNVERIFIED_RANK),
             )
     return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=logprobs)
 
 
-def _tell(
+def _write_logprobs(
     tensors: LogprobsTensors, lines: torch.Tensor, tokens: torch.Tensor, logprobs: torch.Tensor, ranks: torch.Tensor
 ) -> None:
     """Writes what is told of chosen tokens, which stand first in their lines."""

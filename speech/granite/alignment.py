@@ -26,7 +26,7 @@ SKIPPED_LETTERS = 24
 SETTLED_LETTERS = 3
 
 
-class Pieces(Protocol):
+class TokenLetters(Protocol):
     """The letters of tokens: a tokenizer's vocabulary, in whatever alphabet it writes bytes and spaces."""
 
     def letters(self, token: int) -> str:
@@ -44,20 +44,20 @@ class Draft:
         pieces: the tokenizer's vocabulary.
     """
 
-    def __init__(self, tokens: Sequence[int], pieces: Pieces) -> None:
+    def __init__(self, tokens: Sequence[int], pieces: TokenLetters) -> None:
         self._tokens = list(tokens)
         self._pieces = pieces
         letters = [pieces.letters(token) for token in self._tokens]
         self._text = "".join(letters)
         self._starts = [0, *accumulate(map(len, letters))]  # of each token, and the end
         self._position = 0  # where the draft goes on
-        self._doubt: Alignment | None = None  # of what the model has written since the last agreement
+        self._divergence: Alignment | None = None  # of what the model has written since the last agreement
         self._proposed: list[int] = []
 
     def propose(self, limit: int) -> list[int]:
         """The next tokens of the draft, at most ``limit``; none at its end.
 
-        ``follow`` comes before the next call.
+        ``advance`` comes before the next call.
         """
         index = bisect_right(self._starts, self._position) - 1
         rest = self._text[self._position : self._starts[index + 1]] if index < len(self._tokens) else ""
@@ -67,7 +67,7 @@ class Draft:
             self._proposed = self._tokens[index : index + limit]
         return self._proposed
 
-    def follow(self, written: Sequence[int]) -> tuple[int, bool]:
+    def advance(self, written: Sequence[int]) -> tuple[int, bool]:
         """Takes note of tokens that the model has written since the last proposal.
 
         Returns:
@@ -77,24 +77,24 @@ class Draft:
         while agreed < min(len(written), len(self._proposed)) and written[agreed] == self._proposed[agreed]:
             agreed += 1
         letters = self._letters(written[:agreed])
-        if self._doubt is None or len(letters) >= SETTLED_LETTERS:
+        if self._divergence is None or len(letters) >= SETTLED_LETTERS:
             self._position += len(letters)
-            self._doubt, letters = None, ""
-        refused = agreed < min(len(written), len(self._proposed))
+            self._divergence, letters = None, ""
+        rejected = agreed < min(len(written), len(self._proposed))
         self._proposed = []
         if letters := letters + self._letters(written[agreed:]):
             self._align(letters)
-        return agreed, refused
+        return agreed, rejected
 
     def _align(self, letters: str) -> None:
         """Places letters that were not as proposed."""
-        if self._doubt is None:
+        if self._divergence is None:
             window = self._text[self._position :][: DOUBTFUL_LETTERS + SKIPPED_LETTERS]
-            self._doubt = Alignment(window, self._position)
-        self._doubt.extend(letters)
-        self._position = self._doubt.end()
-        if self._doubt.written > DOUBTFUL_LETTERS:
-            self._doubt = None
+            self._divergence = Alignment(window, self._position)
+        self._divergence.extend(letters)
+        self._position = self._divergence.end()
+        if self._divergence.written > DOUBTFUL_LETTERS:
+            self._divergence = None
 
     def _letters(self, tokens: Iterable[int]) -> str:
         return "".join(map(self._pieces.letters, tokens))

@@ -14,7 +14,7 @@ BLANK = 0
 
 
 @dataclass(frozen=True)
-class Reading:
+class CtcHypothesis:
     """One clip, read greedily. On the device of the encoder, until somebody asks."""
 
     labels: torch.Tensor  # the likeliest of each frame, shape (frames,), int64
@@ -31,18 +31,18 @@ class Reading:
         return " ".join("".join(chr(letter) for letter in letters if letter != BLANK).split())
 
     @property
-    def doubt(self) -> float:
+    def max_entropy(self) -> float:
         """The entropy of the frame that CTC is least sure of, which the paper gates by; 0 without frames."""
         return self.entropies.max().item() if len(self.entropies) else 0.0
 
 
-def read(logits: torch.Tensor, lengths: list[int]) -> list[Reading]:
+def read(logits: torch.Tensor, lengths: list[int]) -> list[CtcHypothesis]:
     """Reads a padded batch.
 
     Args:
         logits: of the CTC head, shape (clips, frames, labels).
         lengths: true frames of each clip.
     """
-    log_shares = logits.float().log_softmax(-1)
-    labels, entropies = log_shares.argmax(-1), -(log_shares.exp() * log_shares).sum(-1)
-    return [Reading(labels[row, :length], entropies[row, :length]) for row, length in enumerate(lengths)]
+    log_probs = logits.float().log_softmax(-1)
+    labels, entropies = log_probs.argmax(-1), -(log_probs.exp() * log_probs).sum(-1)
+    return [CtcHypothesis(labels[row, :length], entropies[row, :length]) for row, length in enumerate(lengths)]

@@ -24,7 +24,7 @@ from vllm.model_executor.models.granite_speech import (
 MAX_PADDING = 1.25
 
 
-class ExactEncoder(GraniteSpeechCTCEncoder):
+class BatchInvariantEncoder(GraniteSpeechCTCEncoder):
     """vLLM's encoder (Granite Speech and Speech Plus) with the lengths of the clips respected."""
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ def _attend(
     size = attention.context_size
     padding = -length % size
     hidden = F.pad(attention.pre_norm(hidden), (0, 0, 0, padding))
-    heard = F.pad(frames, (0, padding)).view(clips, -1, 1, 1, size)
+    listened = F.pad(frames, (0, padding)).view(clips, -1, 1, 1, size)
 
     def blocks(projected: torch.Tensor) -> torch.Tensor:  # (clips, blocks, heads, size, dim)
         return projected.view(clips, -1, size, attention.num_heads, attention.dim_head).transpose(2, 3)
@@ -109,7 +109,7 @@ def _attend(
     # Shaw's relative positions (arXiv 1803.02155), as a bias on the scores.
     relative = attention.rel_pos_emb(distances.to(hidden.device))
     bias = torch.einsum("bnhid,ijd->bnhij", query, relative) * attention.scale
-    bias.masked_fill_(~heard, -torch.finfo(bias.dtype).max)
+    bias.masked_fill_(~listened, -torch.finfo(bias.dtype).max)
     with sdpa_kernel(SDPBackend.MATH):
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=attention.scale)
     out = out.transpose(2, 3).reshape(clips, length + padding, -1)

@@ -20,35 +20,35 @@ from vllm.model_executor.models.interfaces import MultiModalEmbeddings
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from speech.granite import ctc
-from speech.granite.encoder import ExactEncoder, similar_lengths
+from speech.granite.encoder import BatchInvariantEncoder, similar_lengths
 
 
-class ExactAudio:
+class BatchInvariantAudio:
     """Encodes clips in batches of similar length, each as if it were alone."""
 
     config: PreTrainedConfig
-    encoder: ExactEncoder
+    encoder: BatchInvariantEncoder
     projector: torch.nn.Module
     # A ctc.Reading by the embeddings handed out for its clip. vLLM keeps those very tensors in its
     # encoder cache: what was read lives as long as they do, is found again after a cache hit, and needs
     # no name for the clip. None: nobody asked to read.
-    _readings: WeakTensorKeyDictionary | None = None
+    _ctc_hypotheses: WeakTensorKeyDictionary | None = None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]  # of vLLM's model
         # vLLM's draft models ask every multimodal model that they draft for for this name.
         self.config.image_token_index = self.config.audio_token_index
 
-    def keep_readings(self) -> WeakTensorKeyDictionary:
+    def enable_ctc(self) -> WeakTensorKeyDictionary:
         """From now on the CTC head reads every clip; where its readings are kept."""
-        if self._readings is None:
-            self._readings = WeakTensorKeyDictionary()
-        return self._readings
+        if self._ctc_hypotheses is None:
+            self._ctc_hypotheses = WeakTensorKeyDictionary()
+        return self._ctc_hypotheses
 
     def _build_encoder(
         self, config: PreTrainedConfig, quant_config: QuantizationConfig | None, prefix: str
-    ) -> ExactEncoder:
-        return ExactEncoder(config=config, quant_config=quant_config, prefix=prefix)
+    ) -> BatchInvariantEncoder:
+        return BatchInvariantEncoder(config=config, quant_config=quant_config, prefix=prefix)
 
     def embed_multimodal(self, **kwargs: object) -> MultiModalEmbeddings:
         """Audio embeddings of each clip, shape (audio tokens, LLM hidden), in the order given."""
@@ -68,22 +68,22 @@ class ExactAudio:
             projected = self.projector(states)
             for row, index in enumerate(group):
                 embeddings[index] = projected[row, : audio_tokens[index]]
-            if self._readings is not None:
-                readings = ctc.read(self.encoder.ctc_logits(states), [len(clips[index]) for index in group])
-                for index, reading in zip(group, readings, strict=True):
-                    self._readings[embeddings[index]] = reading
+            if self._ctc_hypotheses is not None:
+                hypotheses = ctc.read(self.encoder.ctc_logits(states), [len(clips[index]) for index in group])
+                for index, hypothesis in zip(group, hypotheses, strict=True):
+                    self._ctc_hypotheses[embeddings[index]] = hypothesis
         return tuple(embedding for embedding in embeddings if embedding is not None)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     GraniteSpeechMultiModalProcessor, info=GraniteSpeechProcessingInfo, dummy_inputs=GraniteSpeechDummyInputsBuilder
 )
-class ExactGraniteSpeech(ExactAudio, GraniteSpeechForConditionalGeneration):
+class BatchInvariantGraniteSpeech(BatchInvariantAudio, GraniteSpeechForConditionalGeneration):
     """Granite Speech 3.x, 4.0 and 4.1."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     GraniteSpeechMultiModalProcessor, info=GraniteSpeechProcessingInfo, dummy_inputs=GraniteSpeechDummyInputsBuilder
 )
-class ExactGraniteSpeechPlus(ExactAudio, GraniteSpeechPlusForConditionalGeneration):
+class BatchInvariantGraniteSpeechPlus(BatchInvariantAudio, GraniteSpeechPlusForConditionalGeneration):
     """Granite Speech 4.1 plus."""

@@ -12,16 +12,18 @@ import threading
 
 def register() -> None:
     """Puts our subclasses in place of vLLM's Granite Speech models, and watches the parent process."""
-    end_with_parent()
+    exit_with_parent()
     from vllm import ModelRegistry
 
-    ModelRegistry.register_model("GraniteSpeechForConditionalGeneration", "speech.granite.model:ExactGraniteSpeech")
     ModelRegistry.register_model(
-        "GraniteSpeechPlusForConditionalGeneration", "speech.granite.model:ExactGraniteSpeechPlus"
+        "GraniteSpeechForConditionalGeneration", "speech.granite.model:BatchInvariantGraniteSpeech"
+    )
+    ModelRegistry.register_model(
+        "GraniteSpeechPlusForConditionalGeneration", "speech.granite.model:BatchInvariantGraniteSpeechPlus"
     )
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """Ends this process as soon as the one that started it has ended, however that came.
 
     vLLM's engine core waits for requests and never learns that nobody is left to send any. After a

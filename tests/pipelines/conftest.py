@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines.echo import Finished, answers_in, job_of, make_calls, manifest_of, start_echo
+from tests.pipelines.jobs import Finished, answers_in, job_of, make_calls, manifest_of, start_scripted
 
 
 @pytest.fixture(scope="package")
@@ -32,7 +32,7 @@ def calls(tmp_path: Path, ray_here: None) -> Path:
 @pytest.fixture(scope="package")
 def finished(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run over calls, good and bad. To be looked at, not touched."""
-    from pipelines.transcribe import run
+    from pipelines.run import run
 
     folder = tmp_path_factory.mktemp("finished")
     make_calls(folder)
@@ -51,7 +51,7 @@ def finished(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Finish
         *({"audio": "agent.flac", "id": f"call-{number:02}", "duration": 2} for number in range(60)),
     ]
     manifest = manifest_of(folder, *rows)
-    run(job_of(manifest, folder / "out", listeners=2, storage_options={"secret": "hush"}), start_echo)
+    run(job_of(manifest, folder / "out", listeners=2, storage_options={"secret": "hush"}), start_scripted)
     return Finished(folder, folder / "out", rows, answers_in(folder / "out"))
 
 

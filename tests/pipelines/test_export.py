@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import rayscribe
-from cluster.storage import Storage
 from pipelines.output import Output
 from speech.errors import AudioError
 from speech.recording import Recording
 from speech.transcript import Segment, Transcript
+from storage.filesystem import Storage
 
 
 @pytest.fixture

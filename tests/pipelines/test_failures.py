@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
-from pipelines.attempts import MAX_ATTEMPTS
 from pipelines.lease import Lease
-from pipelines.status import status_of
-from pipelines.transcribe import retry, run
+from pipelines.poison import MAX_ATTEMPTS
+from pipelines.run import retry, run
+from pipelines.status import read_status
 from speech.errors import UsageError
-from tests.pipelines.echo import Finished, answers_in, job_of, manifest_of, start_echo, transcribe
+from storage.filesystem import Storage
+from tests.pipelines.jobs import Finished, answers_in, job_of, manifest_of, start_scripted, transcribe
 
 
 def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_poison_in_one_block_is_tried_twice_each(calls: Path, tmp_path: Path) ->
     ]
     deaths = tmp_path / "deaths"
     output = tmp_path / "out"
-    summary = run(job_of(manifest_of(calls, *rows), output), functools.partial(start_echo, deaths=deaths))
+    summary = run(job_of(manifest_of(calls, *rows), output), functools.partial(start_scripted, deaths=deaths))
     assert (summary.ok, summary.failed) == (len(ids) - 2, {"poison": 2})
     assert sorted(row["recording_id"] for row in answers_in(output) if row["error"]) == poison
     assert max(Counter(deaths.read_text().split()).values()) <= MAX_ATTEMPTS
@@ -59,9 +59,10 @@ def test_poison_in_one_block_is_tried_twice_each(calls: Path, tmp_path: Path) ->
 
 # The command line, on an engine that takes its time: rayscribe.main finds ``run`` when it is called.
 SLOW = """
-import functools, sys, rayscribe, pipelines.transcribe as job
-from bench.noop import start_noop
-job.run = functools.partial(job.run, start=functools.partial(start_noop, pause_s=1.0))
+import functools, sys, rayscribe, pipelines.run as job
+from speech.engines.fake import start_fake
+from tests.pipelines.jobs import take_a_second
+job.run = functools.partial(job.run, start=functools.partial(start_fake, before=take_a_second))
 sys.exit(rayscribe.main(sys.argv[1:]))
 """
 
@@ -100,7 +101,7 @@ def test_retry_tries_only_what_failed_and_each_stands_once(copied: Finished) -> 
     failed = sorted(row["recording_id"] for row in copied.answers if row["status"] == "failed")
     done = {path: path.stat().st_mtime_ns for path in (copied.output / "transcripts" / "status=ok").iterdir()}
     shutil.copy(copied.folder / "agent.flac", copied.folder / "missing.wav")  # it has come late
-    summary = retry(job_of(manifest_of(copied.folder, *copied.rows), copied.output), start_echo)
+    summary = retry(job_of(manifest_of(copied.folder, *copied.rows), copied.output), start_scripted)
     assert (summary.ok, summary.failed.total()) == (1, len(failed) - 1)
     assert summary.done_before == len(copied.rows) - len(failed)
     answers = answers_in(copied.output)
@@ -113,7 +114,7 @@ def test_retry_tries_only_what_failed_and_each_stands_once(copied: Finished) -> 
 
 
 def test_status_tells_what_failed_and_why(finished: Finished, tmp_path: Path) -> None:
-    status = status_of(str(finished.output), {})
+    status = read_status(str(finished.output), {})
     failures = [(row["recording_id"], row["error"]["code"]) for row in status.failures]
     assert (status.recordings, status.finished, status.holder) == (len(finished.rows), True, None)
     assert status.ok == len(finished.rows) - len(failures)
@@ -122,13 +123,13 @@ def test_status_tells_what_failed_and_why(finished: Finished, tmp_path: Path) ->
         (row["recording_id"], row["error"]["code"]) for row in finished.answers if row["error"]
     )
     with pytest.raises(UsageError, match=r"job\.json"):
-        status_of(str(tmp_path), {})
+        read_status(str(tmp_path), {})
 
 
 def test_other_settings_on_the_same_output_are_refused_by_name(copied: Finished) -> None:
     manifest = manifest_of(copied.folder, *copied.rows, {"audio": "customer.flac", "id": "new"})
     with pytest.raises(UsageError, match="language was 'en' and is now 'de'") as refused:
-        run(job_of(manifest, copied.output, language="de"), start_echo)
+        run(job_of(manifest, copied.output, language="de"), start_scripted)
     assert refused.value.code == "changed_settings"
     answers = transcribe(manifest, copied.output, language="de", allow_changes=True)
     languages = {row["recording_id"]: row["language"] for row in answers}
@@ -138,6 +139,6 @@ def test_other_settings_on_the_same_output_are_refused_by_name(copied: Finished)
 def test_a_second_run_on_one_output_is_refused(copied: Finished) -> None:
     manifest = manifest_of(copied.folder, *copied.rows)
     with Lease(str(copied.output), Storage(), renew_s=0.2), pytest.raises(UsageError) as refused:
-        run(job_of(manifest, copied.output), start_echo)
+        run(job_of(manifest, copied.output), start_scripted)
     assert refused.value.code == "output_in_use"
-    assert run(job_of(manifest, copied.output), start_echo).done_before  # and once it is free, it runs
+    assert run(job_of(manifest, copied.output), start_scripted).done_before  # and once it is free, it runs

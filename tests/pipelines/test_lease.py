@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
 from pipelines.lease import Lease, read_lease
 from speech.errors import RayscribeError, UsageError
+from storage.filesystem import Storage
 from tests.conftest import S3
 
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cluster.storage import Storage
 from pipelines import manifest
 from speech.errors import UsageError
 from speech.recording import Options, Recording
+from storage.filesystem import Storage
 from tests.conftest import S3
 
 

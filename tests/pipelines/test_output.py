@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import Storage
 from pipelines.output import STATUSES, Output
 from speech.errors import AudioError, UsageError
 from speech.recording import Recording
 from speech.transcript import Transcript
+from storage.filesystem import Storage
 
 FEW_FILES = 40  # are left as they are, here
 
@@ -44,23 +44,23 @@ def test_nothing_but_whole_files_is_ever_there(output: Output, tmp_path: Path) -
 def test_what_was_transcribed_stands_before_what_failed(output: Output) -> None:
     output.commit([failed("a"), failed("b")])
     output.commit([ok("a", attempt=2)])
-    assert output.settle() == {"ok": {"a": 2}, "failed": {"b": 1}}
+    assert output.deduplicate() == {"ok": {"a": 2}, "failed": {"b": 1}}
     assert (output.count("ok"), output.count("failed")) == (1, 1)
 
 
 def test_a_later_attempt_stands_before_an_earlier_one(output: Output) -> None:
     output.commit([failed("a"), failed("b")])
     output.commit([failed("a", attempt=2)])
-    assert output.settle() == {"ok": {}, "failed": {"a": 2, "b": 1}}
+    assert output.deduplicate() == {"ok": {}, "failed": {"a": 2, "b": 1}}
     assert output.count("failed") == 2
 
 
 def test_of_two_blocks_that_overlap_each_recording_stands_once(output: Output) -> None:
     output.commit([ok("a"), ok("b")])
     output.commit([ok("b"), ok("c")])
-    assert output.settle()["ok"] == {"a": 1, "b": 1, "c": 1}
+    assert output.deduplicate()["ok"] == {"a": 1, "b": 1, "c": 1}
     assert output.count("ok") == 3
-    assert output.settle()["ok"] == {"a": 1, "b": 1, "c": 1}
+    assert output.deduplicate()["ok"] == {"a": 1, "b": 1, "c": 1}
 
 
 def test_rows_that_stay_are_not_lost_under_the_name_of_a_file_that_goes(output: Output) -> None:
@@ -68,7 +68,7 @@ def test_rows_that_stay_are_not_lost_under_the_name_of_a_file_that_goes(output: 
     output.commit([failed("a", attempt=2), failed("b")])
     output.commit([failed("b", attempt=2), failed("c")])
     output.commit([failed("b")])
-    assert output.settle()["failed"] == {"a": 2, "b": 2, "c": 1}
+    assert output.deduplicate()["failed"] == {"a": 2, "b": 2, "c": 1}
     assert rows_in(output) == {("failed", "a", 2): 1, ("failed", "b", 2): 1, ("failed", "c", 1): 1}
 
 
@@ -150,7 +150,7 @@ def test_a_merge_cut_short_loses_nothing_and_is_settled(
             output.compact()
     assert rows_in(output).keys() == many.keys()
     again = Output(str(tmp_path), Storage())
-    assert again.settle()["ok"].keys() == {name for status, name, _ in many if status == "ok"}
+    assert again.deduplicate()["ok"].keys() == {name for status, name, _ in many if status == "ok"}
     assert rows_in(again) == many
     again.compact()
     assert rows_in(again) == many
@@ -163,11 +163,11 @@ def test_what_is_committed_again_after_a_merge_still_stands_once(
     merged = set(tmp_path.rglob("*.parquet"))
     output.commit([ok("1-a"), ok("1-b"), failed("1-c")])  # by a worker whose driver is dead
     output.commit([ok("2-c", attempt=2)])  # by a retry
-    standing = output.settle()
-    assert len(standing["ok"]) == 2 * (FEW_FILES + 1) + 1
+    recorded = output.deduplicate()
+    assert len(recorded["ok"]) == 2 * (FEW_FILES + 1) + 1
     assert rows_in(output) == many - Counter([("failed", "2-c", 1)]) + Counter([("ok", "2-c", 2)])
     assert len(merged & set(tmp_path.rglob("*.parquet"))) == 1  # that of the failed has lost a row
-    assert output.settle() == standing
+    assert output.deduplicate() == recorded
 
 
 def test_a_folder_is_that_of_one_job(output: Output) -> None:
@@ -183,5 +183,5 @@ def test_the_report_marks_the_end(output: Output) -> None:
     assert output.report() is None
     output.finish({"rtfx": 3})
     assert output.report() == {"rtfx": 3}
-    output.reopen()
+    output.clear_finished()
     assert output.report() is None

@@ -9,7 +9,7 @@ import ray
 from ray.data import DataContext
 
 from pipelines import ray_data
-from pipelines.ray_data import tell_ray_data
+from pipelines.ray_data import configure_ray_data
 
 BLOCKS = 200
 WAITING = 10
@@ -44,7 +44,7 @@ def told(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The context as the job has it, and few blocks many."""
     with DataContext.current(DataContext.get_current().copy()):
         monkeypatch.setattr(ray_data, "MOST_BLOCKS_WAITING", WAITING)
-        tell_ray_data()
+        configure_ray_data()
         yield
 
 
@@ -72,7 +72,7 @@ def test_an_operator_does_not_run_far_ahead_of_the_next(told: None) -> None:
 def test_the_statistics_of_blocks_are_forgotten(told: None, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
 
-    class Look(ray_data.ForgetBlocks):
+    class Look(ray_data.DropBlockStats):
         def on_execution_step(self, executor: Any) -> None:
             super().on_execution_step(executor)
             kept.extend(len(blocks) for op in executor._topology for blocks in op.get_stats().values())

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 import rayscribe
-from cluster.storage import Storage
 from pipelines.job import Job
 from pipelines.output import STATUSES, Output
-from pipelines.status import status_of
+from pipelines.run import run
+from pipelines.status import read_status
 from pipelines.summary import Summary
-from pipelines.transcribe import run
+from storage.filesystem import Storage
+from testing.fault_proxy import FAULTS, faults_before
 from tests.conftest import S3
-from tests.faults import FAULTS, faults_before
-from tests.pipelines.echo import DATA, start_echo
+from tests.pipelines.jobs import DATA, start_scripted
 
 SECRET = "sesame-0123456789"  # moto takes any
 CALLS = "s3://backfill/calls/manifest.jsonl"
@@ -65,7 +65,7 @@ def clean(bucket: S3, ray_here: None) -> Iterator[Clean]:
     log = logging.StreamHandler(said)
     logging.getLogger().addHandler(log)
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        summary = run(_job(CLEAN, bucket.options | {"secret": SECRET}), start_echo)
+        summary = run(_job(CLEAN, bucket.options | {"secret": SECRET}), start_scripted)
     yield Clean(CLEAN, summary, said.getvalue())
     logging.getLogger().removeHandler(log)
 
@@ -98,13 +98,13 @@ def test_a_second_run_does_nothing_and_no_secret_is_written(
     assert [name for name, _, _ in answers] == [*(f"call-{number:02}" for number in range(24)), "gone", "notes"]
 
     before = _versions(clean.output, bucket)
-    again = run(_job(clean.output, bucket.options | {"secret": SECRET}), start_echo)
+    again = run(_job(clean.output, bucket.options | {"secret": SECRET}), start_scripted)
     assert (again.finished, again.done_before, again.failed_before) == (0, 24, 2)
     after = _versions(clean.output, bucket)
     transcripts = {name for name in before if name.endswith(".parquet")}
     assert {name: after[name] for name in transcripts} == {name: before[name] for name in transcripts}
     assert after.keys() == before.keys()
-    assert status_of(clean.output, bucket.options).finished
+    assert read_status(clean.output, bucket.options).finished
 
     storage = Storage(bucket.options)
     written = [storage.read_bytes(uri) or b"" for uri in storage.list(clean.output)]
@@ -136,11 +136,11 @@ def test_a_bad_network_changes_nothing(clean: Clean, bucket: S3) -> None:
     output = f"{bucket.bucket}/faulty"
     with faults_before(bucket.endpoint, share=0.1, seed=7, stall_s=5.0) as proxy:
         options = bucket.options | {"endpoint_url": proxy.endpoint, "config_kwargs": {"read_timeout": 1.0}}
-        summary = run(_job(output, options), start_echo)
+        summary = run(_job(output, options), start_scripted)
         assert summary.finished == 26
         assert set(proxy.injected) == set(FAULTS)
         assert proxy.injected.total() > 0.03 * proxy.passed
-        assert run(_job(output, options), start_echo).finished == 0
+        assert run(_job(output, options), start_scripted).finished == 0
     assert _answers(output, bucket) == _answers(clean.output, bucket)
     storage = Storage(bucket.options)
     assert len(storage.list(output)) == len(storage.list(clean.output))

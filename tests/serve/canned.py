@@ -11,18 +11,18 @@ from unittest.mock import Mock
 import uvicorn
 
 from serve.metrics import RequestMetrics
-from serve.routes import Desk, Listened, http_app
+from serve.routes import Listened, TranscriptionService, http_app
 from serve.settings import ServeSettings
 from speech.errors import RayscribeError
-from speech.listener import Heard
+from speech.listener import ListenResult
 from speech.recording import Recording
-from speech.transcriber import DecodedClip
+from speech.transcriber import ClipTranscript
 from speech.transcript import Segment, Transcript, Usage
 
 LONGEST_WAIT_S = 30.0
 
 
-class CannedHalves:
+class CannedBackend:
     """Answers every recording with ``segments``; ``failure`` comes after them, or in their place if ``refuses``.
 
     The channels' names are the recording's. Between two segments it waits while ``held``, which a test clears;
@@ -45,17 +45,17 @@ class CannedHalves:
         self.uploads.append(audio.read())
         if self.failure and self.refuses:
             raise self.failure
-        return Listened(Heard(self.duration_s, self.duration_s, 2, []), None)
+        return Listened(ListenResult(self.duration_s, self.duration_s, 2, []), None)
 
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         raise AssertionError("the page asks for streams alone")
 
-    async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[DecodedClip, None]:
+    async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
         try:
             for number, segment in enumerate(self.segments):
                 if number:
                     await asyncio.to_thread(self.go_on.wait, LONGEST_WAIT_S)
-                yield DecodedClip((_named(segment, recording),), Usage(output_tokens=1))
+                yield ClipTranscript((_named(segment, recording),), Usage(output_tokens=1))
             if self.failure:
                 raise self.failure
         except (asyncio.CancelledError, GeneratorExit):
@@ -68,9 +68,9 @@ def _named(segment: Segment, recording: Recording) -> Segment:
 
 
 @contextlib.contextmanager
-def served(settings: ServeSettings, halves: CannedHalves) -> Iterator[str]:
+def served(settings: ServeSettings, backend: CannedBackend) -> Iterator[str]:
     """Serves for as long as it is held; gives the address."""
-    app = http_app(settings, Desk(settings, halves, Mock(spec=RequestMetrics)))
+    app = http_app(settings, TranscriptionService(settings, backend, Mock(spec=RequestMetrics)))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.socket() as listening:  # connections wait in it until the server is up
         listening.bind(("127.0.0.1", 0))
@@ -81,5 +81,5 @@ def served(settings: ServeSettings, halves: CannedHalves) -> Iterator[str]:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
-            halves.go_on.set()
+            backend.go_on.set()
             thread.join()

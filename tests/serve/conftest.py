@@ -81,9 +81,9 @@ def served(*command: str, settings: Callable[[str, object], list[str]], env: Map
 
 
 def served_mortal(folder: Path, *settings: str) -> Served:
-    """An endpoint on engines that do what they are told through a folder (``tests.serve.mortal``)."""
+    """An endpoint on engines that do what they are told through a folder (``tests.serve.scripted``)."""
     return served(
-        *("-m", "tests.serve.mortal", str(folder), "model=demo/model", *settings),
+        *("-m", "tests.serve.scripted", str(folder), "model=demo/model", *settings),
         settings=lambda name, value: [f"{name}={value}"],
     )
 

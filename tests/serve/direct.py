@@ -7,23 +7,23 @@ from typing import Any, BinaryIO
 from starlette.testclient import TestClient
 
 from serve.metrics import RequestMetrics
-from serve.routes import Desk, Listened, http_app
+from serve.routes import Listened, TranscriptionService, http_app
 from serve.settings import ServeSettings
-from speech.engine import Engine
-from speech.listener import Heard, Listener
-from speech.models import GRANITE_4_0
+from speech.engines.base import Engine
+from speech.listener import Listener, ListenResult
+from speech.models.families import GRANITE_4_0
 from speech.recording import Recording
-from speech.transcriber import DecodedClip, Transcriber
+from speech.transcriber import ClipTranscript, Transcriber
 from speech.transcript import Transcript
-from tests.speech.audio import call, sndfile
+from testing.synthetic_audio import call, sndfile
 
 # A call of four turns, agent on the left and customer on the right.
 CALL = sndfile(call(exchanges=2)[0], "WAV", "ULAW")
 MODEL = "demo/model"
 
 
-class DirectHalves:
-    """``serve.routes.Halves`` in this process."""
+class DirectBackend:
+    """``serve.routes.Backend`` in this process."""
 
     def __init__(self, engine: Engine, max_audio_s: float = 3600.0) -> None:
         self.listener = Listener(clip_s=GRANITE_4_0.clip_s, max_duration_s=max_audio_s)
@@ -37,20 +37,20 @@ class DirectHalves:
         return self._transcriber
 
     async def listen(self, recording: Recording, audio: BinaryIO) -> Listened:
-        heard = await asyncio.to_thread(self.listener.listen, recording, audio)
-        return Listened(heard, heard)
+        listened = await asyncio.to_thread(self.listener.listen, recording, audio)
+        return Listened(listened, listened)
 
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         return await self.transcriber.transcribe(recording, handle)
 
-    def stream(self, recording: Recording, handle: Heard) -> AsyncGenerator[DecodedClip, None]:
+    def stream(self, recording: Recording, handle: ListenResult) -> AsyncGenerator[ClipTranscript, None]:
         return self.transcriber.stream(recording, handle)
 
 
 def client_of(engine: Engine, *, peer: str = "127.0.0.1", **settings: Any) -> TestClient:
     """A client of an endpoint with these settings, calling from ``peer``."""
     asked = ServeSettings.from_settings({"model": MODEL, **settings})
-    app = http_app(asked, Desk(asked, DirectHalves(engine, asked.max_audio_s), RequestMetrics()))
+    app = http_app(asked, TranscriptionService(asked, DirectBackend(engine, asked.max_audio_s), RequestMetrics()))
     return TestClient(app, base_url="http://localhost:8000", client=(peer, 5000), raise_server_exceptions=False)
 
 

@@ -6,12 +6,12 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 
-from bench.fuzz import broken, sources
 from serve.metrics import RequestMetrics
-from serve.routes import Desk, http_app
+from serve.routes import TranscriptionService, http_app
 from serve.settings import ServeSettings
-from tests.pipelines.echo import EchoEngine
-from tests.serve.direct import MODEL, DirectHalves, client_of, post
+from testing.fuzzing import broken, sources
+from tests.pipelines.jobs import scripted_engine
+from tests.serve.direct import MODEL, DirectBackend, client_of, post
 
 KEY = {"authorization": "Bearer sk-one"}
 SEED = 20261123
@@ -21,7 +21,7 @@ FILES = 60
 def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
     known = ServeSettings(model=MODEL, api_keys=str(tmp_path / "keys"))
-    app = http_app(known, Desk(known, DirectHalves(EchoEngine()), RequestMetrics()))
+    app = http_app(known, TranscriptionService(known, DirectBackend(scripted_engine()), RequestMetrics()))
     operations = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
     assert len(operations) == 4
     for operation in operations:
@@ -38,7 +38,7 @@ def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Pa
 
 def test_broken_files_are_heard_or_refused_with_their_reason() -> None:
     files = sources()
-    with client_of(EchoEngine()) as client:
+    with client_of(scripted_engine()) as client:
         answers = [post(client, audio=broken(files, SEED, number)[1]) for number in range(FILES)]
     statuses = {answer.status_code for answer in answers}
     assert statuses <= {200, 413, 415, 422}

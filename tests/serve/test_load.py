@@ -8,36 +8,36 @@ from typing import Any
 import httpx
 
 from serve.metrics import RequestMetrics
-from serve.routes import Desk, http_app
+from serve.routes import TranscriptionService, http_app
 from serve.settings import ServeSettings
-from speech.engine import ClipRequest, Decoding
-from tests.pipelines.echo import EchoEngine
-from tests.serve.direct import CALL, MODEL, DirectHalves
+from speech.engines.base import ClipRequest
+from speech.engines.fake import FakeEngine
+from tests.serve.direct import CALL, MODEL, DirectBackend
 
 
-class StuckEngine(EchoEngine):
-    """Decodes nothing until it is let go; tells what it has begun and what was given up."""
+class StuckEngine(FakeEngine):
+    """Decodes nothing until it is released; tells that it has begun, and how many clips were cancelled."""
 
     def __init__(self) -> None:
+        super().__init__(before=self._wait)
         self.begun = asyncio.Event()
-        self.let_go = asyncio.Event()
+        self.released = asyncio.Event()
         self.given_up = 0
 
-    async def decode(self, clip: ClipRequest) -> Decoding:
+    async def _wait(self, clip: ClipRequest) -> None:
         self.begun.set()
         try:
-            await self.let_go.wait()
+            await self.released.wait()
         except asyncio.CancelledError:
             self.given_up += 1
             raise
-        return await super().decode(clip)
 
 
 @asynccontextmanager
 async def endpoint(engine: StuckEngine, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
     asked = ServeSettings(model=MODEL, **settings)
-    desk = Desk(asked, DirectHalves(engine), RequestMetrics())
-    app = http_app(asked, desk)
+    service = TranscriptionService(asked, DirectBackend(engine), RequestMetrics())
+    app = http_app(asked, service)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 5000))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
 
@@ -58,7 +58,7 @@ def test_a_full_endpoint_says_when_to_come_back_and_finishes_what_it_has() -> No
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "overloaded"
             assert int(refused.headers["retry-after"]) > 0
-            engine.let_go.set()
+            engine.released.set()
             assert [(await task).status_code for task in held] == [200, 200]
             assert (await ask()).status_code == 200
 
@@ -74,7 +74,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_clips() -> None:
             left.cancel()
             await asyncio.gather(left, return_exceptions=True)
             assert engine.given_up >= 4
-            engine.let_go.set()
+            engine.released.set()
             assert (await ask(**fields)).status_code == 200
 
     asyncio.run(scene())
@@ -84,7 +84,7 @@ def test_a_client_that_leaves_frees_its_place_and_its_clips() -> None:
 def test_an_upload_that_is_refused_frees_its_place() -> None:
     async def scene() -> None:
         engine = StuckEngine()
-        engine.let_go.set()
+        engine.released.set()
         async with endpoint(engine, max_requests=1) as ask:
             assert (await ask(language="xx")).status_code == 400
             assert (await ask(stream="true")).status_code == 200

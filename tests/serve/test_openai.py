@@ -126,13 +126,13 @@ def test_live_audio_has_the_text_of_its_recording(demo: Served, batch: dict[str,
             for frame in frames:
                 await connection.input_audio_buffer.append(audio=frame)
             await connection.input_audio_buffer.commit()
-            heard: list[str] = []
+            listened: list[str] = []
             async for event in connection:
                 if event.type == "conversation.item.input_audio_transcription.completed":
-                    heard.append(event.transcript)
-                    if set(said) <= set(heard):
+                    listened.append(event.transcript)
+                    if set(said) <= set(listened):
                         break
-            return heard
+            return listened
 
-    heard = asyncio.run(asyncio.wait_for(hear(), 120))
-    assert [text for text in heard if text in said] == said
+    listened = asyncio.run(asyncio.wait_for(hear(), 120))
+    assert [text for text in listened if text in said] == said

@@ -16,10 +16,10 @@ import soundfile as sf
 from serve.settings import ServeSettings
 from speech.errors import AudioError, EngineError
 from speech.formats import formatted
-from speech.models import GRANITE_4_0
+from speech.models.families import GRANITE_4_0
 from speech.recording import Recording
 from speech.transcript import Segment, Transcript
-from tests.serve.canned import CannedHalves, served
+from tests.serve.canned import CannedBackend, served
 from tests.serve.conftest import Served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -48,13 +48,13 @@ def call(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def halves() -> CannedHalves:
-    return CannedHalves(SEGMENTS, DURATION_S)
+def backend() -> CannedBackend:
+    return CannedBackend(SEGMENTS, DURATION_S)
 
 
 @pytest.fixture
-def address(halves: CannedHalves) -> Iterator[str]:
-    with served(ServeSettings(model=MODEL), halves) as address:
+def address(backend: CannedBackend) -> Iterator[str]:
+    with served(ServeSettings(model=MODEL), backend) as address:
         yield address
 
 
@@ -134,20 +134,20 @@ def test_no_other_host_is_contacted(opened: Callable[..., Any], address: str) ->
     assert "connect-src 'self'" in page.content()
 
 
-def test_a_call_comes_line_by_line_by_speaker_and_time(page: Any, halves: CannedHalves, call: Path) -> None:
-    halves.go_on.clear()
+def test_a_call_comes_line_by_line_by_speaker_and_time(page: Any, backend: CannedBackend, call: Path) -> None:
+    backend.go_on.clear()
     page.get_by_role("textbox", name="Speakers").fill("Agent, Customer")
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
     lines = page.locator("#lines li")
     _expect(lines).to_have_count(1)  # the others are still being decoded
     _expect(page.get_by_role("button", name="Stop")).to_be_visible()
-    halves.go_on.set()
+    backend.go_on.set()
     _expect(page.get_by_role("status")).to_have_text(re.compile(r"^3 lines, 0:12 of audio in \d"))
     _expect(lines.locator("p")).to_have_text(LINES)
     _expect(lines.locator("strong")).to_have_text(["Agent", "Customer", "Agent"])
     _expect(lines.locator("button")).to_have_text(["0:00", "0:02", "0:06"])
-    assert halves.uploads == [call.read_bytes()]
+    assert backend.uploads == [call.read_bytes()]
 
 
 def test_speakers_without_names_are_told_by_channel(page: Any, call: Path) -> None:
@@ -156,7 +156,7 @@ def test_speakers_without_names_are_told_by_channel(page: Any, call: Path) -> No
     _expect(page.get_by_text("Channel 2")).to_be_visible()
 
 
-def test_the_choices_are_the_models_and_are_sent(page: Any, halves: CannedHalves, call: Path) -> None:
+def test_the_choices_are_the_models_and_are_sent(page: Any, backend: CannedBackend, call: Path) -> None:
     language, task = page.get_by_label("Language"), page.get_by_label("Task")
     offered = language.locator("option").evaluate_all("options => options.map((option) => option.value)")
     assert set(offered) == GRANITE_4_0.languages
@@ -169,7 +169,7 @@ def test_the_choices_are_the_models_and_are_sent(page: Any, halves: CannedHalves
     page.get_by_role("textbox", name="Speakers").fill("Frau Kuhn, Herr Acker")
     _expect(page.get_by_label("Punctuation and capitals")).to_be_hidden()  # this model has none
     _transcribe(page, call)
-    [asked] = halves.asked
+    [asked] = backend.asked
     assert (asked.audio, asked.speakers) == ("call.wav", ("Frau Kuhn", "Herr Acker"))
     assert asked.options.model_dump(exclude_defaults=True) == {
         "language": "de",
@@ -270,35 +270,35 @@ def _colours(page: Any) -> list[str]:
     return found
 
 
-def test_stop_hangs_up(page: Any, halves: CannedHalves, call: Path) -> None:
-    halves.go_on.clear()
+def test_stop_hangs_up(page: Any, backend: CannedBackend, call: Path) -> None:
+    backend.go_on.clear()
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.locator("#lines li")).to_have_count(1)
     page.get_by_role("button", name="Stop").click()
     _expect(page.get_by_role("status")).to_have_text("Stopped.")
-    assert halves.given_up.wait(WAIT_MS / 1000)
+    assert backend.given_up.wait(WAIT_MS / 1000)
     _expect(page.locator("#lines li")).to_have_count(1)  # what has come stays
 
 
-def test_an_error_says_what_to_do(page: Any, halves: CannedHalves, call: Path) -> None:
-    halves.failure, halves.refuses = AudioError("unreadable", "call.wav is not audio"), True
+def test_an_error_says_what_to_do(page: Any, backend: CannedBackend, call: Path) -> None:
+    backend.failure, backend.refuses = AudioError("unreadable", "call.wav is not audio"), True
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.get_by_role("alert")).to_have_text("call.wav is not audio")
-    halves.failure, halves.refuses = EngineError("engine_refused", "the clip is too long"), False
+    backend.failure, backend.refuses = EngineError("engine_refused", "the clip is too long"), False
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.get_by_role("alert")).to_have_text("the clip is too long")
     _expect(page.locator("#lines p")).to_have_text(LINES)  # what came before it
-    halves.failure = None
+    backend.failure = None
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.get_by_role("status")).to_contain_text("3 lines")
     _expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_full_server_says_when_to_come_again(opened: Callable[..., Any], halves: CannedHalves, call: Path) -> None:
-    halves.go_on.clear()
-    with served(ServeSettings(model=MODEL, max_requests=1), halves) as address:
+def test_a_full_server_says_when_to_come_again(opened: Callable[..., Any], backend: CannedBackend, call: Path) -> None:
+    backend.go_on.clear()
+    with served(ServeSettings(model=MODEL, max_requests=1), backend) as address:
         first, second = opened(address), opened(address)
         for page in (first, second):
             _choose(page, call)
@@ -308,11 +308,11 @@ def test_a_full_server_says_when_to_come_again(opened: Callable[..., Any], halve
 
 
 def test_a_server_with_keys_is_given_one(
-    opened: Callable[..., Any], halves: CannedHalves, call: Path, tmp_path: Path
+    opened: Callable[..., Any], backend: CannedBackend, call: Path, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a-key-that-is-long-enough-for-anybody\n")
-    with served(ServeSettings(model=MODEL, api_keys=str(keys)), halves) as address:
+    with served(ServeSettings(model=MODEL, api_keys=str(keys)), backend) as address:
         page = opened(address)
         asked = page.get_by_role("dialog", name="This server asks for a key")
         for key in ("wrong", keys.read_text().strip()):
@@ -337,11 +337,11 @@ def test_a_file_that_the_browser_cannot_play_is_transcribed(page: Any, call: Pat
 
 
 def test_a_file_that_the_server_would_refuse_is_not_sent(
-    opened: Callable[..., Any], halves: CannedHalves, tmp_path: Path
+    opened: Callable[..., Any], backend: CannedBackend, tmp_path: Path
 ) -> None:
     big = tmp_path / "big.wav"
     big.write_bytes(bytes((1 << 20) + 1))
-    with served(ServeSettings(model=MODEL, max_upload_mib=1), halves) as address:
+    with served(ServeSettings(model=MODEL, max_upload_mib=1), backend) as address:
         page = opened(address)
         _expect(page.locator("#model")).to_have_text(MODEL)
         page.get_by_label("Choose a recording").set_input_files(big)
@@ -349,14 +349,14 @@ def test_a_file_that_the_server_would_refuse_is_not_sent(
         assert page.get_by_role("button", name="Transcribe").is_disabled()
 
 
-def test_the_microphone_is_recorded_as_wav(page: Any, halves: CannedHalves) -> None:
+def test_the_microphone_is_recorded_as_wav(page: Any, backend: CannedBackend) -> None:
     page.get_by_role("button", name="Use the microphone").click()
     _expect(page.get_by_role("button", name="Stop")).to_contain_text("0:01")  # of the browser's test tone
     page.get_by_role("button", name="Stop").click()
     _expect(page.locator("#playing-name")).to_have_text("recording.wav")
     page.get_by_role("button", name="Transcribe").press("Enter")
     _expect(page.get_by_role("status")).to_contain_text("3 lines")
-    samples, rate = sf.read(io.BytesIO(halves.uploads[0]))
+    samples, rate = sf.read(io.BytesIO(backend.uploads[0]))
     assert (rate, samples.ndim) == (16_000, 1)
     assert 0.5 < len(samples) / rate < WAIT_MS / 1000
     assert np.abs(samples).max() > 0.01

@@ -13,9 +13,9 @@ import soundfile
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from tests.pipelines.echo import EchoEngine
+from testing.synthetic_audio import sentence, silence
+from tests.pipelines.jobs import scripted_engine
 from tests.serve.direct import MODEL, client_of
-from tests.speech.audio import sentence, silence
 
 URL = "ws://localhost:8000/v1/realtime?intent=transcription"
 PIECE = 1600  # bytes: a fifth of a second of G.711
@@ -25,7 +25,7 @@ TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with client_of(EchoEngine()) as client:
+    with client_of(scripted_engine()) as client:
         yield client
 
 
@@ -179,14 +179,14 @@ def test_speech_that_the_engine_refuses_fails_alone(client: TestClient) -> None:
 
 
 def test_too_much_audio_ends_the_session() -> None:
-    with client_of(EchoEngine(), max_audio_s=1.0) as client, opened(client) as session:
+    with client_of(scripted_engine(), max_audio_s=1.0) as client, opened(client) as session:
         append(session, ulaw())
         assert until(session, "error")[-1]["error"]["code"] == "too_long"
 
 
 def test_the_key_comes_as_a_header_or_as_a_subprotocol(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
-    with client_of(EchoEngine(), api_keys=str(tmp_path / "keys")) as client:
+    with client_of(scripted_engine(), api_keys=str(tmp_path / "keys")) as client:
         with client.websocket_connect(URL, headers={"authorization": "Bearer sk-one"}) as session:
             assert session.receive_json()["type"] == "session.created"
         with client.websocket_connect(URL, ["realtime", "openai-insecure-api-key.sk-one"]) as session:
@@ -201,7 +201,7 @@ def test_no_page_of_another_site_may_listen_in(client: TestClient) -> None:
 
 
 def test_a_full_endpoint_takes_no_session() -> None:
-    with client_of(EchoEngine(), max_requests=1) as client, client.websocket_connect(URL) as session:
+    with client_of(scripted_engine(), max_requests=1) as client, client.websocket_connect(URL) as session:
         assert session.receive_json()["type"] == "session.created"
         with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
             client.websocket_connect(URL).__enter__()

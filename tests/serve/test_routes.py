@@ -1,6 +1,7 @@
 """The endpoint's HTTP, as a client sees it: answers, streams, refusals."""
 
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -8,17 +9,18 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from speech.engine import ClipRequest, Decoding
+from speech.engines.base import ClipRequest
+from speech.engines.fake import FakeEngine
 from speech.errors import EngineDied, EngineError
 from speech.listener import Listener
 from speech.recording import Recording
-from tests.pipelines.echo import EchoEngine
+from tests.pipelines.jobs import scripted_engine
 from tests.serve.direct import CALL, MODEL, client_of, post
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    with client_of(EchoEngine(), max_upload_mib=1, max_audio_s=600) as client:
+    with client_of(scripted_engine(), max_upload_mib=1, max_audio_s=600) as client:
         yield client
 
 
@@ -150,12 +152,12 @@ def test_what_is_no_form_is_refused(client: TestClient) -> None:
 
 
 def test_a_recording_that_is_too_long_is_413() -> None:
-    with client_of(EchoEngine(), max_audio_s=1.0) as client:
+    with client_of(scripted_engine(), max_audio_s=1.0) as client:
         assert error_of(post(client)) == (413, "too_long")
 
 
 def test_models_are_listed_with_what_they_can_do() -> None:
-    with client_of(EchoEngine(), names="whisper-1, calls") as client:
+    with client_of(scripted_engine(), names="whisper-1, calls") as client:
         listed = client.get("/v1/models").json()["data"]
         assert [entry["id"] for entry in listed] == [MODEL, "whisper-1", "calls"]
         abilities = client.get(f"/v1/models/{MODEL}").json()["rayscribe"]
@@ -189,18 +191,15 @@ def test_speakers_are_named_by_channel(client: TestClient) -> None:
     assert mixed["channels"] == 1
 
 
-class FailingEngine(EchoEngine):
+def failing_engine(error: Exception) -> FakeEngine:
     """Decodes its first clip and fails at the others."""
+    decoded = itertools.count()
 
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-        self._decoded = 0
+    async def fail(clip: ClipRequest) -> None:
+        if next(decoded):
+            raise error
 
-    async def decode(self, clip: ClipRequest) -> Decoding:
-        self._decoded += 1
-        if self._decoded > 1:
-            raise self._error
-        return await super().decode(clip)
+    return FakeEngine(before=fail)
 
 
 @pytest.mark.parametrize(
@@ -212,14 +211,14 @@ class FailingEngine(EchoEngine):
     ],
 )
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event(error: Exception, code: str) -> None:
-    with client_of(FailingEngine(error)) as client:
+    with client_of(failing_engine(error)) as client:
         first, *_, last = events_of(post(client, stream="true"))
         assert first["type"] == "transcript.text.delta"
         assert last["error"]["code"] == code
 
 
 def test_a_dead_engine_is_503_and_asks_to_come_back() -> None:
-    engine = FailingEngine(EngineDied("engine_died", "gone"))
+    engine = failing_engine(EngineDied("engine_died", "gone"))
     with client_of(engine) as client:
         response = post(client)
         assert error_of(response) == (503, "engine_died")

@@ -45,13 +45,13 @@ def ask_in_halves(endpoint: Served, rest: threading.Event) -> httpx.Response:
     whole = httpx.Request("POST", url, data={"model": MODEL}, files={"file": ("call.wav", CALL)})
     body = whole.read()
 
-    def halves() -> Iterator[bytes]:
+    def backend() -> Iterator[bytes]:
         yield body[: len(body) // 2]
         rest.wait(PATIENCE_S)
         yield body[len(body) // 2 :]
 
     headers = {"content-type": whole.headers["content-type"], "content-length": str(len(body))}
-    return httpx.post(url, content=halves(), headers=headers, timeout=90.0)
+    return httpx.post(url, content=backend(), headers=headers, timeout=90.0)
 
 
 def forget(folder: Path) -> None:

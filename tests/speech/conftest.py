@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from speech.engine import ClipRequest, EngineConfig
+from speech.engines.base import ClipRequest, EngineConfig
 from speech.errors import RayscribeError
 from speech.listener import Listener
 from speech.recording import Options, Recording
-from tests.engines import RunningEngine
+from testing.engines import RunningEngine
 
 SAMPLES = Path("demo/samples")
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from speech.formats import formatted
+from speech.formats import render_transcript
 from speech.recording import Options, Recording
 from speech.transcript import Segment, Transcript, Usage, Word
 
@@ -23,14 +23,14 @@ CALL = transcript(
 
 
 def test_subrip() -> None:
-    assert formatted(CALL, "srt") == (
+    assert render_transcript(CALL, "srt") == (
         "1\n00:00:00,000 --> 00:00:01,250\nagent: guten tag\n\n"
         "2\n01:00:00,000 --> 01:02:05,000\nA & <B>: x → y <c> & d\n"
     )
 
 
 def test_webvtt() -> None:
-    assert formatted(CALL, "vtt") == (
+    assert render_transcript(CALL, "vtt") == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.250\n<v agent>guten tag\n\n"
         "01:00:00.000 --> 01:02:05.000\n<v A &amp; &lt;B&gt;>x → y &lt;c&gt; &amp; d\n"
     )
@@ -38,8 +38,8 @@ def test_webvtt() -> None:
 
 def test_nobody_is_named_where_there_is_one_and_each_channel_where_there_are_two() -> None:
     first, second = Segment(0, None, 0.0, 1.0, "one"), Segment(1, None, 1.0, 2.0, "two")
-    assert "\none\n" in formatted(transcript(first), "srt")
-    both = formatted(transcript(first, second), "srt")
+    assert "\none\n" in render_transcript(transcript(first), "srt")
+    both = render_transcript(transcript(first, second), "srt")
     assert "\nChannel 1: one\n" in both
     assert "\nChannel 2: two\n" in both
 
@@ -47,20 +47,20 @@ def test_nobody_is_named_where_there_is_one_and_each_channel_where_there_are_two
 @pytest.mark.parametrize("format", ["srt", "vtt", "text", "json", "verbose_json"])
 def test_silence_is_a_valid_file(format: str) -> None:
     silent = transcript(Segment(0, None, 0.0, 1.0, ""))
-    assert " --> " not in formatted(silent, format)  # type: ignore[arg-type]
-    assert formatted(transcript(), "vtt") == "WEBVTT\n"
+    assert " --> " not in render_transcript(silent, format)  # type: ignore[arg-type]
+    assert render_transcript(transcript(), "vtt") == "WEBVTT\n"
 
 
 def test_text_and_json() -> None:
-    assert formatted(CALL, "text") == CALL.text + "\n"
-    content = json.loads(formatted(CALL, "json"))
+    assert render_transcript(CALL, "text") == CALL.text + "\n"
+    content = json.loads(render_transcript(CALL, "json"))
     assert content["text"] == CALL.text
     assert content["usage"]["total_tokens"] == 17
     assert content["usage"]["input_token_details"] == {"audio_tokens": 10, "text_tokens": 4}
 
 
 def test_verbose_json_has_times_channels_and_words() -> None:
-    content = json.loads(formatted(CALL, "verbose_json"))
+    content = json.loads(render_transcript(CALL, "verbose_json"))
     assert (content["task"], content["language"], content["duration"]) == ("transcribe", "de", 3725.5)
     first, second = content["segments"]
     assert (first["id"], first["start"], first["end"], first["speaker"]) == (0, 0.0, 1.25, "agent")
@@ -75,4 +75,4 @@ def test_a_row_read_back_is_written_alike() -> None:
     again = Transcript.from_row(CALL.to_row())
     assert again.segments == CALL.segments
     for format in ("srt", "vtt", "text", "json", "verbose_json"):
-        assert formatted(again, format) == formatted(CALL, format)  # type: ignore[arg-type]
+        assert render_transcript(again, format) == render_transcript(CALL, format)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Broken files of every format: each has its answer, and none takes its process down (see bench/fuzz.py)."""
+"""Broken files of every format: each has its answer, and none takes its process down (testing/fuzzing.py)."""
 
-from bench.fuzz import broken, fuzz, sources
 from speech.errors import AUDIO_CODES
+from testing.fuzzing import broken, fuzz, sources
 
 # Takes some 20 seconds on two cores; ``python -m bench.fuzz`` tries a thousand.
 FILES = 200

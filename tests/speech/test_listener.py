@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speech.audio.clips import Clip
 from speech.errors import AudioError
-from speech.listener import Clip, Heard, Listener
+from speech.listener import Listener, ListenResult
 from speech.recording import Channels, Options, Recording
-from tests.speech.audio import RATE, Turn, at_rate, call, likeness, sentence, silence, sndfile
+from testing.synthetic_audio import RATE, Turn, at_rate, call, likeness, sentence, silence, sndfile
 
 CALL, TURNS = call(exchanges=2)
 CALL_S = len(CALL) / RATE
@@ -23,7 +24,9 @@ def listener() -> Listener:
     return Listener(clip_s=30.0)
 
 
-def hear(listener: Listener, path: Path, samples: np.ndarray, channels: Channels = "auto", **stretch: float) -> Heard:
+def push(
+    listener: Listener, path: Path, samples: np.ndarray, channels: Channels = "auto", **stretch: float
+) -> ListenResult:
     path.write_bytes(sndfile(samples, "WAV", "ULAW"))
     return listener.listen(Recording(id="1", audio=str(path), options=Options(channels=channels), **stretch))
 
@@ -38,17 +41,17 @@ def assert_turns(clips: list[Clip], turns: tuple[Turn, ...]) -> None:
 
 
 def test_a_stereo_call_is_its_turns_in_time_order(listener: Listener, tmp_path: Path) -> None:
-    heard = hear(listener, tmp_path / "call.wav", CALL)
-    assert_turns(heard.clips, TURNS)
-    assert (heard.channels, heard.duration_s) == (2, pytest.approx(CALL_S))
+    listened = push(listener, tmp_path / "call.wav", CALL)
+    assert_turns(listened.clips, TURNS)
+    assert (listened.channels, listened.duration_s) == (2, pytest.approx(CALL_S))
     spoken_s = sum(turn.end_s - turn.start_s for turn in TURNS)
-    assert heard.speech_s == pytest.approx(spoken_s, rel=0.1)
+    assert listened.speech_s == pytest.approx(spoken_s, rel=0.1)
 
 
 def test_a_clip_is_the_sound_of_its_turn(listener: Listener, tmp_path: Path) -> None:
-    heard = hear(listener, tmp_path / "call.wav", CALL)
+    listened = push(listener, tmp_path / "call.wav", CALL)
     whole = at_rate(CALL, 16_000)
-    for clip in heard.clips:
+    for clip in listened.clips:
         assert clip.samples.dtype == np.int16
         start = round(clip.start_s * 16_000)
         said = whole[start : start + len(clip.samples), clip.channel]
@@ -60,52 +63,52 @@ def test_speakers_who_talk_at_once_are_both_heard(listener: Listener, tmp_path: 
     agent, customer = sentence("agent"), sentence("customer")
     size = max(len(agent), len(customer))
     both = np.stack([np.pad(voice, (RATE, size - len(voice) + RATE)) for voice in (agent, customer)], axis=1)
-    heard = hear(listener, tmp_path / "call.wav", both)
-    assert [clip.channel for clip in heard.clips] == [0, 1]
-    assert heard.speech_s > 0.9 * (len(agent) + len(customer)) / RATE
+    listened = push(listener, tmp_path / "call.wav", both)
+    assert [clip.channel for clip in listened.clips] == [0, 1]
+    assert listened.speech_s > 0.9 * (len(agent) + len(customer)) / RATE
 
 
 def test_mono_written_twice_is_heard_once(listener: Listener, tmp_path: Path) -> None:
     mono = CALL.sum(axis=1)
-    heard = hear(listener, tmp_path / "call.wav", np.stack([mono, mono], axis=1))
-    assert heard.channels == 1
-    assert_turns(heard.clips, tuple(Turn(0, turn.start_s, turn.end_s) for turn in TURNS))
+    listened = push(listener, tmp_path / "call.wav", np.stack([mono, mono], axis=1))
+    assert listened.channels == 1
+    assert_turns(listened.clips, tuple(Turn(0, turn.start_s, turn.end_s) for turn in TURNS))
 
 
 @pytest.mark.parametrize(("channels", "count", "turns"), [("mix", 1, 4), ("first", 1, 2), ("split", 2, 4)])
 def test_channels_as_asked_for(channels: Channels, count: int, turns: int, listener: Listener, tmp_path: Path) -> None:
-    heard = hear(listener, tmp_path / "call.wav", CALL, channels)
-    assert (heard.channels, len(heard.clips)) == (count, turns)
+    listened = push(listener, tmp_path / "call.wav", CALL, channels)
+    assert (listened.channels, len(listened.clips)) == (count, turns)
 
 
 def test_times_of_a_stretch_are_those_of_the_file(listener: Listener, tmp_path: Path) -> None:
     first, second = TURNS[1], TURNS[2]
     offset, end = first.start_s - 0.7, second.end_s + 0.7
-    heard = hear(listener, tmp_path / "call.wav", CALL, offset=offset, duration=end - offset)
-    assert_turns(heard.clips, (first, second))
-    assert heard.duration_s == pytest.approx(end - offset, abs=0.001)
+    listened = push(listener, tmp_path / "call.wav", CALL, offset=offset, duration=end - offset)
+    assert_turns(listened.clips, (first, second))
+    assert listened.duration_s == pytest.approx(end - offset, abs=0.001)
 
 
 def test_silence_has_a_length_and_no_clips(listener: Listener, tmp_path: Path) -> None:
     noise = (1e-3 * np.random.default_rng(0).standard_normal(5 * RATE)).astype(np.float32)
     for samples in (silence(5), noise):
-        heard = hear(listener, tmp_path / "silence.wav", samples)
-        assert heard == Heard(duration_s=5.0, speech_s=0.0, channels=1, clips=[])
+        listened = push(listener, tmp_path / "silence.wav", samples)
+        assert listened == ListenResult(duration_s=5.0, speech_s=0.0, channels=1, clips=[])
 
 
 def test_the_shortest_files(listener: Listener, tmp_path: Path) -> None:
     for size in (1, 100, 600):
-        assert hear(listener, tmp_path / "short.wav", sentence("agent")[:size]).duration_s == size / RATE
+        assert push(listener, tmp_path / "short.wav", sentence("agent")[:size]).duration_s == size / RATE
 
 
 def test_a_monologue_is_cut_to_clips_and_nothing_is_lost(tmp_path: Path) -> None:
     speech = np.concatenate([sentence("agent"), sentence("customer")])
-    heard = hear(Listener(clip_s=5.0), tmp_path / "long.wav", np.tile(speech, 4))
-    assert len(heard.clips) >= 6
-    assert all(len(clip.samples) <= 5 * 16_000 for clip in heard.clips)
-    assert sum(len(clip.samples) for clip in heard.clips) / 16_000 > 0.97 * 4 * len(speech) / RATE
+    listened = push(Listener(clip_s=5.0), tmp_path / "long.wav", np.tile(speech, 4))
+    assert len(listened.clips) >= 6
+    assert all(len(clip.samples) <= 5 * 16_000 for clip in listened.clips)
+    assert sum(len(clip.samples) for clip in listened.clips) / 16_000 > 0.97 * 4 * len(speech) / RATE
     whole = at_rate(np.tile(speech, 4), 16_000)
-    for clip in heard.clips[:-1]:  # a cut falls where it is quiet, not into a word
+    for clip in listened.clips[:-1]:  # a cut falls where it is quiet, not into a word
         at = round(clip.end_s * 16_000)
         assert np.abs(whole[at - 160 : at + 160]).mean() < 0.3 * np.abs(whole).mean()
 
@@ -143,9 +146,9 @@ def test_bad_audio_and_too_long(listener: Listener, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="not_found"):
         listener.listen(Recording(id="1", audio=str(tmp_path / "gone.wav")))
     with pytest.raises(AudioError, match="bad_range"):
-        hear(listener, tmp_path / "call.wav", CALL, offset=CALL_S + 1)
+        push(listener, tmp_path / "call.wav", CALL, offset=CALL_S + 1)
     with pytest.raises(AudioError, match="too_long"):
-        hear(Listener(clip_s=30.0, max_duration_s=5.0), tmp_path / "call.wav", CALL)
+        push(Listener(clip_s=30.0, max_duration_s=5.0), tmp_path / "call.wav", CALL)
 
 
 # Three hours take Silero most of a minute. What it says has no bearing on memory, so here the level says it.

@@ -1,27 +1,59 @@
 """The Transcriber with an engine that answers last things first."""
 
 import asyncio
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
+from speech.audio.clips import Clip
+from speech.engines.base import ClipRequest
+from speech.engines.fake import FakeEngine
 from speech.errors import EngineDied, EngineError, RequestError
-from speech.listener import Clip, Heard
-from speech.models import GRANITE_4_0, GRANITE_4_1_PLUS, Family
+from speech.listener import ListenResult
+from speech.models.families import GRANITE_4_0, GRANITE_4_1_PLUS, Family
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
-from speech.transcript import Transcript, Word
-from tests.fakes import FakeEngine, clip
+from speech.transcript import Transcript, Usage, Word
 
 
-def heard(*clips: Clip, duration_s: float = 10.0, speech_s: float = 5.0, channels: int = 1) -> Heard:
-    return Heard(duration_s=duration_s, speech_s=speech_s, channels=channels, clips=list(clips))
+def clip(number: int, start_s: float = 0.0, end_s: float = 2.0, channel: int = 0) -> Clip:
+    """A clip that ``numbered_engine`` knows by its number, which is its first sample."""
+    return Clip(channel, start_s, end_s, np.full(round((end_s - start_s) * 100), number, np.int16))
+
+
+def number_of(request: ClipRequest) -> int:
+    return int(request.samples[0])
+
+
+def numbered_engine(
+    texts: Mapping[int, str] | None = None, *, fails: Collection[int] = (), dies: Collection[int] = (), **kwargs: Any
+) -> FakeEngine:
+    """Answers clip N with ``texts[N]``, or "clip N"; clips of ``fails`` and ``dies`` raise at once."""
+
+    async def fail(request: ClipRequest) -> None:
+        number = number_of(request)
+        if number in fails:
+            raise EngineError("engine_failed", f"clip {number} is too much")
+        if number in dies:
+            raise EngineDied("engine_died", f"clip {number} was the last")
+
+    return FakeEngine(
+        lambda request: (texts or {}).get(number_of(request), f"clip {number_of(request)}"),
+        before=fail,
+        usage=lambda request: Usage(audio_tokens=10, output_tokens=number_of(request)),
+        **kwargs,
+    )
+
+
+def listened(*clips: Clip, duration_s: float = 10.0, speech_s: float = 5.0, channels: int = 1) -> ListenResult:
+    return ListenResult(duration_s=duration_s, speech_s=speech_s, channels=channels, clips=list(clips))
 
 
 def transcribe(
     engine: FakeEngine,
-    what: Heard,
+    what: ListenResult,
     *,
     family: Family = GRANITE_4_0,
     concurrent_clips: int = 100,
@@ -34,8 +66,8 @@ def transcribe(
 
 
 def test_answers_come_back_in_the_order_of_time() -> None:
-    engine = FakeEngine(batch=5)
-    transcript = transcribe(engine, heard(*(clip(n, start_s=2 * n, end_s=2 * n + 1.5) for n in range(5))))
+    engine = numbered_engine(batch=5)
+    transcript = transcribe(engine, listened(*(clip(n, start_s=2 * n, end_s=2 * n + 1.5) for n in range(5))))
     assert transcript.text == "clip 0 clip 1 clip 2 clip 3 clip 4"
     assert [segment.start_s for segment in transcript.segments] == [0, 2, 4, 6, 8]
     assert transcript.segments[1].end_s == 3.5
@@ -44,33 +76,33 @@ def test_answers_come_back_in_the_order_of_time() -> None:
 
 
 def test_usage_is_that_of_all_clips() -> None:
-    usage = transcribe(FakeEngine(), heard(*map(clip, range(4)))).usage
+    usage = transcribe(numbered_engine(), listened(*map(clip, range(4)))).usage
     assert (usage.audio_tokens, usage.output_tokens) == (40, 0 + 1 + 2 + 3)
 
 
 def test_the_engine_gets_samples_options_and_an_id_of_its_own_for_every_clip() -> None:
-    engine = FakeEngine()
-    transcribe(engine, heard(*map(clip, range(3))), keywords="Kim")
+    engine = numbered_engine()
+    transcribe(engine, listened(*map(clip, range(3))), keywords="Kim")
     assert len({request.id for request in engine.requests}) == 3
     assert all(request.options.keywords == ("Kim",) for request in engine.requests)
     np.testing.assert_array_equal(engine.requests[2].samples, clip(2).samples)
 
 
 def test_one_recording_twice_at_once_has_no_id_twice() -> None:
-    engine = FakeEngine(batch=4)
+    engine = numbered_engine(batch=4)
 
     async def both() -> None:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", 100)
         recording = Recording(id="call", audio="call.wav")
-        await asyncio.gather(*(transcriber.transcribe(recording, heard(clip(0), clip(1))) for _ in range(2)))
+        await asyncio.gather(*(transcriber.transcribe(recording, listened(clip(0), clip(1))) for _ in range(2)))
 
     asyncio.run(both())
     assert len({request.id for request in engine.requests}) == 4
 
 
 def test_speakers_are_named_by_channel() -> None:
-    what = heard(clip(0, channel=0), clip(1, channel=1), clip(2, channel=2), channels=3)
-    transcript = transcribe(FakeEngine(), what, speakers=("agent", "customer"))
+    what = listened(clip(0, channel=0), clip(1, channel=1), clip(2, channel=2), channels=3)
+    transcript = transcribe(numbered_engine(), what, speakers=("agent", "customer"))
     assert [(one.channel, one.speaker) for one in transcript.segments] == [(0, "agent"), (1, "customer"), (2, None)]
 
 
@@ -84,39 +116,39 @@ def test_speakers_are_named_by_channel() -> None:
     ],
 )
 def test_texts_are_joined_as_the_language_is_written(options: dict[str, Any], text: str) -> None:
-    engine = FakeEngine({0: "good", 1: "", 2: "morning"})
-    assert transcribe(engine, heard(clip(0), clip(1), clip(2)), **options).text == text
+    engine = numbered_engine({0: "good", 1: "", 2: "morning"})
+    assert transcribe(engine, listened(clip(0), clip(1), clip(2)), **options).text == text
 
 
 # Flags
 
 
 def test_flags_stand_at_their_segment_and_once_at_the_recording() -> None:
-    engine = FakeEngine({0: "hello", 1: "", 2: ""})
-    transcript = transcribe(engine, heard(*map(clip, range(3))))
+    engine = numbered_engine({0: "hello", 1: "", 2: ""})
+    transcript = transcribe(engine, listened(*map(clip, range(3))))
     assert [segment.flags for segment in transcript.segments] == [(), ("no_text",), ("no_text",)]
     assert transcript.flags == ("no_text",)
 
 
 def test_what_the_engine_says_of_its_text_is_flagged() -> None:
-    transcript = transcribe(FakeEngine(complete=False, avg_logprob=-2.0), heard(clip(0)))
+    transcript = transcribe(numbered_engine(complete=False, avg_logprob=-2.0), listened(clip(0)))
     assert transcript.flags == ("cut_off", "low_confidence")
     assert transcript.segments[0].avg_logprob == -2.0
 
 
 def test_silence_and_nearly_silence() -> None:
-    silent = transcribe(FakeEngine(), heard(speech_s=0.0))
+    silent = transcribe(numbered_engine(), listened(speech_s=0.0))
     assert (silent.text, silent.segments, silent.flags, silent.status) == ("", (), ("no_speech",), "ok")
-    assert transcribe(FakeEngine(), heard(clip(0), duration_s=600, speech_s=2)).flags == ("little_speech",)
+    assert transcribe(numbered_engine(), listened(clip(0), duration_s=600, speech_s=2)).flags == ("little_speech",)
 
 
 # Tags
 
 
 def test_turns_that_the_model_tells_apart_become_segments() -> None:
-    engine = FakeEngine({0: "[Speaker 1]: hello [Speaker 2]: hi", 1: "no tag"})
+    engine = numbered_engine({0: "[Speaker 1]: hello [Speaker 2]: hi", 1: "no tag"})
     transcript = transcribe(
-        engine, heard(clip(0), clip(1)), family=GRANITE_4_1_PLUS, speaker_tags=True, speakers=("agent",)
+        engine, listened(clip(0), clip(1)), family=GRANITE_4_1_PLUS, speaker_tags=True, speakers=("agent",)
     )
     spoken = [(segment.speaker, segment.text) for segment in transcript.segments]
     assert spoken == [("Speaker 1", "hello"), ("Speaker 2", "hi"), ("agent", "no tag")]
@@ -124,14 +156,14 @@ def test_turns_that_the_model_tells_apart_become_segments() -> None:
 
 
 def test_a_clip_without_text_is_still_a_segment_where_turns_are_told_apart() -> None:
-    transcript = transcribe(FakeEngine({0: ""}), heard(clip(0)), family=GRANITE_4_1_PLUS, speaker_tags=True)
+    transcript = transcribe(numbered_engine({0: ""}), listened(clip(0)), family=GRANITE_4_1_PLUS, speaker_tags=True)
     assert [(segment.text, segment.flags) for segment in transcript.segments] == [("", ("no_text",))]
 
 
 def test_word_times_count_from_the_start_of_the_file() -> None:
-    what = heard(clip(0, start_s=60, end_s=62))
+    what = listened(clip(0, start_s=60, end_s=62))
     transcript = transcribe(
-        FakeEngine({0: "hello [T:45] world [T:82]"}), what, family=GRANITE_4_1_PLUS, word_timestamps=True
+        numbered_engine({0: "hello [T:45] world [T:82]"}), what, family=GRANITE_4_1_PLUS, word_timestamps=True
     )
     assert transcript.text == "hello world"
     assert transcript.segments[0].words == (Word("hello", 60.0, 60.45), Word("world", 60.45, 60.82))
@@ -141,68 +173,69 @@ def test_time_tags_do_not_look_like_too_much_speech() -> None:
     words = "one two three four five six seven eight nine ten eleven twelve".split()
     tagged = " ".join(f"{word} [T:{20 * n}]" for n, word in enumerate(words, 1))
     transcript = transcribe(
-        FakeEngine({0: tagged}), heard(clip(0, end_s=2.4)), family=GRANITE_4_1_PLUS, word_timestamps=True
+        numbered_engine({0: tagged}), listened(clip(0, end_s=2.4)), family=GRANITE_4_1_PLUS, word_timestamps=True
     )
     assert transcript.flags == ()
 
 
 def test_tags_are_left_alone_where_they_were_not_asked_for() -> None:
-    assert transcribe(FakeEngine({0: "[Speaker 1]: hello"}), heard(clip(0))).text == "[Speaker 1]: hello"
+    assert transcribe(numbered_engine({0: "[Speaker 1]: hello"}), listened(clip(0))).text == "[Speaker 1]: hello"
 
 
 # When something fails
 
 
 def test_a_clip_that_fails_fails_its_recording_and_gives_up_the_rest() -> None:
-    engine = FakeEngine(batch=100, fails={2})
+    engine = numbered_engine(batch=100, fails={2})
 
     async def fail() -> list[int]:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", 100)
         with pytest.raises(EngineError, match="clip 2"):
-            await transcriber.transcribe(Recording(id="call", audio="call.wav"), heard(*map(clip, (2, 0, 1, 3))))
-        return sorted(engine.given_up)  # by now: at its end the loop would cancel what is left, and hide a leak
+            await transcriber.transcribe(Recording(id="call", audio="call.wav"), listened(*map(clip, (2, 0, 1, 3))))
+        # Looked at by now: at its end the loop would cancel what is left, and hide a leak.
+        return sorted(map(number_of, engine.cancelled))
 
     assert asyncio.run(fail()) == [0, 1, 3]
 
 
 def test_the_engine_goes_on_after_a_failed_recording() -> None:
-    engine = FakeEngine(fails={1})
+    engine = numbered_engine(fails={1})
 
     async def one_after_another() -> str:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", concurrent_clips=1)
         for _ in range(5):  # a place that is not given back would stop the fifth
             with pytest.raises(EngineError):
-                await transcriber.transcribe(Recording(id="bad", audio="bad.wav"), heard(clip(0), clip(1), clip(2)))
-        return (await transcriber.transcribe(Recording(id="good", audio="good.wav"), heard(clip(0)))).text
+                await transcriber.transcribe(Recording(id="bad", audio="bad.wav"), listened(clip(0), clip(1), clip(2)))
+        return (await transcriber.transcribe(Recording(id="good", audio="good.wav"), listened(clip(0)))).text
 
     assert asyncio.run(one_after_another()) == "clip 0"
 
 
 def test_a_dead_engine_is_not_a_failed_recording() -> None:
     with pytest.raises(EngineDied):
-        transcribe(FakeEngine(dies={0}), heard(clip(0), clip(1)))
+        transcribe(numbered_engine(dies={0}), listened(clip(0), clip(1)))
 
 
 def test_what_the_model_cannot_do_never_reaches_the_engine() -> None:
-    engine = FakeEngine()
+    engine = numbered_engine()
     with pytest.raises(RequestError):
-        transcribe(engine, heard(clip(0)), language="it")
+        transcribe(engine, listened(clip(0)), language="it")
     assert engine.requests == []
 
 
 def test_a_listener_who_hangs_up_ends_the_work() -> None:
-    engine = FakeEngine(batch=100)
+    engine = numbered_engine(batch=100)
 
     async def hang_up() -> list[int]:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", 100)
-        call = transcriber.transcribe(Recording(id="call", audio="call.wav"), heard(*map(clip, range(3))))
+        call = transcriber.transcribe(Recording(id="call", audio="call.wav"), listened(*map(clip, range(3))))
         work = asyncio.ensure_future(call)
-        while engine.in_hand < 3:
+        while engine.in_flight < 3:
             await asyncio.sleep(0)
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        return sorted(engine.given_up)
+        return sorted(map(number_of, engine.cancelled))
 
     assert asyncio.run(hang_up()) == [0, 1, 2]
 
@@ -212,29 +245,29 @@ def test_a_listener_who_hangs_up_ends_the_work() -> None:
 
 def test_the_engine_is_kept_full_and_no_fuller() -> None:
     """Ten places and one clip waiting at the door; clips of all recordings share them."""
-    engine = FakeEngine(batch=11)
+    engine = numbered_engine(batch=11)
 
     async def several() -> list[Transcript]:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", concurrent_clips=10)
         calls = [Recording(id=str(n), audio=f"{n}.wav") for n in range(3)]
         return await asyncio.gather(
             *(
-                transcriber.transcribe(call, heard(*(clip(11 * n + k) for k in range(11))))
+                transcriber.transcribe(call, listened(*(clip(11 * n + k) for k in range(11))))
                 for n, call in enumerate(calls)
             )
         )
 
     texts = [transcript.text for transcript in asyncio.run(several())]
     assert texts == [" ".join(f"clip {11 * n + k}" for k in range(11)) for n in range(3)]
-    assert engine.most_in_hand == 11
+    assert engine.max_in_flight == 11
 
 
 def test_clips_are_handed_out_as_soon_as_those_before_them() -> None:
-    engine = FakeEngine({1: "second"})
+    engine = numbered_engine({1: "second"})
 
     async def first_two() -> list[str]:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", 100)
-        stream = transcriber.stream(Recording(id="call", audio="call.wav"), heard(clip(0), clip(1)))
+        stream = transcriber.stream(Recording(id="call", audio="call.wav"), listened(clip(0), clip(1)))
         return [decoded.segments[0].text async for decoded in stream]
 
     assert asyncio.run(first_two()) == ["clip 0", "second"]

@@ -1,0 +1,114 @@
+"""Authentication: with API keys, whoever has one; without, this machine alone and no web page but our own.
+
+Of the keys only hashes are held.
+"""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+from starlette.exceptions import WebSocketException
+from starlette.requests import HTTPConnection
+from starlette.status import WS_1008_POLICY_VIOLATION
+
+from serve.settings import is_loopback
+from speech.errors import RequestError, UsageError
+
+# A browser cannot set headers on a WebSocket: OpenAI's clients there send the key as a subprotocol.
+KEY_SUBPROTOCOL = "openai-insecure-api-key."
+
+
+HASHED = "sha256:"
+
+
+class ApiKeys:
+    """The keys of a file, one a line, as they are or as ``sha256:HEX``; lines that begin with # are notes.
+
+    The file is read again when it has changed, so that a secret that is rotated counts at once.
+
+    Raises:
+        UsageError: ``bad_api_keys`` where there is no such file, or no key in it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._read_at: int | None = None
+        self._hashes: list[bytes] = []
+        self._refresh()
+
+    def admit(self, key: str) -> bool:
+        """Whether ``key`` is one of them. All are compared, in constant time: the time it takes tells nothing."""
+        self._refresh()
+        presented = hashlib.sha256(key.encode()).digest()
+        return sum(hmac.compare_digest(presented, known) for known in self._hashes) > 0
+
+    def _refresh(self) -> None:
+        try:
+            changed_at = self._path.stat().st_mtime_ns
+            if changed_at == self._read_at:
+                return
+            lines = [line.strip() for line in self._path.read_text().splitlines()]
+            hashes = [_hash(line) for line in lines if line and not line.startswith("#")]
+        except (OSError, ValueError) as error:  # no text of the file: it may hold a key
+            raise UsageError("bad_api_keys", f"cannot read keys from {self._path}: {type(error).__name__}") from error
+        if not hashes:
+            raise UsageError("bad_api_keys", f"{self._path} holds no key")
+        self._hashes, self._read_at = hashes, changed_at
+
+
+def _hash(line: str) -> bytes:
+    if line.startswith(HASHED):
+        digest = bytes.fromhex(line.removeprefix(HASHED))
+        if len(digest) != hashlib.sha256().digest_size:
+            raise ValueError("not a SHA-256")
+        return digest
+    return hashlib.sha256(line.encode()).digest()
+
+
+class Authenticator:
+    """Admits requests. Without ``keys`` it trusts the machine it runs on, but not what a browser there was told.
+
+    A page of any site may send a request to localhost, or name localhost its own host (DNS rebinding). So
+    without keys the request must be addressed to localhost, and a page that sends it must come from us.
+    """
+
+    def __init__(self, keys: ApiKeys | None) -> None:
+        self._keys = keys
+
+    def check(self, connection: HTTPConnection) -> None:
+        """A FastAPI dependency, for HTTP and WebSocket.
+
+        Raises:
+            RequestError: ``invalid_api_key`` or ``forbidden``.
+            WebSocketException: the same, where an HTTP error can't be sent.
+        """
+        try:
+            if self._keys is None:
+                _check_local(connection)
+            elif not self._keys.admit(_key(connection)):
+                raise RequestError("invalid_api_key", "give a valid key as 'Authorization: Bearer KEY'")
+        except RequestError as error:
+            if connection.scope["type"] == "websocket":
+                raise WebSocketException(WS_1008_POLICY_VIOLATION, error.message) from error
+            raise
+
+
+def _key(connection: HTTPConnection) -> str:
+    scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return key.strip()
+    protocols = [name.strip() for name in connection.headers.get("sec-websocket-protocol", "").split(",")]
+    return next(
+        (name.removeprefix(KEY_SUBPROTOCOL) for name in protocols if name.startswith(KEY_SUBPROTOCOL)),
+        "",
+    )
+
+
+def _check_local(connection: HTTPConnection) -> None:
+    client = connection.client
+    host = connection.url.hostname or ""
+    if client is None or not is_loopback(client.host) or not is_loopback(host):
+        raise RequestError("forbidden", "without API keys this endpoint answers requests to localhost alone")
+    origin = connection.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != connection.headers.get("host"):
+        raise RequestError("forbidden", "without API keys this endpoint answers its own page alone")

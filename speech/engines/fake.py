@@ -1,0 +1,106 @@
+"""An engine without a model, for tests and benchmarks of everything around the model.
+
+Its text is a function of the request, so that the same recording has the same transcript whatever happens to the
+process that works on it. What goes wrong, and when, is decided by a hook: ``before`` is awaited with each request
+and may wait, raise an error of ``speech.errors``, or end the process.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
+from speech.models.families import Family
+from speech.transcript import Usage
+
+
+def reply_with_length(clip: ClipRequest) -> str:
+    """The recording's id and the clip's length: tells one recording's text from another's."""
+    return f"{clip.recording_id}: {clip.seconds:.2f} seconds"
+
+
+def reply_with_options(clip: ClipRequest) -> str:
+    """The language and the keywords: tells which options have reached the engine."""
+    return " ".join([clip.options.language, *clip.options.keywords])
+
+
+def constant_usage(clip: ClipRequest) -> Usage:
+    """A few tokens of each kind, so that sums can be checked."""
+    return Usage(audio_tokens=10, prompt_tokens=20, output_tokens=2)
+
+
+class FakeEngine:
+    """Implements ``speech.engines.base.Engine``.
+
+    Args:
+        reply: the text of a clip.
+        before: awaited with each request before it is answered.
+        usage: the tokens that a clip is said to have cost.
+        batch: no request is answered until so many wait; then all are, the last one first.
+        complete, avg_logprob: as of every ``DecodingResult``.
+
+    Attributes:
+        requests: all that were received, in order.
+        cancelled: those that the caller gave up while they waited.
+        in_flight, max_in_flight: requests waiting now, and at most so far.
+    """
+
+    def __init__(
+        self,
+        reply: Callable[[ClipRequest], str] = reply_with_length,
+        *,
+        before: Callable[[ClipRequest], Awaitable[None]] | None = None,
+        usage: Callable[[ClipRequest], Usage] = constant_usage,
+        batch: int = 1,
+        complete: bool = True,
+        avg_logprob: float | None = -0.1,
+    ) -> None:
+        self.requests: list[ClipRequest] = []
+        self.cancelled: list[ClipRequest] = []
+        self.in_flight = 0
+        self.max_in_flight = 0
+        self._reply, self._before, self._usage = reply, before, usage
+        self._batch = batch
+        self._complete, self._avg_logprob = complete, avg_logprob
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def decode(self, clip: ClipRequest) -> DecodingResult:
+        self.requests.append(clip)
+        if self._before is not None:
+            await self._before(clip)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        try:
+            await self._join_batch()
+        except asyncio.CancelledError:
+            self.cancelled.append(clip)
+            raise
+        finally:
+            self.in_flight -= 1
+        return DecodingResult(self._reply(clip), (1, 2), self._avg_logprob, self._complete, self._usage(clip))
+
+    async def _join_batch(self) -> None:
+        """Returns when the batch is full; its requests are answered in reverse order."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        if len(self._waiting) >= self._batch:
+            for waiting in reversed(self._waiting):
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._waiting.clear()
+        await turn
+
+    async def check_health(self) -> None:
+        """The engine is in this process, and well as long as that is."""
+
+    def stop(self) -> None:
+        """Nothing to free."""
+
+
+def start_fake(
+    config: EngineConfig,
+    family: Family,
+    reply: Callable[[ClipRequest], str] = reply_with_length,
+    before: Callable[[ClipRequest], Awaitable[None]] | None = None,
+) -> FakeEngine:
+    """An ``EngineStarter`` that loads nothing. Bind ``reply`` and ``before`` with ``functools.partial``."""
+    return FakeEngine(reply, before=before)

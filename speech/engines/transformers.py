@@ -1,0 +1,105 @@
+"""The Transformers engine: one clip at a time, by Hugging Face's own generation loop.
+
+The second implementation of ``speech.engines.base``, against which the first is held, and what a machine
+without vLLM uses. Clips wait for one another; the work itself runs in a thread, so that the event
+loop stays free.
+"""
+
+import asyncio
+import os
+from typing import Any
+
+from speech.audio import SAMPLE_RATE
+from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
+from speech.errors import EngineError, UsageError
+from speech.models.families import Family, Whisper
+from speech.transcript import Usage
+
+
+class TransformersEngine:
+    """One model in this process."""
+
+    def __init__(self, config: EngineConfig, family: Family) -> None:
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        import torch
+        from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
+
+        self._family = family
+        on_gpu = torch.cuda.is_available()
+        dtype: Any = config.dtype
+        if dtype == "auto" and not on_gpu:
+            dtype = "float32"
+        try:
+            self._processor = AutoProcessor.from_pretrained(config.model)
+            self._model = AutoModelForSpeechSeq2Seq.from_pretrained(config.model, dtype=dtype)
+        except (ValueError, OSError) as error:
+            raise UsageError("bad_model", f"Transformers cannot load {config.model!r}: {error}") from error
+        self._model = self._model.to("cuda" if on_gpu else "cpu").eval()
+        self._turn = asyncio.Lock()
+
+    async def decode(self, clip: ClipRequest) -> DecodingResult:
+        async with self._turn:
+            try:
+                return await asyncio.to_thread(self._generate, clip)
+            except (ValueError, RuntimeError) as error:
+                raise EngineError(
+                    "engine_refused", f"Transformers could not decode a clip of {clip.seconds:.1f} s: {error}"
+                ) from error
+
+    def _generate(self, clip: ClipRequest) -> DecodingResult:
+        import torch
+
+        inputs, prompt_length = self._inputs(clip)
+        with torch.inference_mode():
+            output = self._model.generate(
+                **inputs,
+                max_new_tokens=self._family.max_tokens(clip.seconds),
+                do_sample=False,
+                num_beams=1,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        tokens = output.sequences[0, prompt_length:]
+        # Transformers leaves out Granite's scaling of the logits here, which changes no choice but the confidence.
+        scaling = getattr(self._model.config.get_text_config(), "logits_scaling", 1.0)
+        logprobs = (torch.stack(output.logits, dim=1)[0].float() / scaling).log_softmax(-1)
+        chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
+        end = self._model.generation_config.eos_token_id
+        complete = int(tokens[-1]) in (end if isinstance(end, list) else [end])
+        audio_token = getattr(self._model.config, "audio_token_index", None)
+        prompt_ids = output.sequences[0, :prompt_length].tolist()
+        return DecodingResult(
+            text=self._processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+            token_ids=tuple(tokens.tolist()),
+            avg_logprob=float(chosen.mean()),
+            complete=complete,
+            usage=Usage(
+                audio_tokens=prompt_ids.count(audio_token),
+                prompt_tokens=prompt_length,
+                output_tokens=len(tokens),
+            ),
+        )
+
+    def _inputs(self, clip: ClipRequest) -> tuple[dict[str, Any], int]:
+        """What generate takes, and how many tokens of its output are the prompt."""
+        import torch
+
+        prompt = self._family.prompt(clip.options, self._processor.tokenizer)
+        waveform = torch.from_numpy(clip.waveform())
+        if isinstance(self._family, Whisper):
+            inputs = self._processor(audio=waveform.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+            tokens = self._processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+            inputs["decoder_input_ids"] = tokens["input_ids"]
+            length = tokens["input_ids"].shape[1]
+        else:
+            inputs = self._processor(prompt, audio=waveform[None], return_tensors="pt")
+            length = inputs["input_ids"].shape[1]
+        inputs = inputs.to(self._model.device)
+        inputs["input_features"] = inputs["input_features"].to(self._model.dtype)
+        return dict(inputs), length
+
+    async def check_health(self) -> None:
+        """Always well: it is this very process."""
+
+    def stop(self) -> None:
+        del self._model

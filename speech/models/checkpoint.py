@@ -1,0 +1,124 @@
+"""A model's checkpoint: which family it is of, and whether it can be had from a folder, the hub's cache or the hub.
+
+Both are asked before a run starts: an engine that cannot load its model says so minutes later, from a process of its
+own, in a traceback of many screens. What the hub itself says of a model (private, gated, unknown) is found too, by
+one small request, and by none for a model that is on this machine already.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from speech.errors import UsageError
+from speech.models.families import GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, WHISPER, WHISPER_ENGLISH, Family
+
+TIMEOUT_S = 10.0
+_INSTEAD = "or give --model the folder of a checkpoint"
+
+
+def check_available(model: str) -> None:
+    """Returns if an engine on this machine can load the model.
+
+    Args:
+        model: hub id, or folder of a checkpoint; of a folder, ``family_of`` reads the config.
+
+    Raises:
+        UsageError: ``unknown_model``, ``forbidden``, ``no_hub``; ``bad_engine`` if the package that asks
+            the hub, which comes with every engine, is not installed.
+    """
+    if Path(model).is_dir():
+        return
+    try:
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+        )
+    except ModuleNotFoundError as error:
+        raise UsageError("bad_engine", f"no engine is installed here ({error.name} is missing): make setup") from error
+    try:
+        if isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return
+        get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=TIMEOUT_S)
+    except HFValidationError as error:
+        raise UsageError("unknown_model", f"{model!r} is no folder here and no hub id") from error
+    except OfflineModeIsEnabled as error:
+        raise UsageError(
+            "no_hub",
+            f"{model} is not on this machine, and HF_HUB_OFFLINE keeps it from being fetched: unset that, {_INSTEAD}",
+        ) from error
+    except GatedRepoError as error:
+        raise UsageError(
+            "forbidden", f"{model} is gated: accept its terms on {constants.ENDPOINT}, and set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(
+            "unknown_model",
+            f"{model} is no folder here, and {constants.ENDPOINT} has no such model: mend the name, "
+            "or set HF_TOKEN if it is private",
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise UsageError(
+            "no_hub", f"{constants.ENDPOINT} answers {status} when asked for {model}: try later"
+        ) from error
+    except Exception as error:  # of the hub's HTTP client, which has changed from version to version
+        raise UsageError(
+            "no_hub",
+            f"{model} is not on this machine, and {constants.ENDPOINT} cannot be reached ({error}): mend the network "
+            f"(HTTPS_PROXY, HF_ENDPOINT), {_INSTEAD}",
+        ) from error
+
+
+def family_of(model: str) -> Family:
+    """The family of a model, from its config.json if ``model`` is a folder, else from its hub id.
+
+    Granite 4.0 and 4.1 have one model_type; the name tells them apart, and 4.0 is assumed without one.
+
+    Raises:
+        UsageError: ``unknown_model``.
+    """
+    config = _config(model)
+    if config is None:
+        name, model_type, english_only = model, _model_type_of_hub_id(model.lower()), model.endswith(".en")
+    else:
+        name, model_type = f"{model} {config.get('_name_or_path', '')}", config.get("model_type", "")
+        english_only = config.get("vocab_size") == 51864  # Whisper's multilingual vocabulary has 51865 or more
+    if model_type == "granite_speech":
+        return GRANITE_4_1 if "4.1" in name else GRANITE_4_0
+    if model_type == "granite_speech_plus":
+        return GRANITE_4_1_PLUS
+    if model_type == "whisper":
+        return WHISPER_ENGLISH if english_only else WHISPER
+    raise UsageError(
+        "unknown_model",
+        f"{model!r} is neither Granite Speech (4.0, 4.1, 4.1 plus) nor Whisper"
+        + (f" (model_type {model_type!r})" if model_type else "")
+        + "; give a hub id or the folder of a checkpoint",
+    )
+
+
+def _config(model: str) -> dict[str, Any] | None:
+    """The config.json of a checkpoint's folder; None where ``model`` is a hub id."""
+    config_file = Path(model) / "config.json"
+    if not Path(model).is_dir():
+        return None
+    if not config_file.is_file():
+        raise UsageError("unknown_model", f"{model} has no config.json: give the folder of a Hugging Face checkpoint")
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text())
+    except ValueError as error:
+        raise UsageError("unknown_model", f"{config_file} is not JSON ({error}); copy the checkpoint anew") from error
+    return config
+
+
+def _model_type_of_hub_id(name: str) -> str:
+    if "whisper" in name:
+        return "whisper"
+    # Granite's non-autoregressive and pure CTC models are another architecture, which no engine here has.
+    if "granite" not in name or "speech" not in name or name.endswith("-nar") or "ctc" in name:
+        return ""
+    return "granite_speech_plus" if name.endswith("-plus") else "granite_speech"

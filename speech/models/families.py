@@ -1,0 +1,237 @@
+"""What each model family can do, and how it is asked.
+
+One entry a family: languages, translation pairs, clip limit, capabilities, and the exact words of
+its prompts. Everything that differs between Granite 4.0, 4.1, 4.1 plus and Whisper is in this
+file; the engines and the pipeline know none of it. ``Family.check`` refuses what a model lacks
+before any audio is read or any GPU touched.
+
+Sources of the prompts: the model cards of ibm-granite/granite-4.0-1b-speech, granite-speech-4.1-2b
+and 4.1-2b-plus, IBM's ``granite_speech.prompts`` (Apache-2.0), and Whisper's paper (arXiv 2212.04356,
+section 2.3). The models do not follow free text, so a prompt is always one of these.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from speech.errors import RequestError
+from speech.recording import Options
+
+Capability = Literal["keywords", "punctuation", "word_timestamps", "speaker_tags"]
+
+AUDIO_TOKEN = "<|audio|>"
+LANGUAGE_NAMES = {
+    "de": "German",
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "it": "Italian",
+    "ja": "Japanese",
+    "pt": "Portuguese",
+    "zh": "Mandarin",
+}
+
+
+class ChatTokenizer(Protocol):
+    """The one thing a prompt needs of a Hugging Face tokenizer."""
+
+    def apply_chat_template(
+        self, conversation: Sequence[dict[str, str]], *, tokenize: Literal[False], add_generation_prompt: bool
+    ) -> str: ...
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """What a model family can do. ``clip_s`` is the longest clip, in seconds, that it is given at once."""
+
+    name: str
+    model_type: str  # of the checkpoint's config.json
+    languages: frozenset[str]
+    translations: frozenset[tuple[str, str]]  # (spoken, into)
+    capabilities: frozenset[Capability]
+    clip_s: float
+    # Decoding stops after this many tokens a second of audio (plus a constant), so that a model that
+    # has fallen into a loop costs a bounded time. Speech runs at about 15 characters a second and a
+    # token holds at least one: no true transcript reaches it.
+    max_tokens_per_s: float = 16.0
+
+    def check(self, options: Options) -> None:
+        """Refuses what this family cannot do, naming what it can.
+
+        Raises:
+            RequestError: unsupported_language, unsupported_task or unsupported_option.
+        """
+        if options.language not in self.languages:
+            raise RequestError(
+                "unsupported_language",
+                f"{self.name} does not transcribe {options.language!r}; it has {_listed(self.languages)}",
+            )
+        pair = (options.language, options.target_language)
+        if options.task == "translate" and pair not in self.translations:
+            pairs = _listed(f"{spoken}-{into}" for spoken, into in self.translations)
+            raise RequestError(
+                "unsupported_task",
+                f"{self.name} does not translate {pair[0]!r} into {pair[1]!r}; it has {pairs or 'no translation'}",
+            )
+        wanted: dict[Capability, bool] = {
+            "keywords": bool(options.keywords),
+            "punctuation": options.punctuation,
+            "word_timestamps": options.word_timestamps,
+            "speaker_tags": options.speaker_tags,
+        }
+        for capability, asked in wanted.items():
+            if asked and capability not in self.capabilities:
+                raise RequestError(
+                    "unsupported_option", f"{self.name} has no {capability}; it has {_listed(self.capabilities)}"
+                )
+
+    @abstractmethod
+    def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
+        """The text prompt for one clip, ``options`` having passed ``check``."""
+
+    def max_tokens(self, clip_s: float) -> int:
+        """The most tokens that a clip of ``clip_s`` seconds may be answered with."""
+        return 16 + int(clip_s * self.max_tokens_per_s)
+
+
+@dataclass(frozen=True)
+class Granite(Family):
+    """Granite Speech: an instruction after the audio token, in the checkpoint's own chat template."""
+
+    transcribe: str = "can you transcribe the speech into a written format?"
+    transcribe_keywords: str = "can you transcribe the speech into a written format?"
+    transcribe_punctuated: str | None = None
+    translate: str = "translate the speech to {language}"
+    system: str | None = None
+    separator: str = ""  # between the audio token and the instruction
+
+    def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
+        content = f"{AUDIO_TOKEN}{self.separator}{self.instruction(options)}"
+        chat = [{"role": "user", "content": content}]
+        if self.system is not None:
+            chat.insert(0, {"role": "system", "content": self.system})
+        return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+    def instruction(self, options: Options) -> str:
+        """What the model is told to do, without audio token and chat template."""
+        if options.task == "translate":
+            assert options.target_language is not None  # Options sees to it
+            instruction = self.translate.format(language=LANGUAGE_NAMES[options.target_language])
+            if options.punctuation:
+                instruction += " with proper punctuation and capitalization."
+        elif options.punctuation:
+            assert self.transcribe_punctuated is not None  # check sees to it
+            instruction = self.transcribe_punctuated
+        elif options.keywords:
+            instruction = self.transcribe_keywords
+        else:
+            instruction = self.transcribe
+        if options.keywords:
+            stop = "" if instruction.endswith((".", "?")) else "."
+            instruction += f"{stop} Keywords: {', '.join(options.keywords)}"
+        return instruction
+
+
+@dataclass(frozen=True)
+class GranitePlus(Granite):
+    """Granite 4.1 plus: the same family, whose output may carry speaker or time tags (``speech.models.tags``)."""
+
+    attribute_speakers: str = (
+        "Speaker attribution: Transcribe and denote who is speaking by adding [Speaker 1]: "
+        "and [Speaker 2]: tags before speaker turns."
+    )
+    time_words: str = (
+        "Timestamps: Transcribe the speech. After each word, add a timestamp tag showing "
+        "the end time in centiseconds, e.g. hello [T:45] world [T:82]"
+    )
+    # A time tag a word costs several tokens more than the word.
+    max_tokens_per_s: float = 48.0
+
+    def check(self, options: Options) -> None:
+        super().check(options)
+        if options.word_timestamps and options.speaker_tags:
+            raise RequestError("unsupported_option", f"{self.name} gives speaker_tags or word_timestamps, not both")
+        if options.keywords and (options.word_timestamps or options.speaker_tags):
+            raise RequestError("unsupported_option", f"{self.name} takes no keywords with speaker or time tags")
+
+    def instruction(self, options: Options) -> str:
+        if options.speaker_tags:
+            return self.attribute_speakers
+        if options.word_timestamps:
+            return self.time_words
+        return super().instruction(options)
+
+
+@dataclass(frozen=True)
+class Whisper(Family):
+    """Whisper: special tokens name language and task; keywords go in as the previous window's text."""
+
+    def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
+        previous = f"<|startofprev|> {', '.join(options.keywords)}" if options.keywords else ""
+        task = options.task
+        return f"{previous}<|startoftranscript|><|{options.language}|><|{task}|><|notimestamps|>"
+
+
+_GRANITE_LANGUAGES = frozenset({"en", "fr", "de", "es", "pt"})
+_GRANITE_TRANSLATIONS = frozenset(
+    pair for other in ("fr", "de", "es", "pt", "ja") for pair in ((other, "en"), ("en", other))
+) | {("en", "it"), ("en", "zh")}
+
+GRANITE_4_0 = Granite(
+    name="Granite 4.0 Speech",
+    model_type="granite_speech",
+    languages=_GRANITE_LANGUAGES | {"ja"},
+    translations=_GRANITE_TRANSLATIONS,
+    capabilities=frozenset({"keywords"}),
+    clip_s=30.0,
+)
+GRANITE_4_1 = Granite(
+    name="Granite Speech 4.1",
+    model_type="granite_speech",
+    languages=_GRANITE_LANGUAGES | {"ja"},
+    translations=_GRANITE_TRANSLATIONS,
+    capabilities=frozenset({"keywords", "punctuation"}),
+    clip_s=30.0,
+    transcribe_keywords="transcribe the speech to text.",
+    transcribe_punctuated="transcribe the speech with proper punctuation and capitalization.",
+)
+GRANITE_4_1_PLUS = GranitePlus(
+    name="Granite Speech 4.1 plus",
+    model_type="granite_speech_plus",
+    languages=_GRANITE_LANGUAGES,
+    translations=frozenset(),
+    capabilities=frozenset({"keywords", "word_timestamps", "speaker_tags"}),
+    clip_s=30.0,
+    # As in training; the dates are part of it and must not be made today's.
+    system="Knowledge Cutoff Date: April 2024.\nToday's Date: December 19, 2024.\n"
+    "You are Granite, developed by IBM. You are a helpful AI assistant",
+    separator=" ",
+)
+_WHISPER_LANGUAGES = frozenset(
+    "af am ar as az ba be bg bn bo br bs ca cs cy da de el en es et eu fa fi fo fr gl gu ha haw he hi hr ht hu hy "
+    "id is it ja jw ka kk km kn ko la lb ln lo lt lv mg mi mk ml mn mr ms mt my ne nl nn no oc pa pl ps pt ro ru "
+    "sa sd si sk sl sn so sq sr su sv sw ta te tg th tk tl tr tt uk ur uz vi yi yo zh".split()
+)
+WHISPER = Whisper(
+    name="Whisper",
+    model_type="whisper",
+    languages=_WHISPER_LANGUAGES,
+    translations=frozenset((spoken, "en") for spoken in _WHISPER_LANGUAGES - {"en"}),
+    capabilities=frozenset({"keywords", "punctuation"}),
+    clip_s=30.0,
+)
+WHISPER_ENGLISH = Whisper(
+    name="Whisper (English only)",
+    model_type="whisper",
+    languages=frozenset({"en"}),
+    translations=frozenset(),
+    capabilities=frozenset({"keywords", "punctuation"}),
+    clip_s=30.0,
+)
+
+DEFAULT_MODEL = "ibm-granite/granite-4.0-1b-speech"
+
+
+def _listed(words: object) -> str:
+    return ", ".join(sorted(words))  # type: ignore[call-overload]

@@ -1,0 +1,27 @@
+"""Real engines held from synchronous tests."""
+
+import asyncio
+
+from speech.engines.base import ClipRequest, DecodingResult, EngineConfig, start_engine
+from speech.models.checkpoint import family_of
+from testing.loops import LoopThread
+
+
+class RunningEngine:
+    """An engine on a loop of its own, as the job holds it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._thread = LoopThread()
+        self._engine = start_engine(config, family_of(config.model))
+
+    def decode(self, *clips: ClipRequest) -> list[DecodingResult]:
+        """Decodes clips together."""
+
+        async def together() -> list[DecodingResult]:
+            return await asyncio.gather(*(self._engine.decode(clip) for clip in clips))
+
+        return self._thread.run(together())
+
+    def stop(self) -> None:
+        self._engine.stop()
+        self._thread.stop()

@@ -1,0 +1,105 @@
+"""Speech to test with, and encoders for every format, all from soundfile's and PyAV's own wheels.
+
+The two sentences in data/ were made once, so that tests need no synthesiser:
+
+    flite -voice slt -t "Thank you for calling Northwind Energy. How can I help you?" -o a.wav
+    flite -voice rms -t "Hello. My electricity bill is twice what I paid last month." -o c.wav
+    sox a.wav -r 8000 -b 16 agent.flac silence 1 0.02 0.5% reverse silence 1 0.02 0.5% reverse
+    (and the same from c.wav to customer.flac)
+"""
+
+import io
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import soundfile
+import soxr
+
+DATA = Path(__file__).parent / "data"
+RATE = 8000
+
+
+@cache
+def sentence(name: str) -> np.ndarray:
+    """``agent`` or ``customer``: float32 at 8 kHz, without silence before and after."""
+    samples: np.ndarray = soundfile.read(DATA / f"{name}.flac", dtype="float32")[0]
+    return samples
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * RATE), np.float32)
+
+
+@dataclass(frozen=True)
+class Turn:
+    channel: int
+    start_s: float
+    end_s: float
+
+
+@cache
+def call(exchanges: int = 1, pause_s: float = 1.5) -> tuple[np.ndarray, tuple[Turn, ...]]:
+    """Agent on the left, customer on the right, in turns with pauses between: (samples, channels) at 8 kHz."""
+    parts, turns, at = [np.stack([silence(pause_s)] * 2, axis=1)], [], pause_s
+    for _ in range(exchanges):
+        for channel, name in enumerate(("agent", "customer")):
+            words = sentence(name)
+            turns.append(Turn(channel, at, at + len(words) / RATE))
+            both = np.zeros((len(words) + round(pause_s * RATE), 2), np.float32)
+            both[: len(words), channel] = words
+            parts.append(both)
+            at += len(both) / RATE
+    return np.concatenate(parts), tuple(turns)
+
+
+def sndfile(samples: np.ndarray, container: str, coding: str, rate: int = RATE) -> bytes:
+    """A file as libsndfile writes it, of samples at 8 kHz brought to ``rate``."""
+    out = io.BytesIO()
+    with soundfile.SoundFile(
+        out, "w", rate, 1 if samples.ndim == 1 else samples.shape[1], format=container, subtype=coding
+    ) as file:
+        resampled = at_rate(samples, rate)
+        for start in range(0, len(resampled), rate):  # its Vorbis encoder overflows the stack on long writes
+            file.write(resampled[start : start + rate])
+    return out.getvalue()
+
+
+def ffmpeg(
+    samples: np.ndarray, container: str, codec: str, rate: int = RATE, gap_s: float = 0.0, **options: Any
+) -> bytes:
+    """A file as FFmpeg writes it; with ``gap_s``, packets of the second half are stamped that much later."""
+    samples = at_rate(samples, rate)
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    layout = "mono" if samples.shape[1] == 1 else "stereo"
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout, **options)
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, np.float32), "fltp", layout)
+        frame.sample_rate, frame.pts = rate, 0
+        fitting = av.AudioResampler(stream.format, layout, rate, stream.frame_size or None)
+        frames = (*fitting.resample(frame), *fitting.resample(None), None)
+        packets = [packet for part in frames for packet in stream.encode(part)]
+        for number, packet in enumerate(packets):
+            if gap_s and number >= len(packets) // 2:
+                assert packet.pts is not None
+                packet.pts = packet.dts = packet.pts + round(gap_s / packet.time_base)
+            file.mux(packet)
+    return out.getvalue()
+
+
+def at_rate(samples: np.ndarray, rate: int) -> np.ndarray:
+    return np.asarray(samples if rate == RATE else soxr.resample(samples, RATE, rate), np.float32)
+
+
+def likeness(listened: np.ndarray, said: np.ndarray, within_s: float = 0.015, rate: int = 16_000) -> float:
+    """The best correlation of two mono signals at any lag up to ``within_s``."""
+    size, lag = min(len(listened), len(said)), round(within_s * rate)
+    middle = said[lag : size - lag]
+    products = np.correlate(listened[:size], middle, mode="valid")
+    energies = np.convolve(listened[:size] ** 2, np.ones(len(middle), np.float32), mode="valid")
+    return float((products / np.sqrt(energies * np.sum(middle**2) + 1e-12)).max())

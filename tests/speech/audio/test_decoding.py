@@ -1,0 +1,273 @@
+"""Every format comes out as what went in; every bad file comes out as its code, and quietly."""
+
+import io
+import itertools
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech.audio import SAMPLE_RATE
+from speech.audio.decoding import AudioSource, open_audio, resampled
+from speech.errors import AudioError
+from testing.audio_formats import FORMATS, SAID
+from testing.synthetic_audio import RATE, at_rate, ffmpeg, likeness, sndfile
+
+LENGTH_S = len(SAID) / RATE
+
+
+def decode(source: AudioSource | bytes, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
+    """The first channel, at 16 kHz."""
+    source = io.BytesIO(source) if isinstance(source, bytes) else source
+    with open_audio(source, "it") as audio:
+        return np.concatenate(list(resampled(audio.blocks(offset, duration), audio.sample_rate)))[:, 0]
+
+
+def error_of(source: AudioSource | bytes, offset: float = 0.0, duration: float | None = None) -> AudioError | None:
+    try:
+        decode(source, offset, duration)
+    except AudioError as error:
+        return error
+    return None
+
+
+def code_of(source: AudioSource | bytes, offset: float = 0.0, duration: float | None = None) -> str:
+    error = error_of(source, offset, duration)
+    return error.code if error is not None else "it decodes"
+
+
+# Raw AAC doesn't say how much of it is the encoder's priming, and Matroska counts in milliseconds.
+LATE_BY_S = {"aac": 0.07}
+STAMP_S = {"webm": 0.001, "mka": 0.001}
+
+
+@pytest.fixture(params=FORMATS)
+def format_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_format_decodes_to_its_length_and_its_sound(format_name: str, tmp_path: Path) -> None:
+    make, kept = FORMATS[format_name]
+    path = tmp_path / "named.wrongly"  # names are not believed
+    path.write_bytes(make())
+    listened = decode(path)
+    assert len(listened) / SAMPLE_RATE == pytest.approx(LENGTH_S, abs=0.13)
+    assert likeness(listened, at_rate(SAID, SAMPLE_RATE), LATE_BY_S.get(format_name, 0.015)) >= kept
+    assert np.array_equal(listened, decode(path.read_bytes())), "a file object gives other samples than a path"
+
+
+def test_a_stretch_is_the_same_as_that_part_of_the_whole(format_name: str) -> None:
+    data = FORMATS[format_name][0]()
+    whole, stretch = decode(data), decode(data, offset=1.5, duration=1.0)
+    assert len(stretch) == SAMPLE_RATE
+    within_s = STAMP_S.get(format_name, 0.0)
+    assert likeness(stretch, whole[24_000:40_000], within_s) > 0.99
+    assert likeness(decode(data, offset=1.5), whole[24_000:], within_s) > 0.99
+
+
+def test_amr_wb_decodes() -> None:
+    # There is no free encoder to make one, so: a second of frames at 23.85 kbit/s, of arbitrary bits.
+    frames = np.random.default_rng(0).integers(0, 256, (50, 61), np.uint8)
+    frames[:, 0] = 8 << 3 | 4  # the frame's mode, and that it is good
+    with open_audio(io.BytesIO(b"#!AMR-WB\n" + frames.tobytes()), "it") as audio:
+        assert (audio.sample_rate, audio.channels) == (16_000, 1)
+        assert sum(map(len, audio.blocks())) == 16_000
+
+
+def test_channels_stay_apart_and_in_order() -> None:
+    both = np.stack([SAID, np.roll(SAID, 8000)], axis=1)
+    for data in (sndfile(both, "WAV", "ULAW"), ffmpeg(both, "mp4", "aac", 44100, bit_rate=128_000)):
+        with open_audio(io.BytesIO(data), "it") as audio:
+            listened = np.concatenate(list(resampled(audio.blocks(), audio.sample_rate)))
+        for channel in (0, 1):
+            assert likeness(listened[:, channel], at_rate(both[:, channel], SAMPLE_RATE)) > 0.97
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_resampling_is_aligned_and_blind_to_blocks(rate: int) -> None:
+    samples = np.sin(2 * np.pi * 440 * np.arange(rate * 3 + 7) / rate).astype(np.float32)[:, None]
+    blocks = [samples[at : at + 1777] for at in range(0, len(samples), 1777)]
+    listened = np.concatenate(list(resampled(blocks, rate)))
+    assert len(listened) == pytest.approx(len(samples) * SAMPLE_RATE / rate, abs=1)
+    truth = np.sin(2 * np.pi * 440 * np.arange(len(listened)) / SAMPLE_RATE)
+    assert np.abs(listened[:, 0] - truth)[400:-400].max() < 1e-4
+    assert np.array_equal(listened, np.concatenate(list(resampled([samples], rate))))
+
+
+def wav(**header: int) -> bytes:
+    """A good WAV with fields of its header overwritten."""
+    data = bytearray(sndfile(SAID, "WAV", "PCM_16"))
+    fields = {
+        "riff_size": (4, "<I"),
+        "tag": (20, "<H"),
+        "channels": (22, "<H"),
+        "rate": (24, "<I"),
+        "data_size": (40, "<I"),
+    }
+    for name, value in header.items():
+        at, kind = fields[name]
+        struct.pack_into(kind, data, at, value)
+    return bytes(data)
+
+
+def with_sample(value: float) -> bytes:
+    samples = SAID.copy()
+    samples[9999] = value
+    return sndfile(samples, "WAV", "FLOAT")
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "no bytes": (lambda: b"", "empty"),
+    "no frames": (lambda: sndfile(SAID[:0], "WAV", "PCM_16"), "empty"),
+    "text": (lambda: b"Dear customer,\nthank you for your call.\n" * 99, "unreadable"),
+    "zeros": (lambda: bytes(20_000), "unreadable"),
+    "noise": (lambda: np.random.default_rng(1).bytes(20_000), "unreadable"),
+    "half a header": (lambda: wav()[:20], "unreadable"),
+    "0 channels": (lambda: wav(channels=0), "unreadable"),
+    "1000 channels": (lambda: wav(channels=1000), "unreadable"),
+    "0 Hz": (lambda: wav(rate=0), "unreadable"),
+    "500 kHz": (lambda: wav(rate=500_000), "unreadable"),
+    "NaN": (lambda: with_sample(np.nan), "unreadable"),
+    "Inf": (lambda: with_sample(np.inf), "unreadable"),
+    "integers as floats": (lambda: with_sample(20_000.0), "unreadable"),
+    "unknown codec": (lambda: wav(tag=0x9999), "unsupported_codec"),
+    "a gigabyte promised": (lambda: wav(riff_size=1 << 30, data_size=1 << 30), "truncated"),
+    "a picture": (lambda: b"\x89PNG\r\n\x1a\n" + bytes(300), "unreadable"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_has_its_code_and_makes_no_noise(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, code = BAD[name]
+    path = tmp_path / "call.wav"
+    path.write_bytes(make())
+    assert code_of(path) == code
+    assert code_of(make()) == code
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_forbidden_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert code_of(tmp_path / "gone.wav") == "not_found"
+    assert code_of(tmp_path) == "unreadable"
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # tests may run as root, who may read everything
+    assert code_of(tmp_path / "private.wav") == "forbidden"
+
+
+PROMISE_NO_LENGTH = {"aac", "amr-nb"}
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - PROMISE_NO_LENGTH))
+def test_a_file_cut_in_the_middle_is_truncated(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    data = FORMATS[name][0]()
+    assert code_of(data[: len(data) // 2]) == "truncated"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_lies_before_the_cut_can_still_be_asked_for() -> None:
+    data = sndfile(SAID, "WAV", "PCM_16")
+    assert len(decode(data[: len(data) // 2], duration=1.0)) == SAMPLE_RATE
+    assert code_of(data[: len(data) // 2], duration=LENGTH_S) == "truncated"
+
+
+def test_a_cut_file_is_refused_before_any_of_it_is_decoded() -> None:
+    data = sndfile(np.tile(SAID, 9), "WAV", "PCM_16")
+    with open_audio(io.BytesIO(data[: len(data) * 9 // 10]), "it") as audio, pytest.raises(AudioError):
+        next(iter(audio.blocks()))
+
+
+def test_a_flac_with_a_damaged_middle_is_not_half_a_recording() -> None:
+    data = bytearray(sndfile(np.tile(SAID, 9), "FLAC", "PCM_16"))
+    middle = len(data) // 2
+    data[middle : middle + 4000] = bytes(4000)
+    assert code_of(bytes(data)) == "truncated"
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFF_F000, 0x8000_0000, 0xFFFF_FFFF])
+def test_a_wav_written_to_a_pipe_is_read_to_its_end(size: int) -> None:
+    assert np.array_equal(decode(wav(riff_size=size, data_size=size)), decode(wav()))
+
+
+def test_a_flac_written_to_a_pipe_is_read_to_its_end() -> None:
+    whole = sndfile(SAID, "FLAC", "PCM_16")
+    piped = bytearray(whole)
+    piped[21] &= 0xF0  # the 36 bits that count the samples
+    piped[22:26] = bytes(4)
+    assert np.array_equal(decode(bytes(piped)), decode(whole))
+
+
+def test_silence_that_a_sender_left_out_is_put_back() -> None:
+    plain = decode(ffmpeg(SAID, "webm", "libopus", 48000))
+    gapped = decode(ffmpeg(SAID, "webm", "libopus", 48000, gap_s=2.0))
+    assert len(gapped) - len(plain) == pytest.approx(2 * SAMPLE_RATE, abs=0.01 * SAMPLE_RATE)
+    assert likeness(gapped[-SAMPLE_RATE:], plain[-SAMPLE_RATE:]) > 0.99
+    middle = len(plain) // 2 + SAMPLE_RATE
+    assert not gapped[middle - 8000 : middle + 8000].any()
+
+
+def test_offsets_beyond_the_end() -> None:
+    for name in ("wav-mulaw", "wav-gsm", "mp3", "webm"):
+        data = FORMATS[name][0]()
+        assert code_of(data, offset=LENGTH_S + 1) == "bad_range"
+        assert code_of(data, offset=LENGTH_S + 1, duration=1.0) == "bad_range"
+        assert len(decode(data, offset=1.0, duration=99.0)) / SAMPLE_RATE == pytest.approx(LENGTH_S - 1, abs=0.13)
+
+
+def test_too_long_is_counted_on_the_stretch_that_is_read() -> None:
+    data = sndfile(SAID, "WAV", "ULAW")
+    with open_audio(io.BytesIO(data), "it", max_duration_s=2.0) as audio:
+        assert sum(map(len, audio.blocks(1.0, 1.5))) == 12_000
+        with pytest.raises(AudioError, match="too_long"):
+            list(audio.blocks())
+
+
+def test_the_error_says_what_each_decoder_said(tmp_path: Path) -> None:
+    (tmp_path / "notes.wav").write_text("not audio " * 99)
+    with (
+        pytest.raises(AudioError, match=r"notes\.wav.*libsndfile: .*FFmpeg: ") as caught,
+        open_audio(tmp_path / "notes.wav"),
+    ):
+        pass
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("playlist", ["#EXTM3U\n#EXTINF:9,\nsecret.wav\n", "ffconcat version 1.0\nfile secret.wav\n"])
+def test_a_playlist_opens_no_other_file(playlist: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret.wav").write_bytes(wav())
+    assert code_of(playlist.encode()) == "unreadable"
+
+
+class Failing(io.BytesIO):
+    """A remote file whose connection breaks after some reads."""
+
+    def __init__(self, data: bytes, reads: int, error: Exception) -> None:
+        super().__init__(data)
+        self.reads, self.error = reads, error
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.reads -= 1
+        if self.reads < 0:
+            raise self.error
+        return super().read(size)
+
+
+@pytest.mark.parametrize("name", ["wav-s16", "flac", "mp3", "m4a-16k"])
+@pytest.mark.parametrize("error", [ConnectionResetError("peer gone"), RuntimeError("an SDK's own kind")])
+def test_a_connection_lost_is_no_end_of_file(name: str, error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
+    data = FORMATS[name][0]()
+    for reads in itertools.count():  # until a run gets through, every read on the way has failed once
+        lost = error_of(Failing(data, reads, error))
+        if lost is None:
+            break
+        assert lost.code == "unreadable"
+        assert str(error) in lost.message
+    assert reads > 3
+    assert capfd.readouterr() == ("", "")

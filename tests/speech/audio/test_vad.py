@@ -1,0 +1,63 @@
+"""The VAD in blocks gives what Silero's own export gives window by window."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from speech.audio.vad import WINDOW, SpeechDetector, load_silero
+from testing.synthetic_audio import at_rate, call, silence
+
+SAMPLES = at_rate(np.concatenate([call()[0].sum(axis=1), silence(0.123)]), 16_000)
+
+
+@pytest.fixture(scope="module")
+def session() -> onnxruntime.InferenceSession:
+    return load_silero()
+
+
+@pytest.fixture(scope="module")
+def official(session: onnxruntime.InferenceSession) -> np.ndarray:
+    """Silero's streaming export, one window a call, as its README runs it."""
+    package = importlib.util.find_spec("silero_vad")
+    assert package is not None
+    assert package.origin is not None
+    model = onnxruntime.InferenceSession(str(Path(package.origin).parent / "data" / "silero_vad.onnx"))
+    state, context = np.zeros((2, 1, 128), np.float32), np.zeros((1, 64), np.float32)
+    probabilities = []
+    padded = np.pad(SAMPLES, (0, -len(SAMPLES) % WINDOW))
+    for window in padded.reshape(-1, 1, WINDOW):
+        listened = np.concatenate([context, window], axis=1)
+        probability, state = model.run(None, {"input": listened, "state": state, "sr": np.array(16_000)})
+        context = listened[:, -64:]
+        probabilities.append(probability[0, 0])
+    return np.array(probabilities)
+
+
+@pytest.mark.parametrize("block", [100, WINDOW, 5000, 10**9])
+def test_probabilities_are_the_official_ones(
+    block: int, session: onnxruntime.InferenceSession, official: np.ndarray
+) -> None:
+    detector = SpeechDetector(session)
+    pushed = [detector.push(SAMPLES[at : at + block]) for at in range(0, len(SAMPLES), block)]
+    probabilities = np.concatenate([windows.probabilities for windows in (*pushed, detector.finish())])
+    assert probabilities.shape == official.shape
+    assert np.abs(probabilities - official).max() < 1e-4
+    assert 0.3 < (official > 0.5).mean() < 0.9, "the recording should hold both speech and silence"
+
+
+def test_levels_are_those_of_the_windows(session: onnxruntime.InferenceSession) -> None:
+    detector = SpeechDetector(session)
+    tone = np.sin(np.arange(10 * WINDOW) * np.pi / 16).astype(np.float32)
+    windows = detector.push(np.concatenate([tone, tone / 10, np.zeros(2 * WINDOW, np.float32)]))
+    assert windows.levels_db == pytest.approx([-3.01] * 10 + [-23.01] * 10 + [-70.0] * 2, abs=0.05)
+
+
+def test_a_recording_of_whole_windows_ends_without_another(session: onnxruntime.InferenceSession) -> None:
+    detector = SpeechDetector(session)
+    detector.push(np.zeros(3 * WINDOW, np.float32))
+    assert len(detector.finish().probabilities) == 0
+    detector.push(np.zeros(1, np.float32))
+    assert len(detector.finish().probabilities) == 1

@@ -1,0 +1,95 @@
+"""Whisper through the same two engines, on a checkpoint of random weights made here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speech.audio import SAMPLE_RATE
+from speech.engines.base import ClipRequest, EngineConfig
+from speech.models.checkpoint import family_of
+from speech.models.families import WHISPER
+from speech.recording import Options
+from testing.engines import RunningEngine
+
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    *(f"<|{language}|>" for language in sorted(WHISPER.languages)),
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startoflm|>",
+    "<|startofprev|>",
+    "<|nospeech|>",
+    "<|notimestamps|>",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Whisper of two small layers whose vocabulary is the 256 bytes and the special tokens."""
+    import torch
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    folder = tmp_path_factory.mktemp("whisper")
+    vocabulary = {character: number for number, character in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = WhisperTokenizer(vocab=vocabulary, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
+    end, start = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|startoftranscript|>"])
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        init_std=0.5,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = model.generation_config.begin_suppress_tokens = None
+    model.save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def engine(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[RunningEngine]:
+    running = RunningEngine(EngineConfig(model=str(checkpoint), engine=request.param, kv_cache_gb=0.5))
+    yield running
+    running.stop()
+
+
+def test_whisper_decodes_clips(engine: RunningEngine) -> None:
+    rng = np.random.default_rng(0)
+    clips = [
+        ClipRequest((rng.standard_normal(seconds * SAMPLE_RATE) * 3000).astype(np.int16), options, f"{seconds}")
+        for seconds, options in (
+            (2, Options()),
+            (5, Options(language="sv", task="translate")),
+            (3, Options(language="de", keywords=("Kuhn", "Rayscribe"))),
+        )
+    ]
+    for clip, decoding in zip(clips, engine.decode(*clips), strict=True):
+        assert 0 < len(decoding.token_ids) <= WHISPER.max_tokens(clip.seconds)
+        assert decoding.usage.output_tokens == len(decoding.token_ids)
+
+
+def test_the_family_is_read_from_the_checkpoint(checkpoint: Path) -> None:
+    assert family_of(str(checkpoint)) is WHISPER

@@ -1,0 +1,224 @@
+"""Each family's prompts, word for word, and what it refuses.
+
+The models were trained on these very words and fall back to plain transcription on others, so a prompt
+that is nearly right fails in silence. Sources are in ``speech.models.families``.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from speech.errors import RequestError, UsageError
+from speech.models.checkpoint import family_of
+from speech.models.families import (
+    DEFAULT_MODEL,
+    GRANITE_4_0,
+    GRANITE_4_1,
+    GRANITE_4_1_PLUS,
+    LANGUAGE_NAMES,
+    WHISPER,
+    WHISPER_ENGLISH,
+    Family,
+)
+from speech.recording import Options
+
+FAMILIES = [GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, WHISPER, WHISPER_ENGLISH]
+
+
+class Template:
+    """Granite 4.0's chat template, as its model card shows it rendered."""
+
+    def apply_chat_template(
+        self, conversation: Sequence[dict[str, str]], *, tokenize: Literal[False], add_generation_prompt: bool
+    ) -> str:
+        assert add_generation_prompt
+        names = {"system": "SYSTEM", "user": "USER"}
+        return "".join(f"{names[turn['role']]}: {turn['content']}\n" for turn in conversation) + " ASSISTANT:"
+
+
+def prompt(family: Family, **options: Any) -> str:
+    asked = Options(**options)
+    family.check(asked)
+    return family.prompt(asked, Template())
+
+
+# Prompts
+
+ASK = "can you transcribe the speech into a written format?"
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "instruction"),
+    [
+        (GRANITE_4_0, {}, ASK),
+        (GRANITE_4_0, {"language": "ja"}, ASK),  # the model hears which language it is
+        (GRANITE_4_0, {"keywords": "Acme Corp, Kim"}, f"{ASK} Keywords: Acme Corp, Kim"),
+        (GRANITE_4_0, {"task": "translate", "target_language": "de"}, "translate the speech to German"),
+        (GRANITE_4_0, {"task": "translate", "target_language": "zh"}, "translate the speech to Mandarin"),
+        (GRANITE_4_0, {"task": "translate", "language": "fr"}, "translate the speech to English"),
+        (
+            GRANITE_4_0,
+            {"task": "translate", "target_language": "de", "keywords": "Kim"},
+            "translate the speech to German. Keywords: Kim",
+        ),
+        (GRANITE_4_1, {}, ASK),
+        (GRANITE_4_1, {"keywords": "Kim"}, "transcribe the speech to text. Keywords: Kim"),
+        (GRANITE_4_1, {"punctuation": True}, "transcribe the speech with proper punctuation and capitalization."),
+        (
+            GRANITE_4_1,
+            {"task": "translate", "target_language": "de", "punctuation": True},
+            "translate the speech to German with proper punctuation and capitalization.",
+        ),
+    ],
+)
+def test_granite(family: Family, options: dict[str, Any], instruction: str) -> None:
+    assert prompt(family, **options) == f"USER: <|audio|>{instruction}\n ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("options", "instruction"),
+    [
+        ({}, ASK),
+        ({"keywords": "Kim"}, f"{ASK} Keywords: Kim"),
+        (
+            {"speaker_tags": True},
+            "Speaker attribution: Transcribe and denote who is speaking by adding [Speaker 1]: and [Speaker 2]: "
+            "tags before speaker turns.",
+        ),
+        (
+            {"word_timestamps": True},
+            "Timestamps: Transcribe the speech. After each word, add a timestamp tag showing the end time in "
+            "centiseconds, e.g. hello [T:45] world [T:82]",
+        ),
+    ],
+)
+def test_granite_plus_has_the_system_prompt_of_its_training(options: dict[str, Any], instruction: str) -> None:
+    system = (
+        "SYSTEM: Knowledge Cutoff Date: April 2024.\nToday's Date: December 19, 2024.\n"
+        "You are Granite, developed by IBM. You are a helpful AI assistant\n"
+    )
+    assert prompt(GRANITE_4_1_PLUS, **options) == f"{system}USER: <|audio|> {instruction}\n ASSISTANT:"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "<|startoftranscript|><|en|><|transcribe|><|notimestamps|>"),
+        ({"language": "de", "task": "translate"}, "<|startoftranscript|><|de|><|translate|><|notimestamps|>"),
+        (
+            {"keywords": "Acme, Kim"},
+            "<|startofprev|> Acme, Kim<|startoftranscript|><|en|><|transcribe|><|notimestamps|>",
+        ),
+    ],
+)
+def test_whisper(options: dict[str, Any], expected: str) -> None:
+    assert prompt(WHISPER, **options) == expected
+
+
+# What a family lacks
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "code", "named"),
+    [
+        (GRANITE_4_0, {"language": "it"}, "unsupported_language", "de, en, es, fr, ja, pt"),
+        (GRANITE_4_1_PLUS, {"language": "ja"}, "unsupported_language", "de, en, es, fr, pt"),
+        (WHISPER_ENGLISH, {"language": "de"}, "unsupported_language", "it has en"),
+        (GRANITE_4_0, {"language": "de", "task": "translate", "target_language": "fr"}, "unsupported_task", "de-en"),
+        (GRANITE_4_1_PLUS, {"language": "de", "task": "translate"}, "unsupported_task", "no translation"),
+        (WHISPER, {"task": "translate", "target_language": "de"}, "unsupported_task", "fr-en"),
+        (GRANITE_4_0, {"punctuation": True}, "unsupported_option", "no punctuation; it has keywords"),
+        (GRANITE_4_1, {"word_timestamps": True}, "unsupported_option", "no word_timestamps"),
+        (WHISPER, {"speaker_tags": True}, "unsupported_option", "no speaker_tags"),
+        (GRANITE_4_1_PLUS, {"speaker_tags": True, "word_timestamps": True}, "unsupported_option", "not both"),
+        (GRANITE_4_1_PLUS, {"speaker_tags": True, "keywords": "Kim"}, "unsupported_option", "no keywords with"),
+    ],
+)
+def test_what_a_model_lacks_is_refused_with_what_it_has(
+    family: Family, options: dict[str, Any], code: str, named: str
+) -> None:
+    with pytest.raises(RequestError, match=named) as caught:
+        family.check(Options(**options))
+    assert caught.value.code == code
+    assert family.name in caught.value.message
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_whatever_a_family_offers_has_a_prompt(family: Family) -> None:
+    for language in family.languages:
+        assert prompt(family, language=language)
+    for spoken, into in family.translations:
+        assert spoken in family.languages
+        assert prompt(family, language=spoken, task="translate", target_language=into)
+    for capability in family.capabilities:
+        assert prompt(family, **{capability: "Kim" if capability == "keywords" else True})
+
+
+def test_every_language_to_translate_into_has_a_name() -> None:
+    assert {into for family in FAMILIES[:3] for _, into in family.translations} <= set(LANGUAGE_NAMES)
+
+
+def test_whispers_languages_are_tokens_of_its_vocabulary() -> None:
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    assert set(WHISPER.languages) <= set(LANGUAGES)
+    assert set(LANGUAGES) - set(WHISPER.languages) == {"yue"}  # of large-v3 alone
+
+
+def test_no_true_transcript_reaches_the_token_limit() -> None:
+    """The fastest talkers reach 25 characters a second, and English has about four characters a token."""
+    for family in FAMILIES:
+        assert family.max_tokens(30) > 30 * 25 / 4 * 1.5
+        assert family.max_tokens(30) < 2048  # and beside its audio it fits a context of 4096
+        assert family.max_tokens(0.5) >= 16
+
+
+# Which family
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        (DEFAULT_MODEL, GRANITE_4_0),
+        ("ibm-granite/granite-speech-4.1-2b", GRANITE_4_1),
+        ("ibm-granite/granite-speech-4.1-2b-plus", GRANITE_4_1_PLUS),
+        ("openai/whisper-large-v3-turbo", WHISPER),
+        ("openai/whisper-small.en", WHISPER_ENGLISH),
+    ],
+)
+def test_the_family_by_hub_id(model: str, family: Family) -> None:
+    assert family_of(model) is family
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "family"),
+    [
+        ("mine", {"model_type": "granite_speech"}, GRANITE_4_0),
+        ("granite-speech-4.1-2b", {"model_type": "granite_speech"}, GRANITE_4_1),
+        ("mine", {"model_type": "granite_speech_plus"}, GRANITE_4_1_PLUS),
+        ("mine", {"model_type": "whisper", "vocab_size": 51866}, WHISPER),
+        ("mine", {"model_type": "whisper", "vocab_size": 51864}, WHISPER_ENGLISH),
+    ],
+)
+def test_the_family_by_checkpoint(tmp_path: Path, folder: str, config: dict[str, Any], family: Family) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    assert family_of(str(tmp_path / folder)) is family
+
+
+def test_the_shipped_model_is_a_granite() -> None:
+    assert family_of(str(Path(__file__).parents[3] / "demo" / "model")) is GRANITE_4_0
+
+
+def test_an_unknown_model_is_told_what_there_is(tmp_path: Path) -> None:
+    for content in (None, '{"model_type": "llama"}', "{broken"):
+        if content:
+            (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UsageError, match=r"config.json|Granite Speech .* nor Whisper") as caught:
+            family_of(str(tmp_path))
+        assert caught.value.code == "unknown_model"
+    with pytest.raises(UsageError, match="nor Whisper"):
+        family_of("meta/llama")
