@@ -24,8 +24,8 @@ Faulty = Callable[..., AbstractContextManager[FaultProxy]]
 @pytest.fixture(autouse=True)
 def small_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ranges, and short waits before something is tried again."""
-    for module in ("remote", "storage"):
-        monkeypatch.setattr(f"cluster.{module}.BLOCK_BYTES", RANGE_BYTES)
+    for module in ("remote", "filesystem"):
+        monkeypatch.setattr(f"storage.{module}.BLOCK_BYTES", RANGE_BYTES)
     monkeypatch.setattr("storage.retry._FIRST_WAIT_S", 0.05)
 
 

@@ -251,7 +251,7 @@ def test_what_ctc_is_sure_of_is_the_answer_at_once(fast: Runner) -> None:
     fast.begin("sure", "sure", accept=[0.7, 0.2])
     fast.begin("partly", "sure", accept=[0.7, 0.2])
     fast.reading_prompts = {"partly"}
-    written = fast.write(exact={"x": 1.0}, accept_all={"x": 1.0}, partly={"y": 1.0})
+    written = fast.write(exact={"x": 1.0}, sure={"x": 1.0}, partly={"y": 1.0})
     assert written["exact"] == [("x", 0.0, 1)]
     assert written["partly"] == [("y", 0.0, 1)]  # which vLLM throws away: its prompt is not read to the end
     assert written["sure"] == [(letter, 0.0, UNVERIFIED_RANK) for letter in ("a", "b", "c", "d", chr(END))]
