@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
+from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError, first_error
 from speech.formats import TranscriptFormat
 from speech.models.families import Family
 from speech.recording import Channels, Options, Recording, Task
@@ -75,10 +75,7 @@ class SpeechForm(BaseModel):
         try:
             return cls(**form)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = str(first["loc"][0])
-            given = "" if first["type"] == "missing" else f" (got {str(first['input'])[:80]!r})"
-            raise RequestError("bad_field", f"field {field!r}: {first['msg']}{given}") from error
+            raise RequestError("bad_field", first_error(error, "field")) from error
 
     def recording(self, request_id: str, audio: str, task: Task) -> Recording:
         """What is asked for, as batch has it.

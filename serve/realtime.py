@@ -38,7 +38,7 @@ from serve.protocol import INTERNAL, ErrorBody, SpeechForm
 from speech.audio.clips import Clip
 from speech.audio.live import LiveFormat, LiveSegmenter
 from speech.audio.segmenting import MIN_SILENCE_S, ONSET_PROBABILITY, PADDING_S
-from speech.errors import RayscribeError, RequestError
+from speech.errors import RayscribeError, RequestError, first_error
 from speech.formats import token_usage
 from speech.listener import ListenResult
 from speech.recording import Recording
@@ -120,9 +120,7 @@ class Session(_Part):
         try:
             merged = self.model_validate(_merged(self.model_dump(), changes))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RequestError("bad_session", f"session.{where}: {first['msg']}") from error
+            raise RequestError("bad_session", first_error(error, "field of the session")) from error
         if merged.audio.input.turn_detection is None:
             return merged
         ours = merged.audio.input.model_copy(update={"turn_detection": TurnDetection()})

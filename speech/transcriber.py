@@ -70,11 +70,9 @@ class Transcriber:
         """Decodes all clips of a recording.
 
         Raises:
-            RequestError: the model cannot do what is asked.
             EngineError: a clip failed; the engine goes on.
             EngineDied: the engine is gone.
         """
-        self._family.check(recording.options)
         start = time.perf_counter()
         segments: list[Segment] = []
         usage = Usage()

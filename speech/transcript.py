@@ -105,7 +105,6 @@ class Transcript:
 
     def to_row(self) -> dict[str, Any]:
         """The Parquet row, in the order of ``parquet_schema``."""
-        error = self.error and {"stage": self.error.stage, "code": self.error.code, "message": self.error.message}
         return {
             "recording_id": self.recording.id,
             "audio": redact_uri(self.recording.audio),
@@ -118,7 +117,7 @@ class Transcript:
             "text": self.text,
             "segments": [asdict(segment) for segment in self.segments],
             "flags": list(self.flags),
-            "error": error,
+            "error": self.error and self.error.as_struct(),
             "attempt": self.attempt,
             "usage": asdict(self.usage),
             "listen_s": self.listen_s,

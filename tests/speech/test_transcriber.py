@@ -10,7 +10,7 @@ import pytest
 from speech.audio.clips import Clip
 from speech.engines.base import ClipRequest
 from speech.engines.fake import FakeEngine
-from speech.errors import EngineDied, EngineError, RequestError
+from speech.errors import EngineDied, EngineError
 from speech.listener import ListenResult
 from speech.models.families import GRANITE_4_0, GRANITE_4_1_PLUS, Family
 from speech.recording import Options, Recording
@@ -214,13 +214,6 @@ def test_the_engine_goes_on_after_a_failed_recording() -> None:
 def test_a_dead_engine_is_not_a_failed_recording() -> None:
     with pytest.raises(EngineDied):
         transcribe(numbered_engine(dies={0}), listened(clip(0), clip(1)))
-
-
-def test_what_the_model_cannot_do_never_reaches_the_engine() -> None:
-    engine = numbered_engine()
-    with pytest.raises(RequestError):
-        transcribe(engine, listened(clip(0)), language="it")
-    assert engine.requests == []
 
 
 def test_a_listener_who_hangs_up_ends_the_work() -> None:
