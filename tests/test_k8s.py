@@ -263,7 +263,7 @@ def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path
     from storage.filesystem import Storage
 
     storage = Storage(s3.options)
-    audio = (ROOT / "tests" / "testing" / "data" / "agent.flac").read_bytes()
+    audio = (ROOT / "testing" / "data" / "agent.flac").read_bytes()
     storage.write_bytes(f"{s3.bucket}/agent.flac", audio)
     rows = [{"audio": "agent.flac", "id": "there"}, {"audio": "gone.flac", "id": "gone"}]
     storage.write_bytes(f"{s3.bucket}/manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
