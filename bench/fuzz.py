@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from testing.fuzzing import broken, fuzz, sources
+from testing.fuzzing import damaged_file, fuzz, intact_files
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="with --only: write it here")
     parsed = parser.parse_args()
     if parsed.only is not None and parsed.keep:
-        parsed.keep.write_bytes(broken(sources(), parsed.seed, parsed.only)[1])
+        parsed.keep.write_bytes(damaged_file(intact_files(), parsed.seed, parsed.only)[1])
     start = time.perf_counter()
     numbers = range(parsed.files) if parsed.only is None else [parsed.only]
     answers, failures = fuzz(numbers, parsed.seed, parsed.workers)
@@ -38,7 +38,7 @@ def main() -> int:
         table.add_row(answer, str(count))
     Console().print(table)
     for failure in failures:
-        print(f"file {failure.number} of seed {parsed.seed}, made of {failure.source}: {failure.what}")
+        print(f"file {failure.number} of seed {parsed.seed}, made of {failure.source}: {failure.outcome}")
     result = {"files": len(numbers), "seed": parsed.seed, "failures": len(failures), "seconds": round(seconds, 1)}
     print(json.dumps(result | {"answers": dict(answers)}))
     return int(bool(failures))

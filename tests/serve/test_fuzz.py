@@ -9,7 +9,7 @@ from schemathesis.checks import not_a_server_error
 from serve.metrics import RequestMetrics
 from serve.routes import TranscriptionService, http_app
 from serve.settings import ServeSettings
-from testing.fuzzing import broken, sources
+from testing.fuzzing import damaged_file, intact_files
 from tests.pipelines.jobs import scripted_engine
 from tests.serve.direct import MODEL, DirectBackend, client_of, post
 
@@ -37,9 +37,9 @@ def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Pa
 
 
 def test_broken_files_are_heard_or_refused_with_their_reason() -> None:
-    files = sources()
+    files = intact_files()
     with client_of(scripted_engine()) as client:
-        answers = [post(client, audio=broken(files, SEED, number)[1]) for number in range(FILES)]
+        answers = [post(client, audio=damaged_file(files, SEED, number)[1]) for number in range(FILES)]
     statuses = {answer.status_code for answer in answers}
     assert statuses <= {200, 413, 415, 422}
     assert {200, 422} <= statuses
