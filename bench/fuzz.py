@@ -1,9 +1,9 @@
-"""Damaged recordings of every format, given to a Listener: how each is answered.
+"""Fuzzing: damaged recordings of every format, given to a Listener; counts the outcomes.
 
     python -m bench.fuzz [--files 1000] [--seed 0] [--workers 2]
 
-``testing.fuzzing`` makes the files and runs them. One that fails can be made again: ``python -m bench.fuzz
---only NUMBER --keep FILE``. Prints a table of the answers and, last, one line of JSON; the exit code is 1 if any
+``testing.fuzzing`` makes the files and runs them. A failing one can be reproduced: ``python -m bench.fuzz
+--only NUMBER --keep FILE``. Prints a table of the outcomes and, last, one line of JSON; the exit code is 1 if any
 file failed.
 """
 
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", type=int, help="try the file of this number alone")
-    parser.add_argument("--keep", type=Path, help="with --only: write it here")
+    parser.add_argument("--keep", type=Path, help="with --only: write the file here")
     parsed = parser.parse_args()
     if parsed.only is not None and parsed.keep:
         parsed.keep.write_bytes(damaged_file(intact_files(), parsed.seed, parsed.only)[1])
@@ -33,7 +33,7 @@ def main() -> int:
     numbers = range(parsed.files) if parsed.only is None else [parsed.only]
     answers, failures = fuzz(numbers, parsed.seed, parsed.workers)
     seconds = time.perf_counter() - start
-    table = Table("answer", "files")
+    table = Table("outcome", "files")
     for answer, count in answers.most_common():
         table.add_row(answer, str(count))
     Console().print(table)
