@@ -121,7 +121,7 @@ def clips_of(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
     """The references by recording, and the clips of all recordings that every mode can transcribe."""
     family = family_of(model)
     listener, references, clips = Listener(clip_s=family.clip_s), {}, []
-    for row in manifest.read(uri, Storage()):
+    for _, row in manifest.read(uri, Storage()):
         try:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)
