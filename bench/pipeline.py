@@ -65,7 +65,7 @@ def _good_rows(uri: str, model: str) -> list[dict[str, object]]:
     """The rows of a manifest that can be transcribed: a bad file costs the bare engine nothing."""
     listener, family = Listener(clip_s=family_of(model).clip_s), family_of(model)
     good = []
-    for row in manifest.read(uri, Storage()):
+    for _, row in manifest.read(uri, Storage()):
         try:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)

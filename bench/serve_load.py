@@ -102,7 +102,7 @@ def _samples(uri: str, model: str) -> list[Sample]:
     storage = Storage({})
     listener = Listener(clip_s=family_of(model).clip_s, open_audio=storage.open_audio)
     samples = []
-    for row in manifest.read(uri, storage):
+    for _, row in manifest.read(uri, storage):
         recording = Recording.from_row(row, Options())
         try:
             listened = listener.listen(recording)

@@ -120,7 +120,7 @@ def clips_of(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
     """The truths by recording, and the clips of all recordings that any way of drafting is for."""
     family = family_of(model)
     listener, truths, clips = Listener(clip_s=family.clip_s), {}, []
-    for row in manifest.read(uri, Storage()):
+    for _, row in manifest.read(uri, Storage()):
         try:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)

@@ -17,7 +17,6 @@ from rich.text import Text
 
 from pipelines import manifest
 from pipelines.output import Output
-from speech.recording import row_id
 from storage.filesystem import Storage
 
 # More of a transcript than this, in words, is shown by its beginning only.
@@ -83,9 +82,8 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
     storage = Storage(storage_options)
     output = Output(output_uri, storage)
     job, report = output.require_job(), output.report() or {}
-    references = {
-        row_id(row): row["text"] for row in manifest.read(manifest_uri or job["manifest"], storage) if row.get("text")
-    }
+    rows = manifest.read(manifest_uri or job["manifest"], storage)
+    references = {recording_id: row["text"] for recording_id, row in rows if row.get("text")}
     scores = []
     for batch in output.batches("ok", ["recording_id", "text", "language", "task", "metadata"]):
         for row in batch.to_pylist():

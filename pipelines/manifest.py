@@ -59,8 +59,8 @@ Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # by line, or by row where there are no lines
 
 
-def read(uri: str, storage: Storage) -> Iterator[Row]:
-    """The rows of a manifest, ``audio`` resolved. What kind it is, and that it is there, is checked at once.
+def read(uri: str, storage: Storage) -> Iterator[tuple[str, Row]]:
+    """The rows of a manifest with their ids, ``audio`` resolved. Its kind, and that it exists, are checked at once.
 
     Raises:
         UsageError: ``not_found``, ``forbidden``, ``unreadable``; ``bad_manifest`` naming file and line;
@@ -70,11 +70,12 @@ def read(uri: str, storage: Storage) -> Iterator[Row]:
     return _checked(uri, files, storage)
 
 
-def _checked(uri: str, files: list[str], storage: Storage) -> Iterator[Row]:
+def _checked(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, Row]]:
     ids = array("q")  # a hash each: equal ids have equal hashes, so what has no repeat here has none at all
     for _, _, row in _rows(uri, files, storage):
-        ids.append(hash(row_id(row)))
-        yield row
+        recording_id = row_id(row)
+        ids.append(hash(recording_id))
+        yield recording_id, row
     if not ids:
         raise UsageError("bad_manifest", f"{redact_uri(uri)} holds no rows: give it one a recording")
     hashes = np.frombuffer(ids, np.int64)

@@ -36,7 +36,6 @@ from speech.engines.base import EngineStarter, start_engine
 from speech.engines.speculation import method_for
 from speech.errors import RequestError, UsageError
 from speech.models.checkpoint import check_available, family_of
-from speech.recording import row_id
 from storage.filesystem import Storage
 
 # Rows of the work list to a block that lies in the object store; only text, so many fit.
@@ -151,20 +150,20 @@ class _Run:
 class _Counted:
     """Iterates, and knows afterwards how many there were."""
 
-    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
+    def __init__(self, rows: Iterator[tuple[str, dict[str, Any]]]) -> None:
         self._rows = rows
         self.count = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in self._rows:
             self.count += 1
             yield row
 
 
-def _work(rows: Iterable[dict[str, Any]], attempt_of: AttemptOf) -> Iterator[dict[str, Any]]:
+def _work(rows: Iterable[tuple[str, dict[str, Any]]], attempt_of: AttemptOf) -> Iterator[dict[str, Any]]:
     """The work list: JSON and attempt of the manifest rows that are to be done."""
-    for row in rows:
-        attempt = attempt_of(row_id(row))
+    for recording_id, row in rows:
+        attempt = attempt_of(recording_id)
         if attempt is not None:
             yield {"row": json.dumps(row, ensure_ascii=False, default=str), "attempt": attempt}
 

@@ -11,13 +11,13 @@ import pytest
 
 from pipelines import manifest
 from speech.errors import UsageError
-from speech.recording import Options, Recording
+from speech.recording import Options, Recording, row_id
 from storage.filesystem import Storage
 from tests.conftest import S3
 
 
 def rows(uri: Path | str, storage: Storage | None = None) -> list[dict[str, Any]]:
-    return list(manifest.read(str(uri), storage or Storage()))
+    return [row for _, row in manifest.read(str(uri), storage or Storage())]
 
 
 def refused(uri: Path | str, code: str = "bad_manifest") -> str:
@@ -158,7 +158,7 @@ def test_rows_that_cannot_be_meant_are_passed_on(tmp_path: Path) -> None:
 
 def test_rows_stream(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\nbroken')
-    assert next(manifest.read(str(path), Storage())) == {"audio": "/1.wav"}
+    assert next(manifest.read(str(path), Storage())) == (row_id({"audio": "/1.wav"}), {"audio": "/1.wav"})
 
 
 # What is wrong
