@@ -1,4 +1,4 @@
-/** OpenAI's audio API, as the server that this page came from speaks it (serve/protocol.py). */
+/** OpenAI's audio API, as the server that this page came from speaks it (serve/routes.py). */
 
 /** An answer that is no transcript. `code` is the server's, `retryAfter` in seconds where it names a time. */
 export class ApiError extends Error {

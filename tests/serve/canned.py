@@ -10,11 +10,12 @@ from unittest.mock import Mock
 
 import uvicorn
 
+from serve.backend import ListenSummary
 from serve.metrics import RequestMetrics
-from serve.routes import Listened, TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.errors import RayscribeError
-from speech.listener import ListenResult
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript
 from speech.transcript import Segment, Transcript, Usage
@@ -40,12 +41,12 @@ class CannedBackend:
         self.go_on.set()
         self.given_up = threading.Event()
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> Listened:
+    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
         self.asked.append(recording)
         self.uploads.append(audio.read())
         if self.failure and self.refuses:
             raise self.failure
-        return Listened(ListenResult(self.duration_s, self.duration_s, 2, []), None)
+        return ListenSummary(self.duration_s, None)
 
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         raise AssertionError("the page asks for streams alone")

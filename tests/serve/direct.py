@@ -6,8 +6,10 @@ from typing import Any, BinaryIO
 
 from starlette.testclient import TestClient
 
+from serve.backend import ListenSummary
 from serve.metrics import RequestMetrics
-from serve.routes import Listened, TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.engines.base import Engine
 from speech.listener import Listener, ListenResult
@@ -23,7 +25,7 @@ MODEL = "demo/model"
 
 
 class DirectBackend:
-    """``serve.routes.Backend`` in this process."""
+    """``serve.backend.Backend`` in this process."""
 
     def __init__(self, engine: Engine, max_audio_s: float = 3600.0) -> None:
         self.listener = Listener(clip_s=GRANITE_4_0.clip_s, max_duration_s=max_audio_s)
@@ -36,9 +38,9 @@ class DirectBackend:
             self._transcriber = Transcriber(self._engine, GRANITE_4_0, MODEL, concurrent_clips=8)
         return self._transcriber
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> Listened:
+    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
         listened = await asyncio.to_thread(self.listener.listen, recording, audio)
-        return Listened(listened, listened)
+        return ListenSummary(listened.duration_s, listened)
 
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         return await self.transcriber.transcribe(recording, handle)

@@ -38,11 +38,11 @@ def test_with_keys_only_their_holders_are_answered(keys: Path) -> None:
 
 def test_a_changed_file_of_keys_counts_at_once(keys: Path) -> None:
     known = ApiKeys(str(keys))
-    assert known.admit("sk-plain")
+    assert known.contains("sk-plain")
     keys.write_text("sk-new\n")
     os.utime(keys, ns=(1, 1))
-    assert known.admit("sk-new")
-    assert not known.admit("sk-plain")
+    assert known.contains("sk-new")
+    assert not known.contains("sk-plain")
 
 
 def test_keys_are_held_as_hashes(keys: Path) -> None:

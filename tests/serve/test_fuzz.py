@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 
 from serve.metrics import RequestMetrics
-from serve.routes import TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from testing.fuzzing import broken, sources
 from tests.pipelines.jobs import scripted_engine

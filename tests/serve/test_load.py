@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 
 from serve.metrics import RequestMetrics
-from serve.routes import TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.engines.base import ClipRequest
 from speech.engines.fake import FakeEngine
