@@ -18,10 +18,11 @@ from serve.server import APP, stop
 from serve.settings import ServeSettings
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.fake import FakeEngine
+from speech.errors import EngineDied
 from speech.listener import Listener, ListenResult
 from speech.models.families import Family
 from speech.recording import Recording
-from tests.serve.conftest import eventually, free_port
+from tests.serve.conftest import PATIENCE_S, eventually, free_port
 from tests.serve.direct import CALL, MODEL
 
 RECORDING = Recording(id="one", audio="call.wav")
@@ -94,3 +95,20 @@ def test_the_endpoint_receives_a_summary_and_a_reference_but_no_samples(backend:
 
     asyncio.run(request())
     eventually(lambda: object_store_bytes() <= before)
+
+
+def test_a_result_whose_listener_has_died_is_answered_replica_died(backend: ServeBackend) -> None:
+    async def request() -> None:
+        with tempfile.TemporaryFile() as audio:
+            audio.write(CALL)
+            summary = await backend.listen(RECORDING, audio)
+        [name] = [actor["name"] for actor in ray.util.list_named_actors(True) if "Listener" in actor["name"]]
+        ray.kill(ray.get_actor(name, namespace="serve"))
+        with pytest.raises(EngineDied, match="replica_died"):
+            async with asyncio.timeout(PATIENCE_S):
+                while True:  # until Ray has noticed
+                    await backend.transcribe(RECORDING, summary.handle)
+        with pytest.raises(EngineDied, match="replica_died"):
+            await anext(backend.stream(RECORDING, summary.handle))
+
+    asyncio.run(request())
