@@ -1,4 +1,4 @@
-"""The endpoint without Ray: its HTTP in this process, over the real Listener and an engine that a test gives."""
+"""The endpoint without Ray: its HTTP in this process, over the real Listener and a given engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -50,14 +50,14 @@ class DirectBackend:
 
 
 def client_of(engine: Engine, *, peer: str = "127.0.0.1", **settings: Any) -> TestClient:
-    """A client of an endpoint with these settings, calling from ``peer``."""
+    """A client of an endpoint with these settings; ``peer`` is the client's address."""
     asked = ServeSettings.from_settings({"model": MODEL, **settings})
     app = http_app(asked, TranscriptionService(asked, DirectBackend(engine, asked.max_audio_s), RequestMetrics()))
     return TestClient(app, base_url="http://localhost:8000", client=(peer, 5000), raise_server_exceptions=False)
 
 
 def post(client: TestClient, path: str = "transcriptions", audio: bytes | None = None, **fields: Any) -> Any:
-    """Asks for a transcript, of ``CALL`` unless other audio is given."""
+    """Requests a transcript, of ``CALL`` unless other audio is given."""
     data = {"model": MODEL, **fields}
     upload = ("call.wav", CALL if audio is None else audio)
     return client.post(f"/v1/audio/{path}", data=data, files={"file": upload})

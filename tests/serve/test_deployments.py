@@ -1,4 +1,4 @@
-"""The deployments on Ray Serve, called as the Endpoint calls them: this process stands in for it."""
+"""The deployments on Ray Serve, called from this process as the Endpoint calls them."""
 
 import asyncio
 import io
@@ -22,7 +22,7 @@ from speech.errors import EngineDied
 from speech.listener import Listener, ListenResult
 from speech.models.families import Family
 from speech.recording import Recording
-from tests.serve.conftest import PATIENCE_S, eventually, free_port
+from tests.serve.conftest import MAX_WAIT_S, eventually, free_port
 from tests.serve.direct import CALL, MODEL
 
 RECORDING = Recording(id="one", audio="call.wav")
@@ -30,7 +30,7 @@ SUMMARY_BYTES = 2000  # as Ray serializes it; the samples of CALL are over a hun
 
 
 class ForgetfulEngine(FakeEngine):
-    """Keeps no request: their samples are in the object store, and would stay there."""
+    """Keeps no requests: a reference to their samples would pin them in the object store."""
 
     async def decode(self, request: ClipRequest) -> DecodingResult:
         try:
@@ -97,6 +97,12 @@ def test_the_endpoint_receives_a_summary_and_a_reference_but_no_samples(backend:
     eventually(lambda: object_store_bytes() <= before)
 
 
+async def transcribe_until_it_fails(backend: ServeBackend, handle: ray.ObjectRef) -> None:
+    """Ray notices the owner's death after a moment."""
+    while True:
+        await backend.transcribe(RECORDING, handle)
+
+
 def test_a_result_whose_listener_has_died_is_answered_replica_died(backend: ServeBackend) -> None:
     async def request() -> None:
         with tempfile.TemporaryFile() as audio:
@@ -105,9 +111,7 @@ def test_a_result_whose_listener_has_died_is_answered_replica_died(backend: Serv
         [name] = [actor["name"] for actor in ray.util.list_named_actors(True) if "Listener" in actor["name"]]
         ray.kill(ray.get_actor(name, namespace="serve"))
         with pytest.raises(EngineDied, match="replica_died"):
-            async with asyncio.timeout(PATIENCE_S):
-                while True:  # until Ray has noticed
-                    await backend.transcribe(RECORDING, summary.handle)
+            await asyncio.wait_for(transcribe_until_it_fails(backend, summary.handle), MAX_WAIT_S)
         with pytest.raises(EngineDied, match="replica_died"):
             await anext(backend.stream(RECORDING, summary.handle))
 
