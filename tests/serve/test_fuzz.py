@@ -1,4 +1,4 @@
-"""Requests that nobody would send, and files that are broken: each has its answer, and none is a 500."""
+"""Fuzzed requests and broken files: none is answered 500."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 
 from serve.metrics import RequestMetrics
-from serve.routes import TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from testing.fuzzing import damaged_file, intact_files
 from tests.pipelines.jobs import scripted_engine
@@ -18,14 +19,16 @@ SEED = 20261123
 FILES = 60
 
 
-def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Path) -> None:
+def test_no_request_made_from_the_openapi_description_is_a_server_error(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
     known = ServeSettings(model=MODEL, api_keys=str(tmp_path / "keys"))
     app = http_app(known, TranscriptionService(known, DirectBackend(scripted_engine()), RequestMetrics()))
     operations = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
     assert len(operations) == 4
     for operation in operations:
-        wrong = [schemathesis.GenerationMode.NEGATIVE] if operation.body else []  # what has no parts has none wrong
+        wrong = (
+            [schemathesis.GenerationMode.NEGATIVE] if operation.body else []
+        )  # requests without a body have no negative cases
         for mode in (schemathesis.GenerationMode.POSITIVE, *wrong):
 
             @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -36,7 +39,7 @@ def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Pa
             try_one()
 
 
-def test_broken_files_are_heard_or_refused_with_their_reason() -> None:
+def test_broken_files_are_transcribed_or_refused_with_a_reason() -> None:
     files = intact_files()
     with client_of(scripted_engine()) as client:
         answers = [post(client, audio=damaged_file(files, SEED, number)[1]) for number in range(FILES)]
