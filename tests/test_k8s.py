@@ -263,7 +263,7 @@ def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path
     from storage.filesystem import Storage
 
     storage = Storage(s3.options)
-    audio = (ROOT / "tests" / "speech" / "data" / "agent.flac").read_bytes()
+    audio = (ROOT / "testing" / "data" / "agent.flac").read_bytes()
     storage.write_bytes(f"{s3.bucket}/agent.flac", audio)
     rows = [{"audio": "agent.flac", "id": "there"}, {"audio": "gone.flac", "id": "gone"}]
     storage.write_bytes(f"{s3.bucket}/manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -292,7 +292,7 @@ def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path
         head.wait(timeout=60)
         shutil.rmtree(ray_here, ignore_errors=True)
     assert done.returncode == 0, done.stderr  # one has failed, and that is no reason to run again
-    standing = Output(f"{s3.bucket}/out", storage).settle()
+    standing = Output(f"{s3.bucket}/out", storage).deduplicate()
     assert standing == {"ok": {"there": 1}, "failed": {"gone": 1}}
 
 

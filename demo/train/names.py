@@ -43,7 +43,7 @@ class RareName:
 
 
 def _sounds(rng: Random) -> list[tuple[str, tuple[str, ...]]]:
-    sounds = [rng.choice(_FIRST), rng.choice(_VOWELS), rng.choice(_MIDDLE)]
+    sounds: list[tuple[str, tuple[str, ...]]] = [rng.choice(_FIRST), rng.choice(_VOWELS), rng.choice(_MIDDLE)]
     if rng.random() < 0.35:
         sounds += [rng.choice(_VOWELS), rng.choice(_MIDDLE)]
     sounds += [rng.choice(_ENDINGS)] if rng.random() < 0.5 else [rng.choice(_VOWELS), rng.choice(_LAST)]

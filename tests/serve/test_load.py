@@ -1,7 +1,7 @@
 """The endpoint when it is full, and when its clients leave."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -34,7 +34,9 @@ class StuckEngine(FakeEngine):
 
 
 @asynccontextmanager
-async def endpoint(engine: StuckEngine, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
+async def endpoint(
+    engine: StuckEngine, **settings: Any
+) -> AsyncIterator[Callable[..., Coroutine[None, None, httpx.Response]]]:
     asked = ServeSettings(model=MODEL, **settings)
     service = TranscriptionService(asked, DirectBackend(engine), RequestMetrics())
     app = http_app(asked, service)

@@ -15,7 +15,7 @@ import soundfile as sf
 
 from serve.settings import ServeSettings
 from speech.errors import AudioError, EngineError
-from speech.formats import formatted
+from speech.formats import TranscriptFormat, render_transcript
 from speech.models.families import GRANITE_4_0
 from speech.recording import Recording
 from speech.transcript import Segment, Transcript
@@ -225,10 +225,11 @@ def test_downloads_are_what_the_server_would_write(page: Any, call: Path) -> Non
     _transcribe(page, call)
     named = tuple(replace(segment, speaker="Agent") if segment.channel == 0 else segment for segment in SEGMENTS)
     transcript = Transcript(Recording(id="call", audio="call.wav"), MODEL, " ".join(LINES), named)
-    for button, format in (("TXT", "text"), ("SRT", "srt"), ("VTT", "vtt")):
+    buttons: list[tuple[str, TranscriptFormat]] = [("TXT", "text"), ("SRT", "srt"), ("VTT", "vtt")]
+    for button, format in buttons:
         name, content = _downloaded(page, button)
         assert name == f"call.{button.lower()}"
-        assert content == formatted(transcript, format)  # type: ignore[arg-type]
+        assert content == render_transcript(transcript, format)
     name, content = _downloaded(page, "JSON")
     assert name == "call.json"
     written = json.loads(content)

@@ -95,13 +95,14 @@ def test_an_upload_goes_through_both_halves(mortal: tuple[Served, Path]) -> None
 
 def test_errors_cross_from_the_halves_as_they_are(mortal: tuple[Served, Path]) -> None:
     endpoint, _ = mortal
-    for fields, audio, expected in (
+    refused: list[tuple[dict[str, Any], bytes, tuple[int, str]]] = [
         ({}, b"", (422, "empty")),
         ({}, b"not audio at all\n" * 100_000, (422, "unreadable")),
         ({}, b"too long\n" * 400_000, (413, "too_large")),
         (keywords("refuse me"), CALL, (500, "engine_refused")),
         (keywords("break me"), CALL, (500, "internal")),
-    ):
+    ]
+    for fields, audio, expected in refused:
         answer = ask(endpoint, audio=audio, **fields)
         assert (answer.status_code, answer.json()["error"]["code"]) == expected
 
@@ -110,7 +111,7 @@ def test_a_client_that_leaves_frees_its_work(mortal: tuple[Served, Path], waitin
     endpoint, _ = mortal
     for fields in ({}, {"stream": "true"}):
         with pytest.raises(httpx.ReadTimeout):
-            ask(endpoint, timeout=3.0, **keywords("wait"), **fields)
+            ask(endpoint, timeout=3.0, **(keywords("wait") | fields))
         eventually((waiting / "given-up").exists)
         (waiting / "given-up").unlink()
 

@@ -14,6 +14,7 @@ from speech.errors import AudioError, UsageError
 from storage.filesystem import Storage
 from testing.fault_proxy import FAULTS, FaultProxy, faults_before
 from tests.conftest import S3
+from tests.storage.remote import open_remote
 
 # Ranges are small here, so that no healthy answer takes long: three requests, and a HEAD before them.
 RANGE_BYTES = 64 << 10
@@ -48,7 +49,7 @@ def test_a_fault_costs_one_range_and_not_the_file(faulty: Faulty, s3: S3, fault:
     with faulty(script=[None, None, fault]) as proxy:  # in the second range
         # Long enough that on a busy machine nothing else times out, and so that requests can be counted.
         storage = behind(proxy, read_timeout_s=2.0 if fault == "stall" else 20.0)
-        with storage.open_audio(f"{s3.bucket}/call.wav") as audio:
+        with open_remote(storage, f"{s3.bucket}/call.wav") as audio:
             assert audio.read() == CALL
         assert proxy.injected == {fault: 1}
         assert proxy.passed == 4  # a HEAD and three ranges
@@ -133,7 +134,12 @@ def test_an_object_that_stalls_is_given_up_and_others_are_read_meanwhile(faulty:
 @pytest.mark.parametrize(("status", "code"), [(403, "forbidden"), (404, "not_found")])
 def test_what_storage_has_decided_is_not_asked_twice(s3: S3, status: int, code: str) -> None:
     asked: list[str] = []
-    with _web(lambda handler: asked.append(handler.command) or _plain(handler, status)) as address:
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.command)
+        _plain(handler, status)
+
+    with _web(answer) as address:
         with pytest.raises(AudioError) as caught:
             Storage().open_audio(f"{address}/call.wav")
         assert caught.value.code == code
@@ -179,7 +185,7 @@ def test_a_web_server_that_stumbles(ranges: str | None) -> None:
             handler.wfile.write(content[: len(content) // 2] if stumble == "half" else content)
             handler.close_connection = True
 
-    with _web(answer) as address, Storage().open_audio(f"{address}/call.wav") as audio:
+    with _web(answer) as address, open_remote(Storage(), f"{address}/call.wav") as audio:
         assert audio.read() == body
 
 
