@@ -89,7 +89,7 @@ def served_mortal(folder: Path, *settings: str) -> Served:
 
 
 @pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
+def mortal(needs_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
     """Two engines that do what they are told, and the folder through which they are told."""
     folder = tmp_path_factory.mktemp("mortal")
     endpoint = served_mortal(folder, "engines=2", "max_requests=4", "max_upload_mib=2", "drain_s=60")
@@ -105,7 +105,7 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="package")
-def demo(collector: Collector) -> Iterator[Served]:
+def demo(needs_engine: None, needs_ray: None, collector: Collector) -> Iterator[Served]:
     """``rayscribe serve`` on the demo model: one for OpenAI's client and for the page."""
     endpoint = served(
         *("-m", "rayscribe", "serve", "--model", "demo/model", "--names", "whisper-1"),

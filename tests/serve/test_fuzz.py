@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
@@ -19,6 +20,7 @@ SEED = 20261123
 FILES = 60
 
 
+@pytest.mark.slow
 def test_whatever_the_description_allows_or_not_is_no_fault_of_ours(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
     known = ServeSettings(model=MODEL, api_keys=str(tmp_path / "keys"))

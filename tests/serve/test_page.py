@@ -59,7 +59,7 @@ def address(backend: CannedBackend) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(needs_browser: None) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here: install Debian's package chromium")
     from playwright.sync_api import sync_playwright

@@ -15,6 +15,8 @@ import pytest
 from tests.serve.conftest import PATIENCE_S, Served, eventually, served_mortal
 from tests.serve.direct import CALL, MODEL
 
+pytestmark = pytest.mark.ray
+
 # Three requests are mostly given to both engines; where they were not within so long, they are asked anew.
 GIVEN_OUT_S = 5.0
 

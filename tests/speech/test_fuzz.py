@@ -1,5 +1,7 @@
 """Broken files of every format: each has its answer, and none takes its process down (testing/fuzzing.py)."""
 
+import pytest
+
 from speech.errors import AUDIO_CODES
 from testing.fuzzing import broken, fuzz, sources
 
@@ -8,6 +10,7 @@ FILES = 200
 SEED = 20261122
 
 
+@pytest.mark.slow
 def test_every_broken_file_is_heard_or_refused_with_a_code() -> None:
     answers, failures = fuzz(range(FILES), SEED)
     assert not failures, f"seed {SEED}: {failures}"

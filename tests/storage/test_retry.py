@@ -150,6 +150,7 @@ def test_what_storage_has_decided_is_not_asked_twice(s3: S3, status: int, code: 
         assert proxy.passed <= 2  # is it a file, is it a folder
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_is_reported_soon() -> None:
     storage = Storage({"key": "k", "secret": "s", "endpoint_url": "http://127.0.0.1:9"})
     start = time.monotonic()

@@ -19,6 +19,8 @@ from speech.recording import Options
 from testing.engines import RunningEngine
 from testing.loops import LoopThread
 
+pytestmark = pytest.mark.engine
+
 MODEL = "demo/model"
 SHORT_CLIPS = 240
 # Room for some 30 blocks of the KV cache: with 48 clips at once, most are put off now and then, and

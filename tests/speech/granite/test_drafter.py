@@ -14,6 +14,8 @@ from speech.granite.acceptance import UNVERIFIED_RANK, prefer_likely_drafts
 from speech.granite.ctc import CtcHypothesis, read
 from speech.granite.drafter import CtcDrafter, DrafterBinding
 
+pytestmark = pytest.mark.engine
+
 END = 1
 
 
