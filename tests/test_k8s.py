@@ -256,7 +256,8 @@ def test_only_a_run_that_did_not_finish_is_tried_again(job: dict[str, Any], code
     assert subprocess.run(["sh", "-c", f"(exit {code}) || {told}"]).returncode == as_told
 
 
-@pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="the small model of the demo is not here")
+@pytest.mark.engine
+@pytest.mark.ray
 def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path) -> None:
     """On a Ray cluster of its own, with another job.yaml in the ConfigMap's place; credentials from the environment."""
     from pipelines.output import Output
@@ -292,7 +293,7 @@ def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path
         head.wait(timeout=60)
         shutil.rmtree(ray_here, ignore_errors=True)
     assert done.returncode == 0, done.stderr  # one has failed, and that is no reason to run again
-    standing = Output(f"{s3.bucket}/out", storage).settle()
+    standing = Output(f"{s3.bucket}/out", storage).deduplicate()
     assert standing == {"ok": {"there": 1}, "failed": {"gone": 1}}
 
 

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 
 from serve.metrics import RequestMetrics
 from serve.routes import http_app
@@ -19,11 +21,13 @@ SEED = 20261123
 FILES = 60
 
 
+@pytest.mark.slow
 def test_no_request_made_from_the_openapi_description_is_a_server_error(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
-    known = ServeSettings(model=MODEL, api_keys=str(tmp_path / "keys"))
+    known = ServeSettings.from_settings({"model": MODEL, "api_keys": str(tmp_path / "keys")})
     app = http_app(known, TranscriptionService(known, DirectBackend(scripted_engine()), RequestMetrics()))
-    operations = [found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
+    described = schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()
+    operations = [found.ok() for found in described if isinstance(found, Ok)]
     assert len(operations) == 4
     for operation in operations:
         wrong = (

@@ -75,4 +75,4 @@ def test_a_row_read_back_renders_the_same() -> None:
     again = Transcript.from_row(CALL.to_row())
     assert again.segments == CALL.segments
     for format in ("srt", "vtt", "text", "json", "verbose_json"):
-        assert render_transcript(again, format) == render_transcript(CALL, format)  # type: ignore[arg-type]
+        assert render_transcript(again, format) == render_transcript(CALL, format)

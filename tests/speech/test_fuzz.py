@@ -1,5 +1,7 @@
 """Damaged files of every format: each has an allowed outcome, and none ends its process (testing/fuzzing.py)."""
 
+import pytest
+
 from speech.errors import AUDIO_CODES
 from testing.fuzzing import damaged_file, fuzz, intact_files
 
@@ -8,6 +10,7 @@ FILES = 200
 SEED = 20261122
 
 
+@pytest.mark.slow
 def test_every_damaged_file_is_decoded_or_refused_with_a_code() -> None:
     outcomes, failures = fuzz(range(FILES), SEED)
     assert not failures, f"seed {SEED}: {failures}"

@@ -171,6 +171,7 @@ print(heard.duration_s, heard.channels, heard.speech_s, peak_mb, "torch" in sys.
 """
 
 
+@pytest.mark.slow
 def test_three_hours_of_stereo_stay_under_600_mb(tmp_path: Path) -> None:
     samples, _ = call(exchanges=6, pause_s=0.8)
     minute = sndfile(samples, "WAV", "ULAW")
