@@ -48,7 +48,7 @@ class FakeModelRunner:
         self.requests: dict[str, CachedRequestState] = {}
         self.encoder_cache: dict[str, torch.Tensor] = {}
         self.hypotheses: dict[torch.Tensor, CtcHypothesis] = {}
-        self.rejection_sampler = RejectionSampler(SimpleNamespace(logprobs_mode="raw_logprobs"))  # type: ignore[arg-type]
+        self.rejection_sampler = RejectionSampler(SimpleNamespace(logprobs_mode="raw_logprobs"))
         self.in_prefill: set[str] = set()
         self.max_model_len = self.effective_drafter_max_model_len = 100
         self.device = torch.device("cpu")
@@ -67,7 +67,7 @@ class FakeModelRunner:
         self.requests[request] = CachedRequestState(
             req_id=request,
             prompt_token_ids=[0] * 20,
-            mm_features=[SimpleNamespace(identifier=clip)],  # type: ignore[list-item]
+            mm_features=[SimpleNamespace(identifier=clip)],
             sampling_params=SamplingParams(extra_args={"draft": draft} | extra_args),
             generator=None,
             block_ids=(),
