@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from speech.errors import RequestError
+from speech.errors import RequestError, first_error
 
 Channels = Literal["auto", "split", "mix", "first"]
 Task = Literal["transcribe", "translate"]
@@ -173,11 +173,7 @@ class Recording(BaseModel):
             fields["options"] = Options(**{**inherited, **options})
             return cls(**fields, metadata=cells)
         except ValidationError as error:
-            first = error.errors()[0]
-            column = ".".join(str(part) for part in first["loc"])
-            raise RequestError(
-                "bad_row", f"column {column!r}: {first['msg']} (got {reprlib.repr(first['input'])})"
-            ) from error
+            raise RequestError("bad_row", first_error(error, "column")) from error
 
     @classmethod
     def malformed(cls, row: Mapping[str, Any]) -> Self:

@@ -16,6 +16,7 @@ from speech.errors import AudioError, UsageError
 from storage.filesystem import Storage
 from storage.uris import is_glob, parent, resolve
 from tests.conftest import S3
+from tests.storage.remote import open_remote
 
 
 class _Web(BaseHTTPRequestHandler):
@@ -72,7 +73,7 @@ def test_local_audio_is_returned_as_a_path(tmp_path: Path) -> None:
 def test_remote_audio_is_seekable(s3: S3, storage: Storage) -> None:
     content = bytes(range(256)) * 80_000  # more than one block, and more than stays in memory
     storage.write_bytes(f"{s3.bucket}/call.wav", content)
-    with storage.open_audio(f"{s3.bucket}/call.wav") as file:
+    with open_remote(storage, f"{s3.bucket}/call.wav") as file:
         assert file.read() == content
         file.seek(1000)
         assert file.read(4) == content[1000:1004]
@@ -83,7 +84,7 @@ def test_remote_audio_decodes_like_local_audio(s3: S3, storage: Storage, tmp_pat
     name = tmp_path / f"call.{suffix}"
     soundfile.write(name, np.sin(np.arange(48_000) / 20).astype(np.float32), 16_000)
     storage.write_bytes(f"{s3.bucket}/{name.name}", name.read_bytes())
-    with storage.open_audio(f"{s3.bucket}/{name.name}") as copy:
+    with open_remote(storage, f"{s3.bucket}/{name.name}") as copy:
         listened = []
         for source in (copy, storage.open_audio(str(name))):
             with open_audio(source) as audio:
@@ -93,7 +94,7 @@ def test_remote_audio_decodes_like_local_audio(s3: S3, storage: Storage, tmp_pat
 
 
 def test_audio_from_a_web_server(web: str) -> None:
-    with Storage({"key": "for object stores only"}).open_audio(f"{web}/200/call.wav") as file:
+    with open_remote(Storage({"key": "for object stores only"}), f"{web}/200/call.wav") as file:
         assert file.read() == _Web.body
 
 
@@ -202,7 +203,7 @@ def test_options_by_protocol_are_used_for_that_protocol_only(s3: S3, web: str) -
     storage = Storage({"s3": s3.options, "gs": {"token": "sesame"}})
     storage.write_bytes(f"{s3.bucket}/a", b"1")
     assert storage.exists(f"{s3.bucket}/a")
-    with storage.open_audio(f"{web}/200/call.wav") as file:
+    with open_remote(storage, f"{web}/200/call.wav") as file:
         assert file.read(3) == b"012"
 
 

@@ -14,6 +14,7 @@ from speech.errors import AudioError, UsageError
 from storage.filesystem import Storage
 from testing.fault_proxy import FAULTS, FaultProxy, faults_before
 from tests.conftest import S3
+from tests.storage.remote import open_remote
 
 # Small ranges, so that a response without faults is fast. The file takes a HEAD and three range requests.
 RANGE_BYTES = 64 << 10
@@ -50,7 +51,7 @@ def test_a_fault_repeats_one_range_not_the_file(faulty: Faulty, s3: S3, fault: s
     with faulty(script=[None, None, fault]) as proxy:  # in the second range
         # Long enough that on a busy machine no other request times out, since requests are counted.
         storage = storage_through(proxy, read_timeout_s=2.0 if fault == "stall" else 20.0)
-        with storage.open_audio(f"{s3.bucket}/call.wav") as audio:
+        with open_remote(storage, f"{s3.bucket}/call.wav") as audio:
             assert audio.read() == CALL
         assert proxy.injected == {fault: 1}
         assert proxy.passed == 4  # a HEAD and three ranges
@@ -135,7 +136,12 @@ def test_a_stalled_object_times_out_and_does_not_block_others(faulty: Faulty, s3
 @pytest.mark.parametrize(("status", "code"), [(403, "forbidden"), (404, "not_found")])
 def test_not_found_and_forbidden_are_not_retried(s3: S3, status: int, code: str) -> None:
     requests: list[str] = []
-    with _web(lambda handler: requests.append(handler.command) or _plain(handler, status)) as address:
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        requests.append(handler.command)
+        _plain(handler, status)
+
+    with _web(answer) as address:
         with pytest.raises(AudioError) as caught:
             Storage().open_audio(f"{address}/call.wav")
         assert caught.value.code == code
@@ -181,7 +187,7 @@ def test_a_web_server_with_transient_faults(ranges: str | None) -> None:
             handler.wfile.write(content[: len(content) // 2] if fault == "half" else content)
             handler.close_connection = True
 
-    with _web(respond) as address, Storage().open_audio(f"{address}/call.wav") as audio:
+    with _web(respond) as address, open_remote(Storage(), f"{address}/call.wav") as audio:
         assert audio.read() == body
 
 
