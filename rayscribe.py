@@ -75,8 +75,10 @@ def _status(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from pipelines.export import export
 
-    count = export(parsed.output, parsed.format, parsed.to, _storage_options(parsed))
-    print(f"{count} transcripts in {parsed.to}")
+    exported = export(parsed.output, parsed.format, parsed.to, _storage_options(parsed))
+    print(f"{exported.files} transcripts in {parsed.to}")
+    if exported.shortened:
+        print(f"{exported.shortened} ids are too long for a file name: cut, and ended with a hash of the id")
     return EXIT_OK
 
 
