@@ -135,7 +135,8 @@ class LiveSession:
         finally:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._tasks:
+                await asyncio.wait(self._tasks)  # gather would replace a cancellation of this task by its own
 
     async def _handle_message(self, message: MutableMapping[str, Any]) -> None:
         """Handles one message. An error in it is answered, and the session goes on."""
