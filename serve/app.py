@@ -35,6 +35,7 @@ from speech.engines.base import EngineStarter, start_engine
 from speech.errors import EngineDied, RayscribeError
 from speech.listener import Listener, ListenResult
 from speech.models.checkpoint import family_of
+from speech.preflight import preflight
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript, Transcriber
 from speech.transcript import Transcript
@@ -53,7 +54,7 @@ class ListenerReplica:
     """Runs a ``Listener`` in a thread of its own."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        clip_s = family_of(settings.model).clip_s
+        clip_s = family_of(settings.engine_config.model).clip_s
         self._listener = Listener(clip_s=clip_s, max_duration_s=settings.max_audio_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listener")
 
@@ -84,10 +85,11 @@ class TranscriberReplica:
     """Runs a ``Transcriber``. Exits its process when the engine has died, so that Serve starts another."""
 
     def __init__(self, settings: ServeSettings, start: EngineStarter) -> None:
-        family = family_of(settings.model)
-        engine = start(settings.engine_config, family)
+        config = settings.engine_config
+        family = family_of(config.model)
+        engine = start(config, family)
         self._transcriber = Transcriber(
-            engine, family, settings.model, settings.concurrent_clips, clip_timeout_s=settings.clip_timeout_s
+            engine, family, config.model, config.concurrent_clips, clip_timeout_s=config.clip_timeout_s
         )
         self._metrics = EngineMetrics()
         self._warm = False
@@ -155,8 +157,14 @@ def _exit(died: EngineDied) -> NoReturn:
 
 
 def build(settings: ServeSettings) -> serve.Application:
-    """The application, for ``serve run serve.app:build model=…`` and Serve configs (``serve/config.yaml``)."""
-    return application(settings, cluster_layout("auto", settings.listeners, settings.engines))
+    """The application, for ``serve run serve.app:build model=…`` and Serve configs (``serve/config.yaml``).
+
+    Raises:
+        UsageError: as of ``preflight``.
+    """
+    preflight(settings.engine_config, loads_here=False)
+    on_cluster = settings.cluster.model_copy(update={"address": "auto"})
+    return application(settings, cluster_layout(on_cluster))
 
 
 def application(settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine) -> serve.Application:
@@ -166,11 +174,7 @@ def application(settings: ServeSettings, layout: Layout, start: EngineStarter = 
         settings: of the endpoint.
         layout: the maximum numbers of replicas, and the resources of each.
         start: starts the engine in its replica; tests of the endpoint pass a fake engine's.
-
-    Raises:
-        UsageError: the model is unknown.
     """
-    family_of(settings.model)
     lifecycle = {"graceful_shutdown_timeout_s": settings.drain_s, "health_check_period_s": HEALTH_CHECK_S}
     listener = serve.deployment(
         name="Listener",

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from speech.errors import RequestError
+from speech.errors import RequestError, first_error
 from speech.formats import TranscriptFormat
 from speech.recording import Options, Recording, Task
 
@@ -65,10 +65,7 @@ class SpeechForm(Options):
         try:
             return cls(**form, task=task)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = str(first["loc"][0])
-            given = "" if first["type"] == "missing" else f" (got {str(first['input'])[:80]!r})"
-            raise RequestError("bad_field", f"field {field!r}: {first['msg']}{given}") from error
+            raise RequestError("bad_field", first_error(error, "field")) from error
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

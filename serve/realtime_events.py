@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from speech.audio.live import LiveFormat
 from speech.audio.segmenting import MIN_SILENCE_S, ONSET_PROBABILITY, PADDING_S
-from speech.errors import RequestError
+from speech.errors import RequestError, first_error
 
 
 class _SessionPart(BaseModel):
@@ -71,9 +71,7 @@ class Session(_SessionPart):
         try:
             merged = self.model_validate(_merged(self.model_dump(), changes))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise RequestError("bad_session", f"session.{field}: {first['msg']}") from error
+            raise RequestError("bad_session", first_error(error, "field of the session")) from error
         if merged.audio.input.turn_detection is None:
             return merged
         in_force = merged.audio.input.model_copy(update={"turn_detection": TurnDetection()})

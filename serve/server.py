@@ -10,7 +10,7 @@ from serve.auth import ApiKeys
 from serve.settings import ServeSettings
 from speech.engines.base import EngineStarter, start_engine
 from speech.errors import RayscribeError
-from speech.models.checkpoint import check_available, family_of
+from speech.preflight import preflight
 
 APP = "rayscribe"
 
@@ -22,15 +22,13 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
         UsageError: the model is unknown or not available, or the keys cannot be read.
         RayscribeError: ``ray_failed`` or ``deploy_failed``.
     """
-    family_of(settings.model)
+    preflight(settings.engine_config, loads_here=start is start_engine and not settings.cluster.address)
     if settings.api_keys:
         ApiKeys(settings.api_keys)
-    if start is start_engine and not settings.address:  # a cluster's nodes have their own caches and networks
-        check_available(settings.model)
-    connect_ray(settings.address, _metrics_export_port=settings.metrics_port)
+    connect_ray(settings.cluster.address, _metrics_export_port=settings.metrics_port)
     try:
-        print(f"starting {settings.model}", flush=True)
-        deploy(settings, cluster_layout(settings.address, settings.listeners, settings.engines), start)
+        print(f"starting {settings.engine_config.model}", flush=True)
+        deploy(settings, cluster_layout(settings.cluster), start)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"listening at http://{host}:{settings.port}; metrics at port {settings.metrics_port}", flush=True)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a second signal interrupts the draining

@@ -31,6 +31,7 @@ from speech.audio.vad import load_silero
 from speech.errors import RayscribeError, RequestError
 from speech.formats import CONTENT_TYPES, render_transcript, token_usage
 from speech.models.checkpoint import family_of
+from speech.preflight import check_request
 from speech.recording import Recording, Task
 from speech.transcriber import ClipTranscript, segment_separator
 from speech.transcript import Usage
@@ -45,15 +46,16 @@ class TranscriptionService:
 
     def __init__(self, settings: ServeSettings, backend: Backend, metrics: RequestMetrics) -> None:
         self._settings = settings
+        self._model = settings.engine_config.model
         self._backend = backend
         self._metrics = metrics
-        self._family = family_of(settings.model)
+        self._family = family_of(self._model)
         self._vad = load_silero()
         self.limiter = AdmissionLimiter(settings.max_requests, metrics)
         capabilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
         now = int(time.time())
         self.models = {
-            name: ModelEntry(id=name, created=now, rayscribe=capabilities) for name in (settings.model, *settings.names)
+            name: ModelEntry(id=name, created=now, rayscribe=capabilities) for name in (self._model, *settings.names)
         }
 
     def model(self, name: str) -> ModelEntry:
@@ -112,13 +114,13 @@ class TranscriptionService:
             raise WebSocketException(WS_1013_TRY_AGAIN_LATER, overloaded.message) from overloaded
 
     def _live_recording(self, form: SpeechForm) -> Recording:
-        return self._recording(form if form.model else form.model_copy(update={"model": self._settings.model}), LIVE)
+        return self._recording(form if form.model else form.model_copy(update={"model": self._model}), LIVE)
 
     def _recording(self, form: SpeechForm, name: str) -> Recording:
         """The recording that a form describes, once the model is known to support what it asks for."""
         self.model(form.model)
         recording = form.recording(uuid.uuid4().hex, name)
-        self._family.check(recording.options)
+        check_request(self._family, self._settings.engine_config.speculation, recording.options)
         return recording
 
     async def _events(

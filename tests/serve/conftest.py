@@ -89,7 +89,7 @@ def served_scripted(folder: Path, *settings: str) -> Served:
 
 
 @pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
+def scripted(needs_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
     """An endpoint on two engines, and the folder that controls them."""
     folder = tmp_path_factory.mktemp("scripted")
     endpoint = served_scripted(folder, "engines=2", "max_requests=4", "max_upload_mib=2", "drain_s=60")
@@ -105,7 +105,7 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="package")
-def demo(collector: Collector) -> Iterator[Served]:
+def demo(needs_engine: None, needs_ray: None, collector: Collector) -> Iterator[Served]:
     """``rayscribe serve`` on the demo model, shared by the tests of OpenAI's client and of the page."""
     endpoint = served(
         *("-m", "rayscribe", "serve", "--model", "demo/model", "--names", "whisper-1"),

@@ -49,7 +49,7 @@ def backend() -> Iterator[ServeBackend]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         connect_ray(None)
         serve.start(http_options={"port": free_port()})
-        settings = ServeSettings(model=MODEL)
+        settings = ServeSettings.from_settings({"model": MODEL})
         serve.run(application(settings, plan_layout({}, cores=2), start_engine), name=APP)
         yield ServeBackend(
             serve.get_deployment_handle("Listener", APP), serve.get_deployment_handle("Transcriber", APP)

@@ -1,7 +1,7 @@
 """The endpoint when it is overloaded, and when clients disconnect."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,20 +23,22 @@ class StuckEngine(FakeEngine):
         super().__init__(before=self._wait)
         self.begun = asyncio.Event()
         self.released = asyncio.Event()
-        self.cancelled = 0
+        self.cancellations = 0
 
     async def _wait(self, clip: ClipRequest) -> None:
         self.begun.set()
         try:
             await self.released.wait()
         except asyncio.CancelledError:
-            self.cancelled += 1
+            self.cancellations += 1
             raise
 
 
 @asynccontextmanager
-async def endpoint(engine: StuckEngine, **settings: Any) -> AsyncIterator[Callable[..., Awaitable[httpx.Response]]]:
-    asked = ServeSettings(model=MODEL, **settings)
+async def endpoint(
+    engine: StuckEngine, **settings: Any
+) -> AsyncIterator[Callable[..., Coroutine[None, None, httpx.Response]]]:
+    asked = ServeSettings.from_settings({"model": MODEL, **settings})
     service = TranscriptionService(asked, DirectBackend(engine), RequestMetrics())
     app = http_app(asked, service)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 5000))
@@ -74,7 +76,7 @@ def test_a_client_that_disconnects_frees_its_admission_and_cancels_its_clips() -
             await engine.begun.wait()
             disconnected.cancel()
             await asyncio.gather(disconnected, return_exceptions=True)
-            assert engine.cancelled >= 4
+            assert engine.cancellations >= 4
             engine.released.set()
             assert (await ask(**fields)).status_code == 200
 

@@ -15,7 +15,7 @@ import soundfile as sf
 
 from serve.settings import ServeSettings
 from speech.errors import AudioError, EngineError
-from speech.formats import render_transcript
+from speech.formats import TranscriptFormat, render_transcript
 from speech.models.families import GRANITE_4_0
 from speech.recording import Recording
 from speech.transcript import Segment, Transcript
@@ -54,12 +54,12 @@ def backend() -> CannedBackend:
 
 @pytest.fixture
 def address(backend: CannedBackend) -> Iterator[str]:
-    with served(ServeSettings(model=MODEL), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL}), backend) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(needs_browser: None) -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here: install Debian's package chromium")
     from playwright.sync_api import sync_playwright
@@ -227,10 +227,11 @@ def test_downloads_equal_the_servers_formats(page: Any, call: Path) -> None:
     _transcribe(page, call)
     named = tuple(replace(segment, speaker="Agent") if segment.channel == 0 else segment for segment in SEGMENTS)
     transcript = Transcript(Recording(id="call", audio="call.wav"), MODEL, " ".join(LINES), named)
-    for button, format in (("TXT", "text"), ("SRT", "srt"), ("VTT", "vtt")):
+    buttons: list[tuple[str, TranscriptFormat]] = [("TXT", "text"), ("SRT", "srt"), ("VTT", "vtt")]
+    for button, format in buttons:
         name, content = _downloaded(page, button)
         assert name == f"call.{button.lower()}"
-        assert content == render_transcript(transcript, format)  # type: ignore[arg-type]
+        assert content == render_transcript(transcript, format)
     name, content = _downloaded(page, "JSON")
     assert name == "call.json"
     written = json.loads(content)
@@ -300,7 +301,7 @@ def test_errors_are_shown(page: Any, backend: CannedBackend, call: Path) -> None
 
 def test_overload_shows_when_to_retry(opened: Callable[..., Any], backend: CannedBackend, call: Path) -> None:
     backend.go_on.clear()
-    with served(ServeSettings(model=MODEL, max_requests=1), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL, "max_requests": 1}), backend) as address:
         first, second = opened(address), opened(address)
         for page in (first, second):
             _choose(page, call)
@@ -314,7 +315,7 @@ def test_the_page_asks_for_an_api_key(
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a-key-that-is-long-enough-for-anybody\n")
-    with served(ServeSettings(model=MODEL, api_keys=str(keys)), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL, "api_keys": str(keys)}), backend) as address:
         page = opened(address)
         asked = page.get_by_role("dialog", name="This server asks for a key")
         for key in ("wrong", keys.read_text().strip()):
@@ -341,7 +342,7 @@ def test_a_file_that_the_browser_cannot_play_is_transcribed(page: Any, call: Pat
 def test_a_file_over_the_limit_is_not_sent(opened: Callable[..., Any], backend: CannedBackend, tmp_path: Path) -> None:
     big = tmp_path / "big.wav"
     big.write_bytes(bytes((1 << 20) + 1))
-    with served(ServeSettings(model=MODEL, max_upload_mib=1), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL, "max_upload_mib": 1}), backend) as address:
         page = opened(address)
         _expect(page.locator("#model")).to_have_text(MODEL)
         page.get_by_label("Choose a recording").set_input_files(big)

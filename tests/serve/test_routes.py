@@ -42,7 +42,7 @@ def test_a_transcript_in_each_format(client: TestClient) -> None:
     segments = len(Listener(clip_s=30.0).listen(Recording(id="x", audio="call.wav"), io.BytesIO(CALL)).clips)
     assert segments >= 4
     text = " ".join(["en Kuhn"] * segments)
-    asked = {"keywords[]": "Kuhn"}
+    asked: dict[str, Any] = {"keywords[]": "Kuhn"}
     assert post(client, **asked).json()["text"] == text
     assert post(client, response_format="text", **asked).text == f"{text}\n"
     assert post(client, response_format="srt", **asked).text.count(" --> ") == segments
@@ -55,7 +55,7 @@ def test_a_transcript_in_each_format(client: TestClient) -> None:
 
 
 def test_keywords_may_be_a_list_one_field_or_in_the_prompt(client: TestClient) -> None:
-    asked = [
+    asked: list[dict[str, Any]] = [
         {"keywords[]": ["Kuhn", "van der Berg"]},
         {"keywords": "Kuhn, van der Berg"},
         {"prompt": "Keywords: Kuhn, van der Berg."},
@@ -127,7 +127,8 @@ def test_bad_audio_is_refused_with_a_code(client: TestClient, audio: bytes, expe
 
 def test_errors_before_the_first_text_of_a_stream_have_a_status(client: TestClient) -> None:
     assert error_of(post(client, stream="true", audio=b"")) == (422, "empty")
-    assert error_of(post(client, stream="true", **{"keywords[]": "refuse me"})) == (500, "engine_refused")
+    asked: dict[str, Any] = {"stream": "true", "keywords[]": "refuse me"}
+    assert error_of(post(client, **asked)) == (500, "engine_refused")
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_received(client: TestClient) -> None:
@@ -181,7 +182,7 @@ def test_the_description_names_every_field_and_no_other_host(client: TestClient)
 
 
 def test_speakers_are_named_by_channel(client: TestClient) -> None:
-    named = {"speakers[]": ["agent", "customer <1>"]}
+    named: dict[str, Any] = {"speakers[]": ["agent", "customer <1>"]}
     segments = post(client, response_format="verbose_json", **named).json()["segments"]
     assert {(part["channel"], part["speaker"]) for part in segments} == {(0, "agent"), (1, "customer <1>")}
     assert "\nagent: en" in post(client, response_format="srt", **named).text

@@ -15,6 +15,8 @@ import pytest
 from tests.serve.conftest import MAX_WAIT_S, Served, eventually, served_scripted
 from tests.serve.direct import CALL, MODEL
 
+pytestmark = pytest.mark.ray
+
 # Three requests mostly reach both engines; if they have not within this time, three more are sent.
 SPREAD_S = 5.0
 
@@ -95,13 +97,14 @@ def test_an_upload_is_transcribed_whole_and_as_a_stream(scripted: tuple[Served, 
 
 def test_errors_of_all_deployments_reach_the_client(scripted: tuple[Served, Path]) -> None:
     endpoint, _ = scripted
-    for fields, audio, expected in (
+    refused: list[tuple[dict[str, Any], bytes, tuple[int, str]]] = [
         ({}, b"", (422, "empty")),
         ({}, b"not audio at all\n" * 100_000, (422, "unreadable")),
         ({}, b"too long\n" * 400_000, (413, "too_large")),
         (keywords("refuse me"), CALL, (500, "engine_refused")),
         (keywords("break me"), CALL, (500, "internal")),
-    ):
+    ]
+    for fields, audio, expected in refused:
         answer = ask(endpoint, audio=audio, **fields)
         assert (answer.status_code, answer.json()["error"]["code"]) == expected
 
@@ -110,7 +113,7 @@ def test_a_client_that_disconnects_cancels_its_work(scripted: tuple[Served, Path
     endpoint, _ = scripted
     for fields in ({}, {"stream": "true"}):
         with pytest.raises(httpx.ReadTimeout):
-            ask(endpoint, timeout=3.0, **keywords("wait"), **fields)
+            ask(endpoint, timeout=3.0, **(keywords("wait") | fields))
         eventually((waiting / "cancelled").exists)
         (waiting / "cancelled").unlink()
 

@@ -7,7 +7,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 import rayscribe
-from serve.settings import SERVE_SETTINGS, ServeSettings
+from serve.settings import ServeSettings
 from speech.errors import UsageError
 
 
@@ -15,7 +15,7 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text("port: 9000\nmax-requests: 7\nnames: [whisper-1]\n")
     parsed = rayscribe._parser().parse_args(["serve", "--config", str(config), "--port", "9001"])
-    settings = ServeSettings.from_settings(rayscribe._settings(parsed, SERVE_SETTINGS))
+    settings = ServeSettings.from_settings(rayscribe._settings(parsed, ServeSettings.flat_fields()))
     assert (settings.port, settings.max_requests, settings.names) == (9001, 7, ("whisper-1",))
 
 
@@ -26,6 +26,7 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
         (["--max-requests", "none"], "max_requests"),
         (["--port", "70000"], "port"),
         (["--model", "no-model"], "no-model"),
+        (["--model", "demo/model", "--engine", "transformers", "--speculation", "ctc"], "transformers"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_starts(
@@ -48,7 +49,8 @@ def test_an_unknown_setting_is_named() -> None:
 
 
 def test_engine_settings_are_included() -> None:
-    assert ServeSettings(model="demo/model", concurrent_clips=3).engine_config.concurrent_clips == 3
+    settings = ServeSettings.from_settings({"model": "demo/model", "concurrent_clips": 3})
+    assert settings.engine_config.concurrent_clips == 3
 
 
 def test_the_serve_config_is_valid() -> None:

@@ -14,6 +14,8 @@ from speech.granite.acceptance import UNVERIFIED_RANK, prefer_likely_drafts
 from speech.granite.ctc import CtcHypothesis, read
 from speech.granite.drafter import CtcDrafter, DrafterBinding
 
+pytestmark = pytest.mark.engine
+
 END = 1
 
 
@@ -128,7 +130,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setattr(drafter_module, "cached_tokenizer_from_config", lambda config: Letters())
     runner = Runner()
     speculation = SimpleNamespace(num_speculative_tokens=4)
-    runner.drafter = CtcDrafter(SimpleNamespace(speculative_config=speculation, model_config=None))  # type: ignore[arg-type]
+    runner.drafter = CtcDrafter(SimpleNamespace(speculative_config=speculation, model_config=None))
     binding = DrafterBinding()
     binding.model_runner = runner
     binding.bind_drafter(adaptive=False, relaxed=False)
@@ -232,7 +234,7 @@ def test_what_ctc_answers_itself_is_as_it_reads_it(fast: Runner) -> None:
 def test_an_unbound_drafter_proposes_nothing(runner: Runner) -> None:
     unbound = CtcDrafter(
         SimpleNamespace(speculative_config=SimpleNamespace(num_speculative_tokens=4), model_config=None)
-    )  # type: ignore[arg-type]
+    )
     assert unbound.propose([[1], [2]], None, None) == [[], []]
 
 
