@@ -19,7 +19,8 @@ from speech.audio import SAMPLE_RATE
 from speech.audio.channels import average_groups, select_channels
 from speech.audio.clips import ChannelSegmenter, Clip
 from speech.audio.crosstalk import CrosstalkDetector
-from speech.audio.decoding import MAX_DURATION_S, AudioSource, open_audio, resampled
+from speech.audio.decoders import FormatChanged
+from speech.audio.decoding import MAX_DURATION_S, AudioFile, AudioSource, open_audio, resampled
 from speech.audio.segmenting import Segmenter
 from speech.audio.vad import load_silero
 from speech.errors import AudioError
@@ -86,28 +87,37 @@ class Listener:
         name = redact_uri(recording.audio)
         with (
             self._source(recording.audio, name) if source is None else contextlib.nullcontext(source) as opened,
-            open_audio(opened, name, max_duration_s=self._max_duration_s) as audio,
+            open_audio(
+                opened, name, max_duration_s=self._max_duration_s, raw_format=recording.options.raw_format
+            ) as audio,
         ):
-            groups = select_channels(audio, recording)
-            frames = 0
+            while True:
+                try:
+                    return self._clips(audio, recording)
+                except FormatChanged:  # the file goes on with more channels, which are selected anew
+                    continue
 
-            def wanted() -> Iterator[np.ndarray]:
-                nonlocal frames
-                for block in audio.blocks(recording.offset, recording.duration):
-                    frames += len(block)
-                    yield average_groups(block, groups)
+    def _clips(self, audio: AudioFile, recording: Recording) -> ListenResult:
+        groups = select_channels(audio, recording)
+        frames = 0
 
-            crosstalk = CrosstalkDetector() if len(groups) == 2 else None
-            segmenters = [
-                ChannelSegmenter(channel, self._clip_s, self._vad, recording.offset, crosstalk)
-                for channel in range(len(groups))
-            ]
-            for block in resampled(wanted(), audio.sample_rate):
-                if crosstalk is not None:
-                    crosstalk.discard_before(min(segmenter.keep_from for segmenter in segmenters))
-                    crosstalk.push(block)
-                for segmenter in segmenters:
-                    segmenter.push(block[:, segmenter.channel])
+        def wanted() -> Iterator[np.ndarray]:
+            nonlocal frames
+            for block in audio.blocks(recording.offset, recording.duration):
+                frames += len(block)
+                yield average_groups(block, groups)
+
+        crosstalk = CrosstalkDetector() if len(groups) == 2 else None
+        segmenters = [
+            ChannelSegmenter(channel, self._clip_s, self._vad, recording.offset, crosstalk)
+            for channel in range(len(groups))
+        ]
+        for block in resampled(wanted(), audio.sample_rate):
+            if crosstalk is not None:
+                crosstalk.discard_before(min(segmenter.keep_from for segmenter in segmenters))
+                crosstalk.push(block)
+            for segmenter in segmenters:
+                segmenter.push(block[:, segmenter.channel])
         for segmenter in segmenters:
             segmenter.finish()
         clips = [clip for segmenter in segmenters for clip in segmenter.pop_clips()]
