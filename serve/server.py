@@ -27,7 +27,7 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
         ApiKeys(settings.api_keys)
     if start is start_engine and not settings.address:  # a cluster's machines have caches and networks of their own
         check_available(settings.model)
-    connect_ray(settings.address, _metrics_export_port=settings.metrics_port)
+    connect_ray(settings.address, metrics_port=settings.metrics_port)
     try:
         print(f"starting {settings.model}", flush=True)
         deploy(settings, cluster_layout(settings.address, settings.listeners, settings.engines), start)
