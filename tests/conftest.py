@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +29,64 @@ for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
 
 
+# Markers: what a test needs beyond a process of its own (pyproject.toml). A module that needs it whole says so in one
+# line, ``pytestmark = pytest.mark.engine``; a fixture that starts something asks for the ``needs_`` fixture below, and
+# so does every test that uses it, at whatever remove.
+
+
+@pytest.fixture(scope="session")
+def needs_engine() -> None: ...
+
+
+@pytest.fixture(scope="session")
+def needs_ray() -> None: ...
+
+
+@pytest.fixture(scope="session")
+def needs_s3() -> None: ...
+
+
+@pytest.fixture(scope="session")
+def needs_browser() -> None: ...
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture.startswith("needs_"):
+                item.add_marker(fixture.removeprefix("needs_"))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out modules that -m deselects whole: importing torch and vLLM to do so would take 20 s."""
+    selected: str = config.option.markexpr
+    if not selected or not re.fullmatch(r"test_.*\.py", collection_path.name):
+        return None
+    line = re.search(r"^pytestmark = .*$", collection_path.read_text(), re.MULTILINE)
+    marks = dict.fromkeys(re.findall(r"pytest\.mark\.(\w+)", line[0] if line else ""), True)
+    if not marks:
+        return None
+    names = dict.fromkeys(re.findall(r"\w+", selected), False)
+    return None if eval(selected, {}, names | marks) else True
+
+
+@pytest.fixture(autouse=True)
+def unmarked_tests_start_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that imports an engine's libraries, starts Ray or an S3 server here and is not marked so."""
+
+    def needs() -> set[str]:
+        engine = {"torch", "transformers", "vllm"} & sys.modules.keys()
+        ray = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+        s3 = "moto.server" in sys.modules
+        return {name for name, needed in (("engine", engine), ("ray", ray), ("s3", s3)) if needed}
+
+    before = needs()
+    yield
+    unmarked = needs() - before - {marker.name for marker in request.node.iter_markers()}
+    assert not unmarked, f"mark this test: {', '.join(unmarked)}"
+
+
 @dataclass(frozen=True)
 class S3:
     """A real S3 protocol server on this machine, with one empty bucket."""
@@ -39,7 +100,7 @@ class S3:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
+def s3_endpoint(needs_s3: None) -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
@@ -62,7 +123,7 @@ def s3(s3_endpoint: str, request: pytest.FixtureRequest) -> S3:
 
 
 @pytest.fixture(scope="session")
-def shell() -> dict[str, subprocess.CompletedProcess[str]]:
+def shell(needs_engine: None, needs_ray: None) -> dict[str, subprocess.CompletedProcess[str]]:
     """Every command line of the README's bash blocks, run in order; what is transcribed lies in out/readme."""
     environment = os.environ | {"RAY_AUTH_MODE": "disabled", "COLUMNS": "120"}
     subprocess.run(["rm", "-rf", "out/readme"], check=True)

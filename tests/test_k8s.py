@@ -191,7 +191,7 @@ def test_serve_reads_its_config_and_builds_the_application(serve_config: Any, mo
     deployments = {deployment.name: deployment for deployment in built.deployments}
     assert {told.name for told in application.deployments} <= deployments.keys()
     engines = deployments["Transcriber"]._deployment_config.autoscaling_config
-    assert (engines.min_replicas, engines.max_replicas) == (settings.min_engines, settings.engines)
+    assert (engines.min_replicas, engines.max_replicas) == (settings.min_engines, settings.cluster.engines)
 
 
 def test_only_who_has_a_key_is_answered(service: dict[str, Any], serve_config: Any) -> None:
@@ -246,7 +246,7 @@ def test_its_options_are_options(job: dict[str, Any], config_map: dict[str, Any]
     parsed = rayscribe._parser().parse_args(arguments)
     asked = Job.from_settings(rayscribe._settings(parsed))
     assert program == "rayscribe"
-    assert (asked.manifest, asked.address) == ("s3://calls/manifest.jsonl", "auto")
+    assert (asked.manifest, asked.cluster.address) == ("s3://calls/manifest.jsonl", "auto")
     assert told == f"[ $? -eq {rayscribe.EXIT_SOME_FAILED} ]"
 
 
@@ -256,14 +256,15 @@ def test_only_a_run_that_did_not_finish_is_tried_again(job: dict[str, Any], code
     assert subprocess.run(["sh", "-c", f"(exit {code}) || {told}"]).returncode == as_told
 
 
-@pytest.mark.skipif(not (MODEL / "config.json").exists(), reason="the small model of the demo is not here")
+@pytest.mark.engine
+@pytest.mark.ray
 def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path) -> None:
     """On a Ray cluster of its own, with another job.yaml in the ConfigMap's place; credentials from the environment."""
     from pipelines.output import Output
     from storage.filesystem import Storage
 
     storage = Storage(s3.options)
-    audio = (ROOT / "tests" / "speech" / "data" / "agent.flac").read_bytes()
+    audio = (ROOT / "testing" / "data" / "agent.flac").read_bytes()
     storage.write_bytes(f"{s3.bucket}/agent.flac", audio)
     rows = [{"audio": "agent.flac", "id": "there"}, {"audio": "gone.flac", "id": "gone"}]
     storage.write_bytes(f"{s3.bucket}/manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -292,7 +293,7 @@ def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path
         head.wait(timeout=60)
         shutil.rmtree(ray_here, ignore_errors=True)
     assert done.returncode == 0, done.stderr  # one has failed, and that is no reason to run again
-    standing = Output(f"{s3.bucket}/out", storage).settle()
+    standing = Output(f"{s3.bucket}/out", storage).deduplicate()
     assert standing == {"ok": {"there": 1}, "failed": {"gone": 1}}
 
 

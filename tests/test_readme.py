@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as pads
 import pytest
@@ -18,7 +19,7 @@ BAD = {"corrupt-018": "unreadable", "empty-019": "empty"}
 
 
 @pytest.fixture(scope="module")
-def rows(shell: dict[str, subprocess.CompletedProcess[str]]) -> dict[str, dict[str, object]]:
+def rows(shell: dict[str, subprocess.CompletedProcess[str]]) -> dict[str, dict[str, Any]]:
     """The output of the README's run, by recording."""
     table = pads.dataset("out/readme/transcripts", partitioning="hive").to_table()
     assert table.num_rows == len(MANIFEST)
@@ -35,12 +36,12 @@ def test_every_command_ends_as_it_says(shell: dict[str, subprocess.CompletedProc
     assert "out/readme/transcripts" in transcribed.stdout
 
 
-def test_every_python_block_runs(rows: dict[str, dict[str, object]]) -> None:
+def test_every_python_block_runs(rows: dict[str, dict[str, Any]]) -> None:
     for block in blocks("python"):
         subprocess.run([sys.executable, "-c", block], check=True, capture_output=True)
 
 
-def test_every_manifest_row_is_there_once_with_its_answer(rows: dict[str, dict[str, object]]) -> None:
+def test_every_manifest_row_is_there_once_with_its_answer(rows: dict[str, dict[str, Any]]) -> None:
     assert sorted(rows) == sorted(row["id"] for row in MANIFEST)
     for name, row in rows.items():
         if name in BAD:
@@ -56,7 +57,7 @@ def test_every_manifest_row_is_there_once_with_its_answer(rows: dict[str, dict[s
         assert kept["queue"] == asked["queue"]
 
 
-def test_a_stereo_call_has_its_two_speakers_in_the_order_of_time(rows: dict[str, dict[str, object]]) -> None:
+def test_a_stereo_call_has_its_two_speakers_in_the_order_of_time(rows: dict[str, dict[str, Any]]) -> None:
     segments = rows["billing-001"]["segments"]
     assert rows["billing-001"]["channels"] == 2
     assert {(segment["channel"], segment["speaker"]) for segment in segments} == {(0, "agent"), (1, "customer")}
@@ -66,17 +67,17 @@ def test_a_stereo_call_has_its_two_speakers_in_the_order_of_time(rows: dict[str,
     assert turns != sorted(turns)  # they take turns; one does not follow the other whole
 
 
-def test_dual_mono_is_transcribed_once(rows: dict[str, dict[str, object]]) -> None:
+def test_dual_mono_is_transcribed_once(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["billing-009"]["channels"] == 1
 
 
-def test_silence_is_no_failure(rows: dict[str, dict[str, object]]) -> None:
+def test_silence_is_no_failure(rows: dict[str, dict[str, Any]]) -> None:
     assert rows["silent-017"]["text"] == ""
     assert rows["silent-017"]["speech_s"] == 0
     assert rows["silent-017"]["flags"] == ["no_speech"]
 
 
-def test_tokens_and_times_are_counted(rows: dict[str, dict[str, object]]) -> None:
+def test_tokens_and_times_are_counted(rows: dict[str, dict[str, Any]]) -> None:
     call = rows["billing-001"]
     assert 0 < call["usage"]["audio_tokens"] < call["usage"]["prompt_tokens"]
     assert call["usage"]["output_tokens"] > 0

@@ -14,7 +14,7 @@ from tests.pipelines.jobs import Finished, answers_in, job_of, make_calls, manif
 
 
 @pytest.fixture(scope="package")
-def ray_here() -> Iterator[None]:
+def ray_here(needs_ray: None) -> Iterator[None]:
     import ray
 
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)

@@ -88,6 +88,7 @@ def job_of(manifest: str, output: Path, **settings: object) -> Job:
 def answers_in(output: Path) -> list[dict[str, Any]]:
     """The output, read as a user would."""
     table = duckdb.sql(f"SELECT * FROM read_parquet('{output}/transcripts/*/*.parquet', hive_partitioning = true)")
+    assert table is not None
     return table.arrow().read_all().to_pylist()
 
 

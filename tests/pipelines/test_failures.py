@@ -25,14 +25,14 @@ from tests.pipelines.jobs import Finished, answers_in, job_of, manifest_of, star
 def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_path: Path) -> None:
     os.mkfifo(calls / "endless.wav")  # opening it waits for ever, in C
     # Its company in the engine goes down with it, waits for it to be tried again, and is not taken for it.
-    company = [
+    company: list[dict[str, object]] = [
         {"audio": "agent.flac", "id": f"company-{number}", "keywords": ["take your time"]} for number in range(3)
     ]
     rows: list[dict[str, object]] = [
         {"audio": "customer.flac", "id": "kills", "keywords": ["kill me"]},
         *company,
         {"audio": "endless.wav", "id": "hangs"},
-        *({"audio": "agent.flac", "id": f"good-{number}"} for number in range(3)),
+        *(dict[str, object](audio="agent.flac", id=f"good-{number}") for number in range(3)),
     ]
     answers = transcribe(manifest_of(calls, *rows), tmp_path / "out", listen_timeout_s=3)
     errors = {row["recording_id"]: row["error"] and (row["error"]["stage"], row["error"]["code"]) for row in answers}

@@ -14,7 +14,7 @@ from storage.filesystem import Storage
 from tests.conftest import S3
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Storage]:
     if request.param == "disk":
         return str(tmp_path), Storage()

@@ -1,16 +1,18 @@
-"""Manifests of every kind, and each way in which one can be wrong."""
+"""Reading manifests of every format, and the errors of invalid ones."""
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from pipelines import manifest
-from speech.errors import UsageError
+from speech.errors import RequestError, UsageError
 from speech.recording import Options, Recording, row_id
 from storage.filesystem import Storage
 from tests.conftest import S3
@@ -20,8 +22,8 @@ def rows(uri: Path | str, storage: Storage | None = None) -> list[dict[str, Any]
     return [row for _, row in manifest.read(str(uri), storage or Storage())]
 
 
-def refused(uri: Path | str, code: str = "bad_manifest") -> str:
-    """The message with which a manifest is refused."""
+def error_message(uri: Path | str, code: str = "bad_manifest") -> str:
+    """The message of the UsageError that reading raises."""
     with pytest.raises(UsageError) as caught:
         rows(uri)
     assert caught.value.code == code
@@ -34,7 +36,7 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-# Kinds
+# Formats
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".JSONL"])
@@ -46,12 +48,12 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
     ]
 
 
-def test_packed_by_gzip(tmp_path: Path) -> None:
+def test_gzip(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "m.jsonl.gz", gzip.compress(b'{"audio": "/1.wav"}\n'))) == [{"audio": "/1.wav"}]
     assert rows(write(tmp_path / "m.csv.gz", gzip.compress(b"audio\n/1.wav\n"))) == [{"audio": "/1.wav"}]
 
 
-def test_csv_cells_are_text_and_empty_ones_absent(tmp_path: Path) -> None:
+def test_csv_cells_are_text_and_empty_cells_are_absent(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.csv",
         "\ufeffid, audio,offset,duration,keywords,speakers,text,branch\r\n"
@@ -68,9 +70,73 @@ def test_csv_cells_are_text_and_empty_ones_absent(tmp_path: Path) -> None:
     assert recording.metadata == {"branch": "north"}
 
 
-def test_a_csv_cell_holds_the_text_of_a_long_call(tmp_path: Path) -> None:
+def test_a_csv_cell_can_hold_a_long_reference(tmp_path: Path) -> None:
     text = "word " * 100_000
     assert rows(write(tmp_path / "m.csv", f"audio,text\n/1.wav,{text}\n"))[0]["text"] == text
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_blank_csv_rows_are_skipped(tmp_path: Path, suffix: str) -> None:
+    text = "id,audio,text\n,,\n1,/1.wav,a\n,,\n , ,\n\n  \n2,/2.wav,b\n,,\n"
+    path = write(tmp_path / f"m.{suffix}", text.replace(",", "\t" if suffix == "tsv" else ","))
+    assert [row["id"] for row in rows(path)] == ["1", "2"]
+
+
+def test_blank_rows_of_other_formats_are_skipped(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"audio": [None, "/1.wav", None]}), tmp_path / "m.parquet")
+    assert rows(tmp_path / "m.parquet") == [{"audio": "/1.wav"}]
+    assert rows(write(tmp_path / "m.jsonl", '{}\n{"audio": "/1.wav"}\n{}\n')) == [{"audio": "/1.wav"}]
+
+
+def _rejected(uri: Path) -> list[str]:
+    """The ids of the rows that are invalid."""
+    rejected = []
+    for recording_id, row in manifest.read(str(uri), Storage()):
+        assert Recording.malformed(row).id == recording_id
+        try:
+            Recording.from_row(row, Options())
+        except RequestError:
+            rejected.append(recording_id)
+    return rejected
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("m.jsonl", b'{"audio": "/\xe9.wav", "id": "2"}'),
+        ("m.jsonl", b'{"audio": "/\\ud800.wav", "id": "2"}'),
+        ("m.jsonl", b'{"audio": "/2.wav", "id": "2", "note": ["\\udfff"]}'),
+        ("m.csv", b"/\xe9.wav,2"),
+    ],
+)
+def test_a_cell_that_is_not_utf8_fails_its_row_only(tmp_path: Path, name: str, cell: bytes) -> None:
+    before, after = b'{"audio": "/1.wav"}', b'{"audio": "/3.wav"}'
+    if name == "m.csv":
+        before, after = b"audio,id\n/1.wav,1", b"/3.wav,3"
+    path = write(tmp_path / name, b"\n".join([before, cell, after]))
+    assert _rejected(path) == ["2"]
+    assert len(rows(path)) == 3
+
+
+def test_an_id_that_is_not_utf8_fails_its_row_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n{"audio": "/2.wav", "id": "a\\udce9"}\n')
+    assert _rejected(path) == [r"a\udce9"]
+
+
+def test_parquet_text_that_is_not_utf8_fails_its_row_only(tmp_path: Path) -> None:
+    ids = pa.array(["1", "2"])
+    ends = pa.py_buffer(np.array([0, 6, 12], np.int32))
+    audio = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"/1.wav/\xe9.wav")])
+    pa.parquet.write_table(pa.table({"id": ids, "audio": audio, "n": [1, None]}), tmp_path / "m.parquet")
+    assert _rejected(tmp_path / "m.parquet") == ["2"]
+    assert rows(tmp_path / "m.parquet")[1] == {"id": "2", "audio": "/\udce9.wav"}
+
+
+def test_a_file_name_that_is_not_utf8_fails_its_row_only(tmp_path: Path) -> None:
+    for name in (b"1.wav", b"caf\xe9.wav"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    assert len(_rejected(tmp_path)) == 1
+    assert len(rows(tmp_path)) == 2
 
 
 def test_tsv(tmp_path: Path) -> None:
@@ -104,6 +170,16 @@ def test_a_folder_of_audio(tmp_path: Path) -> None:
     for name in ("b.WAV", "deep/er/a.opus", "deep/.b.wav.swp", "._b.wav", "b.json", "notes.txt"):
         write(tmp_path / name, "{}")
     assert rows(tmp_path) == [{"audio": f"{tmp_path}/b.WAV"}, {"audio": f"{tmp_path}/deep/er/a.opus"}]
+    assert manifest.read(str(tmp_path), Storage()).skipped == [f"{tmp_path}/b.json", f"{tmp_path}/notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ".spx .ts .flv .wmv .m4v .mpga .dts .eac3 .g722 .g726 .ulaw .alaw .sln .gsm .vox .mts .m2ts .3g2".split(),
+)
+def test_a_folder_of_less_common_formats(tmp_path: Path, suffix: str) -> None:
+    call = write(tmp_path / f"call{suffix}", "x")
+    assert rows(tmp_path) == [{"audio": str(call)}]
 
 
 def test_one_audio_file_is_a_manifest_of_one(tmp_path: Path) -> None:
@@ -134,7 +210,7 @@ def test_on_s3(s3: S3) -> None:
     assert rows(f"{s3.bucket}/pq", storage) == [{"audio": f"{s3.bucket}/pq/3.wav"}]
 
 
-def test_nemos_names(tmp_path: Path) -> None:
+def test_nemo_column_names(tmp_path: Path) -> None:
     asr = {"audio_filepath": "1.wav", "duration": 2.5, "text": "hello", "source_lang": "de", "target_lang": "de"}
     ast = {"audio_filepath": "/2.wav", "taskname": "ast", "source_lang": "en", "target_lang": "de", "pnc": "yes"}
     path = write(tmp_path / "nemo.json", "\n".join(json.dumps(row) for row in (asr | {"taskname": "asr"}, ast)))
@@ -145,105 +221,106 @@ def test_nemos_names(tmp_path: Path) -> None:
     assert second.metadata == {"pnc": "yes"}
 
 
-def test_our_names_win_over_nemos(tmp_path: Path) -> None:
+def test_language_has_priority_over_source_lang(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav", "language": "fr", "source_lang": "de"}')
     assert rows(path) == [{"audio": "/1.wav", "language": "fr", "source_lang": "de"}]
 
 
-def test_rows_that_cannot_be_meant_are_passed_on(tmp_path: Path) -> None:
-    """They fail alone, later: one bad row must not stop the others."""
+def test_invalid_rows_are_yielded(tmp_path: Path) -> None:
+    """They fail alone later: one invalid row must not stop the others."""
     lines = ['{"id": "a"}', '{"audio": 7, "id": "b"}', '{"audio": "/1.wav", "language": "klingon"}', '{"audio": null}']
     assert len(rows(write(tmp_path / "m.jsonl", "\n".join(lines)))) == 4
 
 
 def test_rows_stream(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\nbroken')
-    assert next(manifest.read(str(path), Storage())) == (row_id({"audio": "/1.wav"}), {"audio": "/1.wav"})
+    assert next(iter(manifest.read(str(path), Storage()))) == (row_id({"audio": "/1.wav"}), {"audio": "/1.wav"})
 
 
-# What is wrong
+# Errors
 
 
-def test_missing_or_unknown_is_found_before_the_first_row(tmp_path: Path) -> None:
+def test_a_missing_file_or_unknown_suffix_is_an_error_before_iteration(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         manifest.read(f"{tmp_path}/none.jsonl", Storage())  # not iterated
     assert caught.value.code == "not_found"
-    unknown = refused(write(tmp_path / "m.xlsx", "x"))
+    unknown = error_message(write(tmp_path / "m.xlsx", "x"))
     assert "m.xlsx" in unknown
     assert ".jsonl" in unknown
     assert ".parquet" in unknown
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("m.jsonl", '{"audio": "/1.wav"}\n{"audio": ', "m.jsonl line 2 is not JSON"),
         ("m.jsonl", '[{"audio": "/1.wav"}]', "m.jsonl line 1 is not a JSON object"),
         ("m.jsonl", "{\n", "m.jsonl line 1 is not JSON"),
-        ("m.jsonl", b'\n{"audio": "/\xff.wav"}', "m.jsonl line 2 is not UTF-8"),
         ("m.jsonl", "[" * 100_000, "m.jsonl line 1 is not JSON"),
         ("m.csv", "audio,text\n/1.wav,a\n/2.wav\n", "m.csv line 3 has 1 cells where the header has 2"),
         ("m.csv", "audio,text\n/1.wav,a,b\n", "m.csv line 2 has 3 cells"),
         ("m.csv", 'audio\n"/1.wav\n', "m.csv line 2 is not CSV"),
         ("m.csv", "id;audio\n1;/1.wav\n", "m.csv has no column 'audio'"),
-        ("m.csv", b"audio\n/\xff.wav\n", "not UTF-8"),
-        ("m.parquet", "PAR1, or so it says", "m.parquet is no Parquet"),
+        ("m.csv", b"audio,stra\xdfe\n/1.wav,a\n", "m.csv: the column names are not UTF-8"),
+        ("m.parquet", "PAR1 and then text", "m.parquet is not readable as Parquet"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
-    assert said in refused(write(tmp_path / name, content))
+def test_an_unreadable_line_is_named(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
+    assert expected in error_message(write(tmp_path / name, content))
 
 
 @pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n \n"), ("m.csv", "audio,text\n"), ("m.csv", "")])
 def test_empty(tmp_path: Path, name: str, content: str) -> None:
-    assert f"{name} holds no rows" in refused(write(tmp_path / name, content))
+    assert f"{name} holds no rows" in error_message(write(tmp_path / name, content))
 
 
-def test_a_folder_with_nothing_to_hear(tmp_path: Path) -> None:
+def test_a_folder_without_audio(tmp_path: Path) -> None:
     write(tmp_path / "notes.txt", "x")
-    assert "none of the 1 files" in refused(tmp_path)
+    assert "none of the 1 files" in error_message(tmp_path)
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "not_found")
-    refused(f"{tmp_path}/*.wav", "not_found")
+    error_message(tmp_path / "empty", "not_found")
+    error_message(f"{tmp_path}/*.wav", "not_found")
 
 
 def test_parquet_without_audio(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"path": ["1.wav"]}), tmp_path / "m.parquet")
-    assert "has no column 'audio' (nor 'audio_filepath') but 'path'" in refused(tmp_path / "m.parquet")
+    assert "has no column 'audio' (nor 'audio_filepath') but 'path'" in error_message(tmp_path / "m.parquet")
 
 
-def test_a_packed_manifest_that_was_cut(tmp_path: Path) -> None:
+def test_a_truncated_gzip_manifest(tmp_path: Path) -> None:
     whole = gzip.compress(b"".join(b'{"audio": "/%d.wav"}\n' % n for n in range(1000)))
-    assert "m.jsonl.gz cannot be read" in refused(write(tmp_path / "m.jsonl.gz", whole[:-20]), "unreadable")
+    assert "m.jsonl.gz cannot be read" in error_message(write(tmp_path / "m.jsonl.gz", whole[:-20]), "unreadable")
 
 
 # Ids
 
 
-def test_an_id_twice_is_named_with_its_lines(tmp_path: Path) -> None:
+def test_a_duplicate_id_is_named_with_its_lines(tmp_path: Path) -> None:
     lines = ['{"audio": "/1.wav", "id": "a"}', '{"audio": "/2.wav", "id": "b"}', '{"audio": "/3.wav", "id": "a"}']
-    message = refused(write(tmp_path / "m.jsonl", "\n".join(lines)), "duplicate_id")
+    message = error_message(write(tmp_path / "m.jsonl", "\n".join(lines)), "duplicate_id")
     assert "'a'" in message
     assert "m.jsonl line 1 and " in message
     assert "m.jsonl line 3)" in message
     assert "'b'" not in message
 
 
-def test_the_same_row_twice_is_said_to_be_the_same(tmp_path: Path) -> None:
-    assert "line 2, the same row" in refused(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 2), "duplicate_id")
+def test_identical_duplicate_rows_are_marked(tmp_path: Path) -> None:
+    assert "line 2, the same row" in error_message(
+        write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 2), "duplicate_id"
+    )
 
 
-def test_many_repeats_make_a_short_message(tmp_path: Path) -> None:
-    message = refused(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 1000), "duplicate_id")
+def test_many_duplicates_give_a_short_message(tmp_path: Path) -> None:
+    message = error_message(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 1000), "duplicate_id")
     assert "and 994 more" in message
     assert len(message) < 2000
 
 
-def test_ids_without_being_given_tell_stretches_of_a_file_apart(tmp_path: Path) -> None:
+def test_default_ids_differ_by_offset(tmp_path: Path) -> None:
     text = '{"audio": "/1.wav"}\n{"audio": "/1.wav", "offset": 30}\n{"audio": "/2.wav"}\n'
     assert len(rows(write(tmp_path / "m.jsonl", text))) == 3
 
 
-def test_a_hash_that_two_ids_share_is_no_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hash_collision_is_not_a_duplicate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "hash", lambda _: 7, raising=False)
     assert len(rows(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n{"audio": "/2.wav"}\n'))) == 2

@@ -15,7 +15,7 @@ SAMPLES = Path("demo/samples")
 
 
 @pytest.fixture(scope="package")
-def greedy() -> Iterator[RunningEngine]:
+def greedy(needs_engine: None) -> Iterator[RunningEngine]:
     """vLLM on the demo checkpoint, without drafts. Started once, for it takes most of a minute."""
     engine = RunningEngine(EngineConfig(model="demo/model", kv_cache_gb=0.5, speculation="off"))
     yield engine

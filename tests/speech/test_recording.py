@@ -1,5 +1,6 @@
-"""What a manifest row asks for: defaults, what the row says, and every way it can be malformed."""
+"""Parsing of manifest rows: defaults, options of the row, ids, and malformed rows."""
 
+import json
 import math
 from typing import Any
 
@@ -17,18 +18,21 @@ def read(defaults: Options | None = None, **row: Any) -> Recording:
 
 
 @pytest.mark.parametrize(
-    ("given", "cleaned"),
+    ("given", "expected"),
     [
         (" Acme  Corp ,Kim", ("Acme Corp", "Kim")),
         (["Kim", "Acme\tCorp", "Kim "], ("Kim", "Acme Corp")),
         (["O'Brien-Łódź 3000"], ("O'Brien-Łódź 3000",)),
+        ('["Kim", "Acme, Inc"]'.replace(", Inc", ""), ("Kim", "Acme")),
+        ("['Kim', \"O'Brien\"]", ("Kim", "O'Brien")),  # as pandas writes a list into CSV
+        ("[]", ()),
         ("", ()),
         ("  ", ()),
         ([], ()),
     ],
 )
-def test_keywords_as_they_enter_a_prompt(given: Any, cleaned: tuple[str, ...]) -> None:
-    assert clean_keywords(given) == cleaned
+def test_clean_keywords(given: Any, expected: tuple[str, ...]) -> None:
+    assert clean_keywords(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,13 +48,13 @@ def test_keywords_as_they_enter_a_prompt(given: Any, cleaned: tuple[str, ...]) -
         [7],
     ],
 )
-def test_keywords_that_no_prompt_can_hold(given: Any) -> None:
+def test_bad_keywords(given: Any) -> None:
     with pytest.raises(RequestError) as caught:
         clean_keywords(given)
     assert caught.value.code == "bad_keywords"
 
 
-@pytest.mark.parametrize("given", [7, True, "a,,b", [None]])
+@pytest.mark.parametrize("given", [7, True, "a,,b", [None], "[a, b]", "['a' 'b']", "[" * 10_000 + "]", '{"a": 1}, '])
 def test_bad_keywords_in_a_row_fail_the_row(given: Any) -> None:
     with pytest.raises(RequestError) as caught:
         read(keywords=given)
@@ -60,22 +64,22 @@ def test_bad_keywords_in_a_row_fail_the_row(given: Any) -> None:
 # Options
 
 
-def test_the_row_wins_over_the_run() -> None:
+def test_the_rows_options_override_the_runs() -> None:
     run = Options(language="de", keywords="Acme", channels="mix")
     row = read(run, language=" FR ", channels="split").options
     assert (row.language, row.keywords, row.channels) == ("fr", ("Acme",), "split")
 
 
-def test_translation_is_into_english_unless_said() -> None:
+def test_translation_is_into_english_by_default() -> None:
     assert read(task="translate", language="de").options.target_language == "en"
     with pytest.raises(RequestError, match="into what"):
         read(task="translate")
     with pytest.raises(RequestError, match="needs task 'translate'"):
         read(target_language="de")
-    assert read(target_language="en").options.task == "transcribe"  # as NeMo writes it
+    assert read(target_language="en").options.task == "transcribe"  # as in NeMo manifests
 
 
-def test_a_row_that_transcribes_does_not_inherit_a_target() -> None:
+def test_a_row_with_task_transcribe_does_not_inherit_target_language() -> None:
     run = Options(task="translate", target_language="de")
     assert read(run).options.target_language == "de"
     assert read(run, task="transcribe").options.target_language is None
@@ -84,7 +88,7 @@ def test_a_row_that_transcribes_does_not_inherit_a_target() -> None:
 # Rows
 
 
-def test_the_whole_row() -> None:
+def test_a_row_with_every_column() -> None:
     recording = Recording.from_row(
         {
             "audio_filepath": " s3://b/a.wav ",
@@ -103,6 +107,20 @@ def test_the_whole_row() -> None:
     assert recording.text == "hello"
     assert recording.metadata == {"branch": {"city": "Łódź"}, "agent_id": 3}
     assert recording.metadata_json() == '{"agent_id": 3, "branch": {"city": "Łódź"}}'
+
+
+@pytest.mark.parametrize(
+    "given", ["agent,customer", '["agent", "customer"]', "['agent', 'customer']", ["agent", "customer"]]
+)
+def test_speakers_as_text_or_list(given: Any) -> None:
+    assert read(speakers=given).speakers == ("agent", "customer")
+    assert Recording(id="a", audio="a.wav", speakers=given).speakers == ("agent", "customer")
+
+
+def test_a_channel_without_a_speaker() -> None:
+    assert [read(speakers=",customer").speaker(channel) for channel in range(3)] == [None, "customer", None]
+    assert read(speakers=["Smith, John"]).speakers == ("Smith, John",)
+    assert read(speakers="").speakers == ()
 
 
 def test_missing_cells_are_absent() -> None:
@@ -126,6 +144,12 @@ def test_missing_cells_are_absent() -> None:
         ({"task": "summarise"}, "task"),
         ({"channels": "left"}, "channels"),
         ({"speakers": [1, 2]}, "speakers"),
+        ({"speakers": "[agent, customer]"}, "speakers"),
+        ({"audio": "caf\udce9.wav"}, "audio"),
+        ({"id": "caf\ud800"}, "id"),
+        ({"speakers": ["caf\udce9"]}, "speakers"),
+        ({"note": {"a": ["caf\udce9"]}}, "note"),
+        ({"caf\udce9": "a"}, r"caf\\udce9"),
         ({"text": ["hello"]}, "text"),
         ({"punctuation": "perhaps"}, "punctuation"),
     ],
@@ -136,28 +160,37 @@ def test_a_malformed_row_names_its_column(row: dict[str, Any], column: str) -> N
     assert caught.value.code == "bad_row"
 
 
-def test_a_message_does_not_repeat_a_transcript() -> None:
+def test_a_message_is_short_even_if_the_value_is_long() -> None:
     with pytest.raises(RequestError) as caught:
         read(text=["the patient said that " * 20])
     assert len(caught.value.message) < 150
 
 
-def test_a_malformed_row_can_still_be_reported() -> None:
+def test_malformed_accepts_every_row() -> None:
     for row in ({}, {"audio": ["x"]}, {"id": "a", "offset": -1, "branch": 3}, {"audio": "a.wav", "language": 5}):
-        stand_in = Recording.malformed(row)
-        assert stand_in.id == row_id(row)
+        recording = Recording.malformed(row)
+        assert recording.id == row_id(row)
     assert Recording.malformed({"id": "a", "offset": -1, "branch": 3}).metadata == {"branch": 3}
+
+
+def test_a_row_with_surrogates_can_be_written_as_utf8() -> None:
+    row = {"id": "\udce9", "audio": "caf\udce9.wav", "note": ["\udce9"], "caf\udce9": "\ud800"}
+    recording = Recording.malformed(row)
+    assert (recording.id, recording.audio) == (r"\udce9", r"caf\udce9.wav")
+    assert json.loads(recording.metadata_json()) == {"note": ["\udce9"], "caf\udce9": "\ud800"}
+    recording.metadata_json().encode()
+    assert row_id({"audio": "caf\udce9.wav"}) != row_id({"audio": "caf\udce8.wav"})
 
 
 # Ids
 
 
 def test_ids_are_stable_across_versions() -> None:
-    """An output folder is resumed by its ids: this value must never change."""
+    """An output is resumed by its ids: this value must never change."""
     assert row_id({"audio": "s3://bucket/call.wav"}) == "5fa8b658f02753ff"
 
 
-def test_ids_follow_uri_and_offset_alone() -> None:
+def test_default_ids_depend_on_uri_and_offset_only() -> None:
     plain = row_id({"audio": "a.wav"})
     same: list[dict[str, Any]] = [
         {"audio_filepath": "a.wav"},

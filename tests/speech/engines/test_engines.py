@@ -15,6 +15,8 @@ from speech.models.checkpoint import family_of
 from speech.recording import Options
 from testing.engines import RunningEngine
 
+pytestmark = pytest.mark.engine
+
 MODEL = "demo/model"
 
 

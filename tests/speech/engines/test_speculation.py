@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig, start_engine
-from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
+from speech.engines.speculation import DRAFT_TOKENS, Speculation, check_speculation, ctc_can_help, method_for
 from speech.engines.vllm import VllmEngine
 from speech.errors import RequestError, UsageError
 from speech.models.checkpoint import family_of
@@ -18,6 +18,8 @@ from speech.models.families import GRANITE_4_0, WHISPER
 from speech.recording import Options
 from testing.engines import RunningEngine
 from testing.loops import LoopThread
+
+pytestmark = pytest.mark.engine
 
 MODEL = "demo/model"
 SHORT_CLIPS = 240
@@ -244,6 +246,7 @@ def test_auto_drafts_where_it_can_and_an_explicit_wish_is_refused_where_it_canno
 
 def test_a_draft_model_and_the_wish_for_one_go_together() -> None:
     assert method_for("draft", GRANITE_4_0, "vllm", "small-granite") == "draft"
-    for asked, draft_model in (("draft", None), ("ctc", "small-granite"), ("off", "small-granite")):
+    wrong: list[tuple[Speculation, str | None]] = [("draft", None), ("ctc", "small-granite"), ("off", "small-granite")]
+    for asked, draft_model in wrong:
         with pytest.raises(UsageError, match="go together"):
             method_for(asked, GRANITE_4_0, "vllm", draft_model)

@@ -13,6 +13,8 @@ from speech.models.families import WHISPER
 from speech.recording import Options
 from testing.engines import RunningEngine
 
+pytestmark = pytest.mark.engine
+
 SPECIAL_TOKENS = [
     "<|endoftext|>",
     "<|startoftranscript|>",

@@ -161,6 +161,7 @@ def test_every_language_to_translate_into_has_a_name() -> None:
     assert {into for family in FAMILIES[:3] for _, into in family.translations} <= set(LANGUAGE_NAMES)
 
 
+@pytest.mark.engine
 def test_whispers_languages_are_tokens_of_its_vocabulary() -> None:
     from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
