@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from speech.errors import RequestError, first_error
 from speech.formats import TranscriptFormat
-from speech.recording import Options, Recording, Task
+from speech.recording import Options, Recording, Task, as_list
 
 KEYWORDS_PROMPT = "keywords:"
 # Fields that are lists. Clients send them as ``name[]``, once for each item.
@@ -40,9 +40,15 @@ class SpeechForm(Options):
         """Adds a prompt's keywords to the others, and word_timestamps where they are asked for."""
         keywords = (*fields.get("keywords", ()), _keywords_of_prompt(fields.get("prompt", "")))
         return fields | {
-            "keywords": ",".join(part for part in keywords if part.strip()),
+            "keywords": [item for part in keywords for item in as_list(part)],
             "word_timestamps": "word" in fields.get("timestamp_granularities", ()),
         }
+
+    @field_validator("speakers", mode="before")
+    @classmethod
+    def _split_speakers(cls, value: Any) -> Any:
+        """One field may hold all names: ``agent,customer``, or a JSON list."""
+        return as_list(value[0]) if len(value) == 1 else value
 
     @classmethod
     def from_fields(cls, fields: Iterable[tuple[str, str]], task: Task) -> Self:

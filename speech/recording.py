@@ -18,6 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from speech.errors import RequestError, first_error
+from speech.redaction import redact_presigned
 
 Channels = Literal["auto", "split", "mix", "first"]
 Task = Literal["transcribe", "translate"]
@@ -187,8 +188,12 @@ class Recording(BaseModel):
         return self.speakers[channel] or None if channel < len(self.speakers) else None
 
     def metadata_json(self) -> str:
-        """``metadata`` as JSON; values that JSON cannot represent (dates, decimals) are written as their str."""
-        return escape_surrogates(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
+        """``metadata`` as JSON, presigned links without their query.
+
+        Values that JSON cannot represent (dates, decimals) are written as their str.
+        """
+        text = json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True)
+        return redact_presigned(escape_surrogates(text))
 
 
 def row_id(row: Mapping[str, Any]) -> str:
