@@ -1,4 +1,4 @@
-"""The command line: parses, calls a room, prints. The work is in the rooms."""
+"""The command line: parses arguments, calls a package, prints the result or one line of error."""
 
 import argparse
 import json
@@ -36,14 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = parsed.command(parsed)
         return code
     except UsageError as error:
-        return _refuse(error.message, EXIT_USAGE)
+        return _print_error(error.message, EXIT_USAGE)
     except RayscribeError as error:
-        return _refuse(str(error), EXIT_FAILED)
+        return _print_error(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        return _refuse(STOPPED, EXIT_BY_SIGNAL + signal.SIGINT)
+        return _print_error(STOPPED, EXIT_BY_SIGNAL + signal.SIGINT)
     except SystemExit as ended:
         if ended.code == signal.SIGTERM:
-            return _refuse(STOPPED, EXIT_BY_SIGNAL + signal.SIGTERM)
+            return _print_error(STOPPED, EXIT_BY_SIGNAL + signal.SIGTERM)
         raise
 
 
@@ -115,21 +115,21 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("manifest", nargs="?", default=argparse.SUPPRESS, help=JOB_FIELDS["manifest"].description)
     _add_settings(transcribe, leave_out={"manifest"})
 
-    retry = commands.add_parser("retry", help="try again what has failed in an output, and nothing else")
+    retry = commands.add_parser("retry", help="transcribe again only the recordings that failed in an output")
     retry.set_defaults(command=_retry)
-    retry.add_argument("output", help="the output folder of a run; its manifest and options are taken again")
+    retry.add_argument("output", help="the output folder of a run, whose manifest and options are used again")
     _add_settings(retry, leave_out={"output"})
 
-    status = commands.add_parser("status", help="what is done, what has failed and why")
+    status = commands.add_parser("status", help="how many recordings are done, and which failed and why")
     status.set_defaults(command=_status)
     status.add_argument("output", help="the output folder of a run, finished or not")
     status.add_argument("--failed", action="store_true", help="name each failed recording")
     _add_flag(status, "storage_options", JOB_FIELDS["storage_options"])
 
-    evaluate = commands.add_parser("evaluate", help="word error rate against the manifest's text")
+    evaluate = commands.add_parser("evaluate", help="word error rate against the manifest's reference transcripts")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("output", help="the output folder of a run")
-    evaluate.add_argument("--manifest", help="the truth, if not in the manifest that the run was given")
+    evaluate.add_argument("--manifest", help="a manifest with the reference transcripts, if not the one of the run")
     _add_flag(evaluate, "storage_options", JOB_FIELDS["storage_options"])
 
     export = commands.add_parser("export", help="the transcripts of an output as files, one a recording")
@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_flag(serve, name, field)
     serve.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
 
-    doctor = commands.add_parser("doctor", help="what this machine has and lacks, and the command that mends it")
+    doctor = commands.add_parser("doctor", help="checks this machine; prints the command that fixes each problem")
     doctor.set_defaults(command=_doctor)
     doctor.add_argument(
         "--model", default=JOB_FIELDS["model"].default, help="which is to be run (default: %(default)s)"
@@ -162,7 +162,7 @@ def _add_settings(parser: argparse.ArgumentParser, leave_out: set[str]) -> None:
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
-    """A flag for a setting: name, choices and help from the one field that defines it."""
+    """Adds a flag for a setting, with name, choices and help from the field that defines it."""
     kind: Any = field.annotation
     choices = get_args(kind) if get_origin(kind) is Literal else None
     given = "" if field.is_required() or not field.default or field.default_factory else f" (default: {field.default})"
@@ -177,7 +177,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
 
 
 def _settings(parsed: argparse.Namespace, known: Mapping[str, FieldInfo] = JOB_FIELDS) -> dict[str, Any]:
-    """The settings of --config, and over them those given as flags."""
+    """The settings of --config, overridden by those given as flags."""
     flags = {name: value for name, value in vars(parsed).items() if name in known}
     if getattr(parsed, "keywords_file", None):
         flags["keywords"] = clean_keywords(line for line in _read(parsed.keywords_file).splitlines() if line.strip())
@@ -222,7 +222,7 @@ def _read(path: str) -> str:
         raise UsageError("not_found", f"cannot read {path}: {error}") from error
 
 
-def _refuse(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"rayscribe: {message}", file=sys.stderr)
     return code
 

@@ -37,7 +37,8 @@ class Job(Settings):
     @field_validator("allow_scheme", mode="before")
     @classmethod
     def _parse_schemes(cls, value: Any) -> Any:
-        return as_list(value)
+        names = as_list(value)
+        return [str(name).lower() for name in names] if isinstance(names, list) else names
 
     def text_settings(self) -> dict[str, Any]:
         """The settings that the text of a transcript depends on: those of the model and of the recordings."""
