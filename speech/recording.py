@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from speech.audio.raw import parse_raw_format
 from speech.errors import RequestError, first_error
+from speech.redaction import redact_presigned
 
 Channels = Literal["auto", "split", "mix", "first"]
 Task = Literal["transcribe", "translate"]
@@ -200,8 +201,12 @@ class Recording(BaseModel):
         return self.speakers[channel] or None if channel < len(self.speakers) else None
 
     def metadata_json(self) -> str:
-        """``metadata`` as JSON; values that JSON cannot represent (dates, decimals) are written as their str."""
-        return escape_surrogates(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
+        """``metadata`` as JSON, presigned links without their query.
+
+        Values that JSON cannot represent (dates, decimals) are written as their str.
+        """
+        text = json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True)
+        return redact_presigned(escape_surrogates(text))
 
 
 def row_id(row: Mapping[str, Any]) -> str:
