@@ -55,7 +55,7 @@ def test_empty_fields_count_as_absent(client: TestClient) -> None:
     empty: dict[str, Any] = dict.fromkeys(
         ("language", "prompt", "response_format", "temperature", "stream", "timestamp_granularities[]", "include[]"), ""
     )
-    answer = post(client, **empty, **{"keywords[]": "", "target_language": " "})
+    answer = post(client, **empty | {"keywords[]": "", "target_language": " "})
     assert answer.json() == post(client).json()
     assert "x-rayscribe-warning" not in answer.headers
     assert post(client, model="").json()["error"]["code"] == "bad_field"

@@ -201,7 +201,7 @@ def test_pages_of_other_sites_may_not_connect(client: TestClient) -> None:
 
 
 def test_an_overloaded_endpoint_refuses_a_session() -> None:
-    with client_of(scripted_engine(), max_requests=1) as client, client.websocket_connect(URL) as session:
+    with client_of(scripted_engine(), max_live_sessions=1) as client, client.websocket_connect(URL) as session:
         assert session.receive_json()["type"] == "session.created"
         with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
             client.websocket_connect(URL).__enter__()
