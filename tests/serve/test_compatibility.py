@@ -52,10 +52,9 @@ def test_fields_without_effect_are_accepted_with_a_warning(
 
 
 def test_empty_fields_count_as_absent(client: TestClient) -> None:
-    empty: dict[str, Any] = dict.fromkeys(
-        ("language", "prompt", "response_format", "temperature", "stream", "timestamp_granularities[]", "include[]"), ""
-    )
-    answer = post(client, **empty | {"keywords[]": "", "target_language": " "})
+    names = ("language", "prompt", "response_format", "temperature", "stream", "timestamp_granularities[]", "include[]")
+    empty: dict[str, Any] = dict.fromkeys(names, "") | {"keywords[]": "", "target_language": " "}
+    answer = post(client, **empty)
     assert answer.json() == post(client).json()
     assert "x-rayscribe-warning" not in answer.headers
     assert post(client, model="").json()["error"]["code"] == "bad_field"
