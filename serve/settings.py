@@ -37,6 +37,14 @@ class ServeSettings(Settings):
     max_requests: int = Field(
         64, ge=1, description="requests in hand at once, uploads among them; one more is answered 503"
     )
+    max_requests_per_key: int | None = Field(
+        None, ge=1, description="of these, requests of one API key; one more is answered 429 (default: half)"
+    )
+    max_live_sessions: int = Field(32, ge=1, description="sessions of live audio at once; one more is refused")
+    max_live_sessions_per_key: int | None = Field(
+        None, ge=1, description="of these, sessions of one API key (default: half)"
+    )
+    max_session_s: float = Field(4 * 3600.0, gt=0, description="longest session of live audio, in seconds")
     upload_timeout_s: float = Field(900.0, gt=0, description="a slower upload, in seconds, is given up")
     drain_s: float = Field(900.0, ge=0, description="time, in seconds, for a replica that ends to finish its requests")
     min_engines: int | None = Field(
