@@ -1,4 +1,4 @@
-"""The command line: parses, calls a room, prints. The work is in the rooms."""
+"""The command line: parses arguments, calls a package, prints the result or one line of error."""
 
 import argparse
 import json
@@ -10,11 +10,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from pipelines.job import SETTINGS, Job
-from serve.settings import SERVE_SETTINGS, ServeSettings
+from pipelines.job import Job
+from serve.settings import ServeSettings
 from speech.errors import RayscribeError, UsageError
 from speech.formats import TranscriptFormat
 from speech.recording import clean_keywords
+
+JOB_FIELDS, SERVE_FIELDS = Job.flat_fields(), ServeSettings.flat_fields()
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 EXIT_BY_SIGNAL = 128  # and the signal's number, as shells have it
@@ -25,20 +27,20 @@ STOPPED = "stopped; what is done is kept, and the same command again continues"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (see the README)."""
     parsed = _parser().parse_args(arguments)
-    # A machine that is taken away unwinds the run, which lets its output go.
+    # SIGTERM (spot preemption) must unwind the run, so that it releases the lease on its output.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
         code: int = parsed.command(parsed)
         return code
     except UsageError as error:
-        return _refuse(error.message, EXIT_USAGE)
+        return _print_error(error.message, EXIT_USAGE)
     except RayscribeError as error:
-        return _refuse(str(error), EXIT_FAILED)
+        return _print_error(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        return _refuse(STOPPED, EXIT_BY_SIGNAL + signal.SIGINT)
+        return _print_error(STOPPED, EXIT_BY_SIGNAL + signal.SIGINT)
     except SystemExit as ended:
         if ended.code == signal.SIGTERM:
-            return _refuse(STOPPED, EXIT_BY_SIGNAL + signal.SIGTERM)
+            return _print_error(STOPPED, EXIT_BY_SIGNAL + signal.SIGTERM)
         raise
 
 
@@ -79,7 +81,7 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    settings = ServeSettings.from_settings(_settings(parsed, SERVE_SETTINGS))
+    settings = ServeSettings.from_settings(_settings(parsed, SERVE_FIELDS))
     from serve.server import run
 
     run(settings)
@@ -105,47 +107,49 @@ def _parser() -> argparse.ArgumentParser:
 
     transcribe = commands.add_parser("transcribe", help="a manifest of recordings in, Parquet transcripts out")
     transcribe.set_defaults(command=_transcribe)
-    transcribe.add_argument("manifest", nargs="?", default=argparse.SUPPRESS, help=SETTINGS["manifest"].description)
+    transcribe.add_argument("manifest", nargs="?", default=argparse.SUPPRESS, help=JOB_FIELDS["manifest"].description)
     _add_settings(transcribe, leave_out={"manifest"})
 
-    retry = commands.add_parser("retry", help="try again what has failed in an output, and nothing else")
+    retry = commands.add_parser("retry", help="transcribe again only the recordings that failed in an output")
     retry.set_defaults(command=_retry)
-    retry.add_argument("output", help="the output folder of a run; its manifest and options are taken again")
+    retry.add_argument("output", help="the output folder of a run, whose manifest and options are used again")
     _add_settings(retry, leave_out={"output"})
 
-    status = commands.add_parser("status", help="what is done, what has failed and why")
+    status = commands.add_parser("status", help="how many recordings are done, and which failed and why")
     status.set_defaults(command=_status)
     status.add_argument("output", help="the output folder of a run, finished or not")
     status.add_argument("--failed", action="store_true", help="name each failed recording")
-    _add_flag(status, "storage_options", SETTINGS["storage_options"])
+    _add_flag(status, "storage_options", JOB_FIELDS["storage_options"])
 
-    evaluate = commands.add_parser("evaluate", help="word error rate against the manifest's text")
+    evaluate = commands.add_parser("evaluate", help="word error rate against the manifest's reference transcripts")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("output", help="the output folder of a run")
-    evaluate.add_argument("--manifest", help="the truth, if not in the manifest that the run was given")
-    _add_flag(evaluate, "storage_options", SETTINGS["storage_options"])
+    evaluate.add_argument("--manifest", help="a manifest with the reference transcripts, if not the one of the run")
+    _add_flag(evaluate, "storage_options", JOB_FIELDS["storage_options"])
 
     export = commands.add_parser("export", help="the transcripts of an output as files, one a recording")
     export.set_defaults(command=_export)
     export.add_argument("output", help="the output folder of a run")
     export.add_argument("--format", required=True, choices=get_args(TranscriptFormat), help="text, subtitles or JSON")
     export.add_argument("--to", required=True, metavar="DIR", help="folder for the files, on a disk or in a bucket")
-    _add_flag(export, "storage_options", SETTINGS["storage_options"])
+    _add_flag(export, "storage_options", JOB_FIELDS["storage_options"])
 
     serve = commands.add_parser("serve", help="an endpoint for OpenAI's clients, and a page to try it")
     serve.set_defaults(command=_serve)
-    for name, field in SERVE_SETTINGS.items():
+    for name, field in SERVE_FIELDS.items():
         _add_flag(serve, name, field)
     serve.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
 
-    doctor = commands.add_parser("doctor", help="what this machine has and lacks, and the command that mends it")
+    doctor = commands.add_parser("doctor", help="checks this machine, and prints the command that fixes what is missing")
     doctor.set_defaults(command=_doctor)
-    doctor.add_argument("--model", default=SETTINGS["model"].default, help="which is to be run (default: %(default)s)")
+    doctor.add_argument(
+        "--model", default=JOB_FIELDS["model"].default, help="which is to be run (default: %(default)s)"
+    )
     return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser, leave_out: set[str]) -> None:
-    for name, field in SETTINGS.items():
+    for name, field in JOB_FIELDS.items():
         if name not in leave_out:
             _add_flag(parser, name, field)
     parser.add_argument("--keywords-file", metavar="FILE", help="keywords, one a line")
@@ -153,7 +157,7 @@ def _add_settings(parser: argparse.ArgumentParser, leave_out: set[str]) -> None:
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
-    """A flag for a setting: name, choices and help from the one field that defines it."""
+    """Adds a flag for a setting, with name, choices and help from the field that defines it."""
     kind: Any = field.annotation
     choices = get_args(kind) if get_origin(kind) is Literal else None
     given = "" if field.is_required() or not field.default or field.default_factory else f" (default: {field.default})"
@@ -167,8 +171,8 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     parser.add_argument(f"--{name.replace('_', '-')}", **arguments)
 
 
-def _settings(parsed: argparse.Namespace, known: Mapping[str, FieldInfo] = SETTINGS) -> dict[str, Any]:
-    """The settings of --config, and over them those given as flags."""
+def _settings(parsed: argparse.Namespace, known: Mapping[str, FieldInfo] = JOB_FIELDS) -> dict[str, Any]:
+    """The settings of --config, overridden by those given as flags."""
     flags = {name: value for name, value in vars(parsed).items() if name in known}
     if getattr(parsed, "keywords_file", None):
         flags["keywords"] = clean_keywords(line for line in _read(parsed.keywords_file).splitlines() if line.strip())
@@ -206,7 +210,7 @@ def _read(path: str) -> str:
         raise UsageError("not_found", f"cannot read {path}: {error}") from error
 
 
-def _refuse(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"rayscribe: {message}", file=sys.stderr)
     return code
 

@@ -1,26 +1,25 @@
-"""Nothing is lost, tried: the job is killed at random moments and run again, and its output compared.
+"""Fault injection: the job is killed at random moments and run again, and its output compared.
 
     python -m bench.chaos [--kills 20] [--recordings 30] [--seed 0]
                           [--trials driver engine listener node storage vllm]
 
-Manifest, audio and output are on a real S3 protocol server on this machine (moto). What happens, at
-moments drawn from the seed:
+Manifest, audio and output are on a local S3 server (moto). The trials; moments are drawn from the seed:
 
-    driver      the process that the user started is killed, ``--kills`` times, wherever it then is
+    driver      the process that the user started is killed, ``--kills`` times, at any moment of the run
     engine      the actor that holds the engine is killed; Ray starts another
-    listener    an actor that decodes is killed; Ray starts another
-    node        a worker node that holds an engine is lost, of a cluster of three (``ray.cluster_utils``)
-    storage     a tenth of all requests are answered 503, reset, cut or left without an answer (testing.fault_proxy)
-    vllm        vLLM's own process is killed, and later the driver; what it leaves behind is counted
+    listener    a Listener actor is killed; Ray starts another
+    node        a worker node that holds an engine is removed, of a cluster of three (``ray.cluster_utils``)
+    storage     a tenth of all requests get a 503, a reset, a truncated response or none (testing.fault_proxy)
+    vllm        vLLM's EngineCore process is killed, and later the driver; processes left running are counted
 
-All but the last run with an engine that takes half a second for a clip and costs nothing (``speech.engines.fake``),
-on one Ray cluster that outlives the drivers. ``vllm`` runs the command line as a user would, each time
-with a Ray of its own, on demo/model. Every kill is a SIGKILL.
+All but the last run with an engine that sleeps half a second for a clip (``speech.engines.fake``), on one Ray cluster
+that outlives the drivers. ``vllm`` runs the command line as a user would, each time with its own local Ray, on
+demo/model. Every kill is a SIGKILL.
 
-After each kill the same job runs again, to its end. Its output must equal that of a run that nobody
-disturbed: the same ids, once each, with the same text. A recording that had been begun and not committed
-is transcribed twice; these are counted, and must not be more than an engine has in flight. Prints a table
-and, last, one line of JSON; the exit code is 1 if anything differs.
+After each kill the same job runs again, to its end. Its output must equal that of an undisturbed run: the same ids,
+once each, with the same text. A recording that was in flight and not committed is transcribed twice; these are
+counted, and must not be more than an engine has in flight. Prints a table and, last, one line of JSON; the exit
+code is 1 if any output differs.
 """
 
 import argparse
@@ -67,29 +66,29 @@ LISTENERS = 2
 PAUSE_S = 0.5
 CORES = 8  # as Ray counts them, of each cluster
 STORE_BYTES = 200 << 20  # Ray's object store, of each node
-# What a killed driver has started may take so long to end. The agents of Ray's node first try for 60 s to
-# tell the head, which is gone too, that their raylet is dead (ray/_private/utils.py, publish_error_to_driver).
-LEFT_BEHIND_S = 90.0
+# A killed driver's processes must have ended after this time. The agents of Ray's node first try for 60 s to report
+# to the head, which has ended too, that their raylet is dead (ray/_private/utils.py, publish_error_to_driver).
+CLEAN_UP_TIMEOUT_S = 90.0
 
 Row = tuple[str, str, str]  # id, status, text
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one kind of trial came to."""
+    """The result of one kind of trial."""
 
     trial: str
     engine: str
     kills: int
-    same: bool  # every output as if undisturbed
-    twice: int | None  # recordings begun again, at most, after one kill
-    in_flight: int | None  # as many could have been
+    same: bool  # every output equals the undisturbed run's
+    twice: int | None  # the most recordings transcribed twice after one kill
+    in_flight: int | None  # the most recordings that can be in flight in the engines
     seconds: float
     note: str = ""
 
 
 class Bench:
-    """The bucket, the calls in it, and the trials."""
+    """The trials, and the bucket with their recordings."""
 
     def __init__(self, options: dict[str, Any], folder: Path, recordings: int, seed: int) -> None:
         self._options = options
@@ -108,7 +107,7 @@ class Bench:
         self._storage.write_bytes("s3://chaos/calls.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def undisturbed(self) -> None:
-        """The run that all others are held against."""
+        """The run that all others are compared with."""
         start = time.perf_counter()
         if self._start("undisturbed").wait():
             raise RuntimeError(f"the job has failed; its log is {self._log('undisturbed')}")
@@ -124,7 +123,7 @@ class Bench:
             driver = self._start(name)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.wait(timeout=self._random.uniform(0, self._run_s))
-                continue  # it was over before its moment
+                continue  # the run ended before the kill was due
             driver.kill()
             driver.wait()
             committed.append(len(self._rows(name)))
@@ -139,7 +138,7 @@ class Bench:
     def actor(self, trial: str) -> Outcome:
         start = time.perf_counter()
         driver = self._start(trial)
-        self._await_begun(trial, self._random.randint(1, self._recordings // 2), driver)
+        self._await_started(trial, self._random.randint(1, self._recordings // 2), driver)
         actor = _process(psutil.Process(), ACTORS[trial])
         assert actor is not None
         actor.kill()
@@ -147,8 +146,8 @@ class Bench:
 
     def node(self) -> Outcome:
         start = time.perf_counter()
-        begun = self._random.randint(1, self._recordings // 2)
-        code = self._start("node", nodes=3, kill_node_after=begun).wait()
+        started = self._random.randint(1, self._recordings // 2)
+        code = self._start("node", nodes=3, kill_node_after=started).wait()
         same = self._same("node")
         note = "" if code == 0 else f"the job ended with {code}"
         return self._outcome("node", 1, code == 0 and same, self._twice("node"), start, note, engines=2)
@@ -179,7 +178,7 @@ class Bench:
         driver.kill()
         driver.wait()
         killed_at = time.perf_counter()
-        _, left = psutil.wait_procs(started, timeout=LEFT_BEHIND_S)
+        _, left = psutil.wait_procs(started, timeout=CLEAN_UP_TIMEOUT_S)
         left = [each for each in left if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
         ended_s = time.perf_counter() - killed_at
         names = ", ".join(_command(each) for each in left)
@@ -196,7 +195,7 @@ class Bench:
         return Outcome(trial, "no-op", kills, same and twice <= in_flight, twice, in_flight, seconds, note)
 
     def _same(self, name: str) -> bool:
-        """Runs a job again, which should find nothing to do, and looks at its output."""
+        """Runs a job again, which should find nothing to do; whether its output equals the undisturbed run's."""
         self._run(name)
         return self._rows(name) == self._expected
 
@@ -206,12 +205,12 @@ class Bench:
             run(_job(f"s3://chaos/{name}", options or self._options), self._engine(name))
 
     def _start(self, name: str, **more: Any) -> subprocess.Popen[bytes]:
-        """Starts a job in a process of its own, on this process's cluster if not on one of its own."""
+        """Starts a job in a driver process; on this process's cluster, or on a new one of ``nodes`` nodes."""
         import ray
 
-        told = {"output": f"s3://chaos/{name}", "options": self._options, "begun": str(self._begun(name))}
-        told |= {"address": ray.get_runtime_context().gcs_address, **more}
-        return self._popen(name, "bench.chaos", "--drive", json.dumps(told))
+        job = {"output": f"s3://chaos/{name}", "options": self._options, "started": str(self._started(name))}
+        job |= {"address": ray.get_runtime_context().gcs_address, **more}
+        return self._popen(name, "bench.chaos", "--drive", json.dumps(job))
 
     def _start_cli(self, name: str) -> subprocess.Popen[bytes]:
         arguments = ["transcribe", "s3://chaos/calls.jsonl", "--output", f"s3://chaos/{name}", "--model", MODEL]
@@ -222,12 +221,12 @@ class Bench:
         with self._log(name).open("ab") as log:
             return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log)
 
-    def _await_begun(self, name: str, many: int, driver: subprocess.Popen[bytes]) -> None:
-        _await(lambda: _lines(self._begun(name)) >= many, driver)
+    def _await_started(self, name: str, count: int, driver: subprocess.Popen[bytes]) -> None:
+        _await(lambda: _lines(self._started(name)) >= count, driver)
 
-    def _await_committed(self, name: str, many: int, driver: subprocess.Popen[bytes]) -> int:
-        """Waits until so many recordings are committed, and tells how many are."""
-        _await(lambda: len(self._rows(name)) >= many, driver)
+    def _await_committed(self, name: str, count: int, driver: subprocess.Popen[bytes]) -> int:
+        """Waits until at least ``count`` recordings are committed; returns how many are."""
+        _await(lambda: len(self._rows(name)) >= count, driver)
         return len(self._rows(name))
 
     def _rows(self, name: str) -> list[Row]:
@@ -241,16 +240,16 @@ class Bench:
         )
 
     def _twice(self, name: str) -> int:
-        """Recordings of which more clips were begun than in the undisturbed run."""
-        once = Counter(self._begun("undisturbed").read_text().split())
-        begun = Counter(self._begun(name).read_text().split())
-        return sum(begun[recording] > once[recording] for recording in begun)
+        """Recordings of which more clips were started than in the undisturbed run."""
+        once = Counter(self._started("undisturbed").read_text().split())
+        started = Counter(self._started(name).read_text().split())
+        return sum(started[recording] > once[recording] for recording in started)
 
     def _engine(self, name: str) -> Callable[..., Any]:
-        return start_slow(str(self._begun(name)))
+        return start_slow(str(self._started(name)))
 
-    def _begun(self, name: str) -> Path:
-        return self._folder / f"{name}.begun"
+    def _started(self, name: str) -> Path:
+        return self._folder / f"{name}.started"
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
@@ -262,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recordings", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", nargs="+", choices=TRIALS, default=TRIALS)
-    parser.add_argument("--drive", type=json.loads, help=argparse.SUPPRESS)  # the job, in a process of its own
+    parser.add_argument("--drive", type=json.loads, help=argparse.SUPPRESS)  # one job: what a driver process runs
     parsed = parser.parse_args(arguments)
     os.environ["RAY_AUTH_MODE"] = "disabled"  # no token file is left in the home directory
     if parsed.drive:
@@ -274,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for outcome in _outcomes(bench, parsed.trials, parsed.kills):
             print(outcome, file=sys.stderr)
             outcomes.append(outcome)
-    table = Table("trial", "engine", "kills", "as if undisturbed", "twice, at most", "in flight", "seconds", "")
+    table = Table("trial", "engine", "kills", "output the same", "twice, at most", "in flight", "seconds", "")
     for each in outcomes:
         cells = [each.trial, each.engine, each.kills, "yes" if each.same else "NO", each.twice, each.in_flight]
         cells += [f"{each.seconds:.0f}", each.note]
@@ -289,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _outcomes(bench: Bench, trials: Sequence[str], kills: int) -> Iterator[Outcome]:
-    """Runs the trials, those of the no-op engine on one Ray cluster."""
+    """Runs the trials, those with the fake engine on one Ray cluster."""
     if set(trials) - {"vllm"}:
         with _ray():
             bench.undisturbed()
@@ -307,9 +306,9 @@ def _outcomes(bench: Bench, trials: Sequence[str], kills: int) -> Iterator[Outco
 
 
 def _drive(
-    output: str, options: dict[str, Any], begun: str, address: str, nodes: int = 1, kill_node_after: int = 0
+    output: str, options: dict[str, Any], started: str, address: str, nodes: int = 1, kill_node_after: int = 0
 ) -> int:
-    """The job itself; on a cluster of its own, of which a node is lost, if asked. 1 if it was not lost in time."""
+    """Runs the job; with ``nodes`` > 1 on a new cluster that loses a node. Returns 1 if none was lost."""
     import ray
 
     lost, cluster = threading.Event(), None
@@ -320,36 +319,35 @@ def _drive(
         cluster = Cluster(initialize_head=True, head_node_args=resources | {"num_cpus": 0})
         workers = [cluster.add_node(**resources) for _ in range(nodes - 1)]
         address = cluster.address
-        losing = (cluster, workers, begun, kill_node_after, lost)
+        losing = (cluster, workers, started, kill_node_after, lost)
         threading.Thread(target=_lose_node, args=losing, daemon=True).start()
-    start = start_slow(begun)
-    run(_job(output, options, address, engines=nodes - 1 or 1), start)
-    if cluster is not None:  # in this order, or Ray ends the process with an error of its own
+    run(_job(output, options, address, engines=nodes - 1 or 1), start_slow(started))
+    if cluster is not None:  # in this order, or Ray ends the process with an error
         ray.shutdown()
         cluster.shutdown()
     return int(cluster is not None and not lost.is_set())
 
 
-def start_slow(begun: str) -> EngineStarter:
-    """An engine that takes PAUSE_S for a clip and appends the id of each clip's recording to the file ``begun``."""
-    return functools.partial(start_fake, before=functools.partial(_record_start, begun))
+def start_slow(started: str) -> EngineStarter:
+    """An engine that takes PAUSE_S for a clip and appends the id of each clip's recording to the file ``started``."""
+    return functools.partial(start_fake, before=functools.partial(_record_start, started))
 
 
-async def _record_start(begun: str, clip: ClipRequest) -> None:
+async def _record_start(started: str, clip: ClipRequest) -> None:
     if clip.id != WARM_UP_ID:
-        with open(begun, "a") as file:  # short appends are atomic
+        with open(started, "a") as file:  # short appends are atomic
             file.write(f"{clip.recording_id}\n")
     await asyncio.sleep(PAUSE_S)
 
 
-def _lose_node(cluster: Any, workers: list[Any], begun: str, many: int, lost: threading.Event) -> None:
-    """Kills a node that holds an engine, once so many recordings are begun."""
-    _await(lambda: _lines(Path(begun)) >= many)
+def _lose_node(cluster: Any, workers: list[Any], started: str, count: int, lost: threading.Event) -> None:
+    """Removes a node that holds an engine, once ``count`` clips are started."""
+    _await(lambda: _lines(Path(started)) >= count)
     while True:
         for node in workers:
             [raylet] = node.all_processes["raylet"]
             if _process(psutil.Process(raylet.process.pid), ACTORS["engine"]):
-                lost.set()  # at once: Ray then waits for every process of the node
+                lost.set()  # before the removal, which waits for every process of the node
                 cluster.remove_node(node, allow_graceful=False)
                 return
 
@@ -386,10 +384,10 @@ def _ray() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _s3() -> Iterator[dict[str, Any]]:
-    """A real S3 protocol server, and the storage options that lead to it."""
+    """A local S3 server; yields the storage options to reach it."""
     from moto.server import ThreadedMotoServer
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -400,14 +398,14 @@ def _s3() -> Iterator[dict[str, Any]]:
 def _await(condition: Callable[[], bool], driver: subprocess.Popen[bytes] | None = None) -> None:
     while not condition():
         if driver and driver.poll() is not None:
-            raise RuntimeError("the job ended before its moment had come")
+            raise RuntimeError("the job ended before the condition was met")
         time.sleep(0.05)
 
 
-def _process(ancestor: psutil.Process, title: str, but: psutil.Process | None = None) -> psutil.Process | None:
-    """The first process below another that has a word in its title, and is not a certain one."""
-    below = ancestor.children(recursive=True)
-    return next((each for each in below if title in _command(each) and each != but), None)
+def _process(ancestor: psutil.Process, title: str, other_than: psutil.Process | None = None) -> psutil.Process | None:
+    """The first descendant of a process with ``title`` in its command line, other than the given one."""
+    descendants = ancestor.children(recursive=True)
+    return next((each for each in descendants if title in _command(each) and each != other_than), None)
 
 
 def _command(process: psutil.Process) -> str:

@@ -1,9 +1,9 @@
-"""Damaged recordings of every format, given to a Listener: how each is answered.
+"""Fuzzing: damaged recordings of every format, given to a Listener; counts the outcomes.
 
     python -m bench.fuzz [--files 1000] [--seed 0] [--workers 2]
 
-``testing.fuzzing`` makes the files and runs them. One that fails can be made again: ``python -m bench.fuzz
---only NUMBER --keep FILE``. Prints a table of the answers and, last, one line of JSON; the exit code is 1 if any
+``testing.fuzzing`` makes the files and runs them. A failing one can be reproduced: ``python -m bench.fuzz
+--only NUMBER --keep FILE``. Prints a table of the outcomes and, last, one line of JSON; the exit code is 1 if any
 file failed.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from testing.fuzzing import broken, fuzz, sources
+from testing.fuzzing import damaged_file, fuzz, intact_files
 
 
 def main() -> int:
@@ -25,20 +25,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", type=int, help="try the file of this number alone")
-    parser.add_argument("--keep", type=Path, help="with --only: write it here")
+    parser.add_argument("--keep", type=Path, help="with --only: write the file here")
     parsed = parser.parse_args()
     if parsed.only is not None and parsed.keep:
-        parsed.keep.write_bytes(broken(sources(), parsed.seed, parsed.only)[1])
+        parsed.keep.write_bytes(damaged_file(intact_files(), parsed.seed, parsed.only)[1])
     start = time.perf_counter()
     numbers = range(parsed.files) if parsed.only is None else [parsed.only]
     answers, failures = fuzz(numbers, parsed.seed, parsed.workers)
     seconds = time.perf_counter() - start
-    table = Table("answer", "files")
+    table = Table("outcome", "files")
     for answer, count in answers.most_common():
         table.add_row(answer, str(count))
     Console().print(table)
     for failure in failures:
-        print(f"file {failure.number} of seed {parsed.seed}, made of {failure.source}: {failure.what}")
+        print(f"file {failure.number} of seed {parsed.seed}, made of {failure.source}: {failure.outcome}")
     result = {"files": len(numbers), "seed": parsed.seed, "failures": len(failures), "seconds": round(seconds, 1)}
     print(json.dumps(result | {"answers": dict(answers)}))
     return int(bool(failures))

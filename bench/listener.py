@@ -1,18 +1,18 @@
-"""How fast a Listener listens, beside a plain read of the same files and beside faster-whisper's front end.
+"""Throughput of a Listener, against plain decoding of the same files and against faster-whisper's front end.
 
     python bench/listener.py                        # the recordings of demo/samples
     python bench/listener.py calls/*.wav --rounds 9
 
-Counted are hours of audio for each second of one core (``time.process_time``, all of a process's threads),
-as the median over rounds. In each round every file goes to every contender in turn, and the ratio is the
-median of the rounds' own ratios, so that a busy machine is unkind to all alike. What is compared:
+The measure is hours of audio per core-second (``time.process_time``, all threads of the process), the median over
+rounds. In each round every file goes to every contender in turn, and the ratio is the median of the rounds' ratios,
+so that other load on the machine affects all alike. What is compared:
 
-    read             soundfile and soxr, the whole file at once to 16 kHz mono: what decoding alone costs
-    faster-whisper   its decode_audio and its get_speech_timestamps on the mono mixture, with our segment rules
-    listener mix     the same work: one mixture, decoded, through the VAD, cut into clips
-    listener auto    what a run does: channels measured, then one speaker a channel, so stereo is two of them
+    read             soundfile and soxr, the whole file at once to 16 kHz mono: decoding alone
+    faster-whisper   its decode_audio and its get_speech_timestamps on the mono mixture, our segmentation settings
+    listener mix     the same work: one mixture, decoded, VAD, cut into clips
+    listener auto    what a run does: channels compared, then one speaker a channel, so stereo is segmented twice
 
-The ratio is ``listener mix`` over ``faster-whisper``. Files that can't be heard are left out, and named.
+The ratio is ``listener mix`` over ``faster-whisper``. Files that cannot be decoded are skipped, and named.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SAMPLES = Path(__file__).parent.parent / "demo" / "samples"
 CLIP_S = 30.0
 NOT_AUDIO = {".jsonl", ".json", ".md", ".txt", ".csv", ".py"}
 
-_THEIR_RULES = VadOptions(
+_VAD_OPTIONS = VadOptions(
     threshold=ONSET_PROBABILITY,
     min_speech_duration_ms=round(MIN_SPEECH_S * 1000),
     max_speech_duration_s=CLIP_S,
@@ -52,10 +52,10 @@ def read(path: Path) -> None:
 
 
 def faster_whisper(path: Path) -> None:
-    get_speech_timestamps(decode_audio(str(path), sampling_rate=SAMPLE_RATE), _THEIR_RULES)
+    get_speech_timestamps(decode_audio(str(path), sampling_rate=SAMPLE_RATE), _VAD_OPTIONS)
 
 
-def listening(listener: Listener, channels: Channels) -> Callable[[Path], None]:
+def listen_with(listener: Listener, channels: Channels) -> Callable[[Path], None]:
     def listen(path: Path) -> None:
         listener.listen(Recording(id=path.name, audio=str(path), options=Options(channels=channels)))
 
@@ -63,7 +63,7 @@ def listening(listener: Listener, channels: Channels) -> Callable[[Path], None]:
 
 
 def readable(paths: list[Path], listener: Listener) -> dict[Path, float]:
-    """The files that all contenders can take, and their seconds."""
+    """The files that all contenders can read, and their durations in seconds."""
     seconds: dict[Path, float] = {}
     for path in paths:
         try:
@@ -71,9 +71,9 @@ def readable(paths: list[Path], listener: Listener) -> dict[Path, float]:
             soundfile.info(path)
             seconds[path] = listened.duration_s
         except AudioError as error:
-            print(f"left out: {error}")
+            print(f"skipped: {error}")
         except soundfile.LibsndfileError:
-            print(f"left out: {path}, which soundfile can't read")
+            print(f"skipped: {path}, which soundfile cannot read")
     return seconds
 
 
@@ -84,7 +84,7 @@ def core_seconds(contender: Callable[[Path], None], path: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the Listener beside its peers.")
+    parser = argparse.ArgumentParser(description="Measure the Listener against its peers.")
     parser.add_argument("files", nargs="*", type=Path, help="recordings (default: those of demo/samples)")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
@@ -92,20 +92,20 @@ def main() -> None:
     listener = Listener(clip_s=CLIP_S)
     seconds = readable(paths, listener)
     if not seconds:
-        parser.error("there is nothing to listen to: give files, or make demo/samples first")
+        parser.error("no readable recordings: give files, or make demo/samples first")
     contenders: dict[str, Callable[[Path], None]] = {
         "read": read,
         "faster-whisper": faster_whisper,
-        "listener mix": listening(listener, "mix"),
-        "listener auto": listening(listener, "auto"),
+        "listener mix": listen_with(listener, "mix"),
+        "listener auto": listen_with(listener, "auto"),
     }
-    for contender in contenders.values():  # imports, sessions and the disk's cache are nobody's merit
+    for contender in contenders.values():  # warm-up: imports, ONNX sessions, the page cache
         core_seconds(contender, next(iter(seconds)))
     spent: dict[str, list[float]] = {name: [0.0] * arguments.rounds for name in contenders}
-    for turn in range(arguments.rounds):
+    for round_number in range(arguments.rounds):
         for path in seconds:
             for name, contender in contenders.items():
-                spent[name][turn] += core_seconds(contender, path)
+                spent[name][round_number] += core_seconds(contender, path)
 
     hours = sum(seconds.values()) / 3600
     rates = {name: hours / statistics.median(times) for name, times in spent.items()}

@@ -1,11 +1,11 @@
-"""What the job costs over the bare engine: RTFx of the whole pipeline over RTFx of the engine alone.
+"""Overhead of the bulk job: RTFx of the whole pipeline over RTFx of the engine alone.
 
     python -m bench.pipeline [--model demo/model] [--manifest demo/samples/manifest.jsonl] [--copies 10] [--rounds 3]
 
-Both sides transcribe the same recordings with the same engine settings on the same machine, in
-turn, several times. The pipeline opens and decodes files, finds speech, passes clips through Ray and
-writes Parquet; the bare engine is handed the clips that the Listener has already cut, all at once.
-Loading the model is in neither figure. Prints a table and, last, one line of JSON.
+Both transcribe the same recordings with the same engine settings on the same machine, in turn, several times. The
+pipeline opens and decodes files, runs the VAD, passes clips through Ray and writes Parquet; the bare engine gets the
+clips already cut by the Listener, all at once. Loading the model is in neither figure. Prints a table and,
+last, one line of JSON.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(
                 f"round {number + 1}: engine {bare[-1]:.2f}, pipeline {pipeline[-1]:.2f}", file=sys.stderr, flush=True
             )
-    ratios = [whole / alone for whole, alone in zip(pipeline, bare, strict=True)]
+    ratios = [job / engine for job, engine in zip(pipeline, bare, strict=True)]
     table = Table("", "min", "median", "max", title=f"{len(copies)} recordings, {parsed.rounds} rounds")
     for name, figures in (("bare engine, RTFx", bare), ("pipeline, RTFx", pipeline), ("ratio", ratios)):
         table.add_row(name, *(f"{value:.2f}" for value in (min(figures), statistics.median(figures), max(figures))))
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _good_rows(uri: str, model: str) -> list[dict[str, object]]:
-    """The rows of a manifest that can be transcribed: a bad file costs the bare engine nothing."""
+    """The rows of a manifest that can be transcribed; the bare engine would never see the others."""
     listener, family = Listener(clip_s=family_of(model).clip_s), family_of(model)
     good = []
-    for row in manifest.read(uri, Storage()):
+    for _, row in manifest.read(uri, Storage()):
         try:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)
@@ -77,7 +77,7 @@ def _good_rows(uri: str, model: str) -> list[dict[str, object]]:
 
 
 async def _bare_engine(rows: list[dict[str, object]], config: EngineConfig) -> float:
-    """RTFx of the engine alone on clips that are cut already."""
+    """RTFx of the engine alone, on clips cut beforehand."""
     family = family_of(config.model)
     listener = Listener(clip_s=family.clip_s)
     recordings = [Recording.from_row(row, Options()) for row in rows]
@@ -85,7 +85,7 @@ async def _bare_engine(rows: list[dict[str, object]], config: EngineConfig) -> f
     audio_s = sum(each.duration_s for _, each in listened)
     engine = start_engine(config, family)
     transcriber = Transcriber(engine, family, config.model, config.concurrent_clips)
-    await transcriber.transcribe(*listened[0])  # the first request pays for what is set up once
+    await transcriber.transcribe(*listened[0])  # warm-up: the first request includes one-time initialisation
     start = time.perf_counter()
     await asyncio.gather(*(transcriber.transcribe(*each) for each in listened))
     elapsed = time.perf_counter() - start

@@ -1,15 +1,15 @@
-"""Does the job stay flat as the manifest grows? Up to a million rows through the same graph, no model.
+"""Memory and throughput of the job as the manifest grows: up to a million rows, no model.
 
     python -m bench.scale [--rows 10000 100000 1000000] [--resumed 1000000] [--folder DIR]
 
-Every row names the same tenth of a second of audio and the engine answers at once (``speech.engines.fake``), so
-that what is measured is the rest: reading the manifest, Ray Data, the Listener's round, Parquet, receipts.
-Each size runs in a process of its own, the driver, whose memory is told in two: what is its own, at its
-peak, and what it shares with Ray's object store, where the work list lies until it is done.
+Every row names the same tenth of a second of audio and the engine returns at once (``speech.engines.fake``), so
+that what is measured is the rest: reading the manifest, Ray Data, the Listener, Parquet, attempt records.
+Each size runs in its own driver process, whose peak memory is reported in two parts: its own, and what it shares with
+Ray's object store, which holds the work list until the run ends.
 
-Then a run is resumed that has ``--resumed`` rows, all but a thousand of them done. What the run before has
-left, in the many small files of one that was killed, is made by hand. It is resumed twice: as it was left,
-and, with a thousand rows more, after the first has merged the files. Prints a table and, last, one line of
+Then a run of ``--resumed`` rows is resumed, all but a thousand of them done. The output of the run before, in the
+many small files that a killed run leaves, is written directly. It is resumed twice: as it is, and, with a thousand
+rows more, after the first resumed run has merged the files. Prints a table and, last, one line of
 JSON.
 """
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--resumed", type=int, default=1_000_000, help="0: none")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # one run, in a process of its own
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # one run: what a driver process does
     parsed = parser.parse_args(arguments)
     if parsed.one:
         output, rows = parsed.one
@@ -57,14 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = parsed.folder or Path(temporary)
-        # Silence: opened, decoded and searched for every row, and no clip comes of it.
+        # Silence: opened, decoded and passed through the VAD for every row; it has no clips.
         soundfile.write(folder / AUDIO, np.zeros(1_600, np.float32), 16_000)
         runs = [_in_own_process(folder, f"rows-{rows}", rows) for rows in sorted(parsed.rows)]
         if parsed.resumed:
-            _leave_behind(folder, "resumed", parsed.resumed - TO_DO)
+            _write_killed_run(folder, "resumed", parsed.resumed - TO_DO)
             runs += [_in_own_process(folder, "resumed", parsed.resumed + more) for more in (0, TO_DO)]
-    columns = ("rows", "done before", "files before", "seconds", "until at work", "rows a second", "files after")
-    table = Table(*columns, "driver's own memory, MB", "in the object store, MB")
+    columns = ("rows", "done before", "files before", "seconds", "until first row", "rows a second", "files after")
+    table = Table(*columns, "driver's own memory, MB", "object store, MB")
     for each in runs:
         rate = each["done"] / each["work_s"] if each["work_s"] else 0
         table.add_row(
@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(runs))
 
 
-def _leave_behind(folder: Path, name: str, rows: int) -> None:
-    """What a run that was killed leaves when so many rows are done."""
+def _write_killed_run(folder: Path, name: str, rows: int) -> None:
+    """Writes the output of a run that was killed after ``rows`` rows."""
     output = Output(str(folder / name), Storage())
     job = _job(folder, name)
     output.claim(job.text_settings(), {"manifest": job.manifest}, allow_changes=False)
@@ -93,14 +93,14 @@ def _leave_behind(folder: Path, name: str, rows: int) -> None:
         numbers = range(start, min(start + MAX_RECORDINGS_PER_BLOCK, rows))
         output.commit([row | {"recording_id": _id(number)} for number in numbers])
 
-    with ThreadPoolExecutor(READERS) as pool:  # they wait for the disk
+    with ThreadPoolExecutor(READERS) as pool:  # I/O-bound
         list(pool.map(commit, range(0, rows, MAX_RECORDINGS_PER_BLOCK)))
 
 
 def _in_own_process(folder: Path, output: str, rows: int) -> dict[str, float]:
     command = [sys.executable, "-m", "bench.scale", "--folder", str(folder), "--one", output, str(rows)]
     lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    print(lines[-1], file=sys.stderr, flush=True)  # hours may lie between two
+    print(lines[-1], file=sys.stderr, flush=True)  # at once: a run may take hours
     measured: dict[str, float] = json.loads(lines[-1])
     return measured
 
@@ -130,28 +130,28 @@ def _run_one(folder: Path, output: str, rows: int) -> dict[str, float]:
 
 
 class _PeakMemory:
-    """The most memory that this process has had while the ``with`` block ran, seen twice a second, in MB.
+    """Peak memory of this process while the ``with`` block ran, sampled twice a second, in MB.
 
     Attributes:
-        own_mb: resident, but for what is shared memory: Ray's object store.
-        shared_mb: the rest.
+        own_mb: resident, without shared memory.
+        shared_mb: resident shared memory: Ray's object store.
     """
 
     def __init__(self) -> None:
         self.own_mb = self.shared_mb = 0.0
-        self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._stopped = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> Self:
-        self._watcher.start()
+        self._sampler.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._watcher.join()
+        self._stopped.set()
+        self._sampler.join()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(0.5):
+    def _sample(self) -> None:
+        while not self._stopped.wait(0.5):
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             anonymous, file, shared = (int(status[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem"))
             self.own_mb = max(self.own_mb, (anonymous + file) / 1024)
@@ -159,9 +159,9 @@ class _PeakMemory:
 
 
 def _job(folder: Path, output: str) -> Job:
-    # As many Listeners as cores: the engine leaves them all.
-    places = {"manifest": str(folder / f"{output}.jsonl"), "output": str(folder / output)}
-    return Job.from_settings(places | {"listeners": os.cpu_count()})
+    # As many Listeners as cores: the fake engine uses none.
+    paths = {"manifest": str(folder / f"{output}.jsonl"), "output": str(folder / output)}
+    return Job.from_settings(paths | {"listeners": os.cpu_count()})
 
 
 def _id(number: int) -> str:

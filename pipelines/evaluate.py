@@ -1,9 +1,9 @@
-"""How good a run's transcripts are, against the manifest's ``text``.
+"""WER and CER of a run's transcripts against the references in the manifest's ``text``.
 
-Counted as the Open ASR Leaderboard counts: texts normalised by Whisper's normaliser (English's own, or
-the basic one for other languages; arXiv 2212.04356, appendix C), then errors and reference words each
-summed over all recordings before one is divided by the other. Recordings without a truth, and those that
-failed, are not scored; the second are counted.
+Computed as on the Open ASR Leaderboard: texts are normalised by Whisper's normaliser (the English one, or
+the basic one for other languages; arXiv 2212.04356, appendix C), then errors and reference words are each
+summed over all recordings, and the sums divided. Recordings without a reference are ignored; failed
+recordings with a reference are counted but not scored.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,16 +17,15 @@ from rich.text import Text
 
 from pipelines import manifest
 from pipelines.output import Output
-from speech.recording import row_id
 from storage.filesystem import Storage
 
-# More of a transcript than this, in words, is shown by its beginning only.
+# Transcripts longer than this, in words, are cut when printed.
 SHOWN_WORDS = 60
 
 
 @dataclass(frozen=True)
 class Score:
-    """One recording beside its truth, both normalised."""
+    """One recording's normalised reference and hypothesis, and their alignment."""
 
     recording_id: str
     reference: str
@@ -37,15 +36,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of all recordings that have a truth."""
+    """Scores of all recordings that have a reference."""
 
     scores: list[Score]
-    failed: int  # recordings with a truth that have no transcript
+    failed: int  # recordings with a reference and no transcript
     rtfx: float | None
 
     @property
     def wer(self) -> float:
-        """Word error rate: substitutions, deletions and insertions over the words of the truth."""
+        """Word error rate: substitutions, deletions and insertions over the number of reference words."""
         return _rate([score.words for score in self.scores])
 
     @property
@@ -54,9 +53,9 @@ class Evaluation:
         return _rate([score.characters for score in self.scores])
 
     def print(self) -> None:
-        """Shows each transcript under its truth, with what differs marked, and the totals."""
+        """Prints each reference and hypothesis, with differing words marked, and the totals."""
         console = Console()
-        table = Table("recording", "WER", "truth / transcript", show_lines=True)
+        table = Table("recording", "WER", "reference / transcript", show_lines=True)
         for score in self.scores:
             reference, hypothesis = _marked(score)
             table.add_row(score.recording_id, f"{score.words.wer:.1%}", Text("\n").join([reference, hypothesis]))
@@ -65,7 +64,7 @@ class Evaluation:
         if self.rtfx:
             totals.append(f"RTFx {self.rtfx:.0f}")
         if self.failed:
-            totals.append(f"{self.failed} with a truth have no transcript")
+            totals.append(f"{self.failed} with a reference have no transcript")
         console.print(" · ".join(totals), highlight=False)
 
 
@@ -74,18 +73,17 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
 
     Args:
         output_uri: the run's output folder.
-        manifest_uri: where the truth is; None: the manifest that the run was given.
+        manifest_uri: the manifest with the references; None: the run's own manifest.
         storage_options: fsspec's options for object storage.
 
     Raises:
-        UsageError: the output or the manifest cannot be read, or no recording has a truth.
+        UsageError: the output or the manifest cannot be read, or no recording has a reference.
     """
     storage = Storage(storage_options)
     output = Output(output_uri, storage)
     job, report = output.require_job(), output.report() or {}
-    references = {
-        row_id(row): row["text"] for row in manifest.read(manifest_uri or job["manifest"], storage) if row.get("text")
-    }
+    rows = manifest.read(manifest_uri or job["manifest"], storage)
+    references = {recording_id: row["text"] for recording_id, row in rows if row.get("text")}
     scores = []
     for batch in output.batches("ok", ["recording_id", "text", "language", "task", "metadata"]):
         for row in batch.to_pylist():
@@ -98,7 +96,7 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
 
 
 def score(recording_id: str, reference: str, hypothesis: str, english: bool) -> Score:
-    """Compares one transcript with its truth."""
+    """Aligns one hypothesis with its reference, in words and in characters."""
     normalise = normaliser(english)
     reference, hypothesis = normalise(reference), normalise(hypothesis)
     return Score(
@@ -112,7 +110,7 @@ def score(recording_id: str, reference: str, hypothesis: str, english: bool) -> 
 
 @cache
 def normaliser(english: bool) -> Callable[[str], str]:
-    """Whisper's text normaliser: English's own, or the one for every language."""
+    """Whisper's text normaliser: the English one, or the basic one for other languages."""
     from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 
@@ -126,7 +124,7 @@ def _rate(outputs: list[jiwer.WordOutput] | list[jiwer.CharacterOutput]) -> floa
 
 
 def _marked(score: Score) -> tuple[Text, Text]:
-    """Truth and transcript, the words that differ in colour, long ones cut."""
+    """Reference and hypothesis, with differing words in bold red, cut after SHOWN_WORDS."""
     reference, hypothesis = Text(), Text()
     for chunk in score.words.alignments[0]:
         same = chunk.type == "equal"

@@ -1,4 +1,4 @@
-"""The transcripts of an output as files that people and players read, one a recording."""
+"""Exports an output's transcripts as text, subtitle or JSON files, one a recording."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,13 +20,13 @@ SUFFIXES: dict[TranscriptFormat, str] = {
 
 
 def export(output_uri: str, format: TranscriptFormat, to: str, storage_options: Mapping[str, Any]) -> int:
-    """Writes each transcript into the folder ``to``, named after its recording; failed ones have none.
+    """Writes one file per transcript into the folder ``to``, named by recording id. Failed recordings have none.
 
     Returns:
-        How many were written.
+        The number of files written.
 
     Raises:
-        UsageError: ``not_found``: no run has begun there; or a place of storage is wrong.
+        UsageError: ``not_found`` if ``output_uri`` holds no run; or a code of ``Storage``.
     """
     storage = Storage(storage_options)
     output = Output(output_uri, storage)
@@ -35,7 +35,7 @@ def export(output_uri: str, format: TranscriptFormat, to: str, storage_options: 
     count = 0
     for batch in output.batches("ok"):
         for row in batch.to_pylist():
-            name = f"{quote(row['recording_id'], safe=' ')}.{SUFFIXES[format]}"  # an id may hold a slash
+            name = f"{quote(row['recording_id'], safe=' ')}.{SUFFIXES[format]}"  # an id may contain a slash
             storage.write_bytes(join(to, name), render_transcript(Transcript.from_row(row), format).encode())
             count += 1
     return count

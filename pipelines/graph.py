@@ -56,7 +56,7 @@ def receipts(
         .repartition(target_num_rows_per_block=recordings_per_block(to_do, layout.listeners))
         .map_batches(
             Listen,
-            fn_constructor_args=(job.options, job.engine_config.model, storage, attempts, job.listen_timeout_s),
+            fn_constructor_args=(job.options, job.engine_config, storage, attempts, job.listen_timeout_s),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=1, max_size=layout.listeners),
@@ -64,7 +64,7 @@ def receipts(
         )
         .map_batches(
             Transcribe,
-            fn_constructor_args=(job.engine_config, start, attempts, job.clip_timeout_s, output),
+            fn_constructor_args=(job.engine_config, start, attempts, output),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(

@@ -1,23 +1,23 @@
-"""The manifest: what is to be transcribed, one row a recording, from wherever it is.
+"""Reads a manifest: the recordings to transcribe, one a row.
 
     calls.jsonl  .ndjson  .json    one JSON object a line              (also .gz)
-    calls.csv    .tsv              with a header; an empty cell is no cell (also .gz)
+    calls.csv    .tsv              with a header; an empty cell is absent   (also .gz)
     calls.parquet                  a file
-    calls/                         a folder of audio, whatever its depth; or one of manifest files
+    calls/                         a folder of audio, searched recursively; or of manifest files
     s3://bucket/2026/*.wav         a glob, of either
 
-Rows come out raw, as dicts, streaming. A row that asks for something impossible is not judged here:
-it fails alone, in its turn (``Recording.from_row``). What would spoil the run is found here, before
-anything is transcribed: a line that cannot be read, a table without a column for audio, no rows,
-and two rows with one id. That last one is an error even where the rows are the same. The output has
-each id once, so one of the two would vanish, and a repeated row is as often a join gone wrong as a
-harmless copy; which it is, the message says.
+Rows are streamed as unvalidated dicts. ``Recording.from_row`` validates each row later, so that an
+invalid row fails alone. Errors that affect the whole run are raised here, before anything is
+transcribed: a line that cannot be parsed, a table without an audio column, no rows, and two rows with
+the same id. Duplicate ids are an error even where the rows are identical: the output holds each id
+once, so one of the two would be lost, and a repeated row may be a wrong join as well as a harmless
+copy; the message says which rows are identical.
 
-NeMo's names are read as ours (``audio_filepath``, and Canary's ``source_lang``, ``target_lang``,
+NeMo's column names are accepted (``audio_filepath``, and Canary's ``source_lang``, ``target_lang``,
 ``taskname``). Relative paths are relative to the manifest's folder.
 
-Memory stays flat but for 8 bytes a row, which is how ids are compared; a folder or a glob costs what
-``Storage.list`` costs.
+Memory: 8 bytes a row, the hashes that detect duplicate ids; and, for a folder or a glob, the listing
+(see ``Storage.list``).
 """
 
 import csv
@@ -39,8 +39,8 @@ from speech.redaction import redact_uri
 from storage.filesystem import Storage
 from storage.uris import is_glob, parent, resolve
 
-# What a folder or a glob takes for audio: names that recorders and phone systems give to files that
-# speech.audio.decoders reads. A manifest may name any file whatever.
+# The files of a folder or a glob that are taken for audio: suffixes of recorders and telephone systems for
+# formats that speech.audio.decoders reads. A manifest may name files with any suffix.
 AUDIO_SUFFIXES = (
     *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".avi", ".awb", ".caf", ".flac"),
     *(".gsm", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".nist", ".oga"),
@@ -50,7 +50,7 @@ KINDS = ".jsonl .ndjson .json .csv .tsv (each also .gz), .parquet, a folder of a
 _AUDIO_COLUMNS = ("audio", "audio_filepath")
 _NEMO_NAMES = {"source_lang": "language", "target_lang": "target_language", "taskname": "task"}
 _NEMO_TASKS = {"asr": "transcribe", "ast": "translate", "s2t_translation": "translate"}
-# The reference text of a whole call may stand in one CSV cell; Python's own limit is 128 kB.
+# One CSV cell may hold the reference text of a whole call; the csv module's default limit is 128 kB.
 _MAX_CELL_CHARS = 1 << 27
 _PARQUET_ROWS = 1024  # read at a time
 _REPEATS_SHOWN = 5
@@ -59,8 +59,8 @@ Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # by line, or by row where there are no lines
 
 
-def read(uri: str, storage: Storage) -> Iterator[Row]:
-    """The rows of a manifest, ``audio`` resolved. What kind it is, and that it is there, is checked at once.
+def read(uri: str, storage: Storage) -> Iterator[tuple[str, Row]]:
+    """The rows of a manifest with their ids, ``audio`` resolved. Its kind, and that it exists, are checked at once.
 
     Raises:
         UsageError: ``not_found``, ``forbidden``, ``unreadable``; ``bad_manifest`` naming file and line;
@@ -70,57 +70,58 @@ def read(uri: str, storage: Storage) -> Iterator[Row]:
     return _checked(uri, files, storage)
 
 
-def _checked(uri: str, files: list[str], storage: Storage) -> Iterator[Row]:
-    ids = array("q")  # a hash each: equal ids have equal hashes, so what has no repeat here has none at all
+def _checked(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, Row]]:
+    ids = array("q")  # hashes: equal ids have equal hashes, so without equal hashes there are no equal ids
     for _, _, row in _rows(uri, files, storage):
-        ids.append(hash(row_id(row)))
-        yield row
+        recording_id = row_id(row)
+        ids.append(hash(recording_id))
+        yield recording_id, row
     if not ids:
-        raise UsageError("bad_manifest", f"{redact_uri(uri)} holds no rows: give it one a recording")
+        raise UsageError("bad_manifest", f"{redact_uri(uri)} holds no rows: write one row a recording")
     hashes = np.frombuffer(ids, np.int64)
-    hashes.sort()  # in place: the array is ours
+    hashes.sort()  # in place, without a copy
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
     if len(repeated):
         _check_repeated(uri, files, storage, set(repeated.tolist()))
 
 
 def _check_repeated(uri: str, files: list[str], storage: Storage, suspects: set[int]) -> None:
-    """Reads the manifest once more to say where ids are repeated, if it is they and not only their hashes."""
+    """Reads the manifest again and raises ``duplicate_id`` with the lines, unless only the hashes are equal."""
     first: dict[str, tuple[str, Row]] = {}
     repeats: Counter[str] = Counter()
     shown: list[str] = []
     for file, number, row in _rows(uri, files, storage):
-        row_name = row_id(row)
-        if hash(row_name) not in suspects:
+        recording_id = row_id(row)
+        if hash(recording_id) not in suspects:
             continue
         place = f"{_place(file)} {number}"
-        if row_name not in first:
-            first[row_name] = place, row
+        if recording_id not in first:
+            first[recording_id] = place, row
             continue
-        repeats[row_name] += 1
+        repeats[recording_id] += 1
         if len(shown) < _REPEATS_SHOWN:
-            other, other_row = first[row_name]
+            other, other_row = first[recording_id]
             same = ", the same row" if row == other_row else ""
-            shown.append(f"{row_name!r} ({other} and {place}{same})")
+            shown.append(f"{recording_id!r} ({other} and {place}{same})")
     if repeats:
         more = f" and {repeats.total() - len(shown)} more" if repeats.total() > len(shown) else ""
         raise UsageError(
             "duplicate_id",
-            f"{len(repeats)} id(s) stand in more than one row: {'; '.join(shown)}{more}. Each id is written once: "
-            "take out rows that repeat, and give an 'id' of its own to each that asks for something else",
+            f"{len(repeats)} id(s) are in more than one row: {'; '.join(shown)}{more}. The output holds each id once: "
+            "remove repeated rows, and give a different 'id' to each row that differs",
         )
 
 
 def _files(uri: str, storage: Storage) -> list[str]:
-    """The files that hold the rows, or are the audio."""
+    """The URIs of the manifest files or of the audio files."""
     if not (is_glob(uri) and not storage.exists(uri)) and not storage.is_folder(uri):
         storage.check_readable(uri)
         if not _is_audio(uri) and _reader(uri) is None:
-            raise UsageError("bad_manifest", f"{redact_uri(uri)} is of no known kind; a manifest is {KINDS}")
+            raise UsageError("bad_manifest", f"{redact_uri(uri)} has an unknown suffix; a manifest is {KINDS}")
         return [uri]
     found = storage.list(uri)
     visible = [file for file in found if not posixpath.basename(file).startswith((".", "_"))]
-    # Among audio, a .json or .csv is a note beside a recording, not a manifest.
+    # Beside audio files, a .json or .csv is taken for notes on a recording, not for a manifest.
     files = [file for file in visible if _is_audio(file)] or [file for file in visible if _reader(file)]
     if not found:
         raise UsageError("not_found", f"no file is at {redact_uri(uri)}")
@@ -134,28 +135,29 @@ def _files(uri: str, storage: Storage) -> list[str]:
 
 
 def _rows(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, int, Row]]:
-    """All rows with the file and the number at which they stand."""
+    """All rows as (file, line or row number, row)."""
     folder = None if files == [uri] else uri
     for file in files:
         if _is_audio(file):
             yield file, 1, {"audio": resolve(file, ".")}
             continue
         reader = _reader(file)
-        assert reader is not None  # _files sees to it
+        assert reader is not None  # _files returns only such files
         base = folder if folder is not None and not is_glob(folder) else parent(file)
         with storage.map_errors(UsageError, file):
             for number, row in reader(file, storage):
-                yield file, number, _in_our_names(row, base)
+                yield file, number, _normalized(row, base)
 
 
-def _in_our_names(row: Row, folder: str) -> Row:
+def _normalized(row: Row, folder: str) -> Row:
+    """The row with ``audio`` resolved against ``folder`` and NeMo's column names replaced."""
     for name in _AUDIO_COLUMNS:
         if isinstance(row.get(name), str) and row[name].strip():
             row[name] = resolve(row[name].strip(), folder)
-    for theirs, ours in _NEMO_NAMES.items():
-        if theirs in row and ours not in row:
-            value = row.pop(theirs)
-            row[ours] = _NEMO_TASKS.get(value, value) if ours == "task" else value
+    for nemo_name, name in _NEMO_NAMES.items():
+        if nemo_name in row and name not in row:
+            value = row.pop(nemo_name)
+            row[name] = _NEMO_TASKS.get(value, value) if name == "task" else value
     return row
 
 
@@ -168,11 +170,11 @@ def _json_lines(file: str, storage: Storage) -> NumberedRows:
             try:
                 row = json.loads(line.decode())
             except UnicodeDecodeError as error:
-                _refuse(file, number, "is not UTF-8; save the file in UTF-8", error)
+                _raise_bad_line(file, number, "is not UTF-8; save the file in UTF-8", error)
             except (ValueError, RecursionError) as error:
-                _refuse(file, number, f"is not JSON ({error}); write one object a line", error)
+                _raise_bad_line(file, number, f"is not JSON ({error}); write one object a line", error)
             if not isinstance(row, dict):
-                _refuse(file, number, 'is not a JSON object; write one a line, like {"audio": "call.wav"}')
+                _raise_bad_line(file, number, 'is not a JSON object; write one a line, like {"audio": "call.wav"}')
             yield number, row
 
 
@@ -188,14 +190,12 @@ def _separated(file: str, storage: Storage, delimiter: str) -> NumberedRows:
                 if not cells:  # a blank line
                     continue
                 if len(cells) != len(header):
-                    _refuse(
-                        file, reader.line_num, f"has {len(cells)} cells where the header has {len(header)}; mend it"
-                    )
+                    _raise_bad_line(file, reader.line_num, f"has {len(cells)} cells where the header has {len(header)}")
                 yield reader.line_num, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
         except UnicodeDecodeError as error:
-            _refuse(file, reader.line_num + 1, "or one soon after is not UTF-8; save the file in UTF-8", error)
+            _raise_bad_line(file, reader.line_num + 1, "or a later one is not UTF-8; save the file in UTF-8", error)
         except csv.Error as error:
-            _refuse(file, reader.line_num, f"is not CSV ({error}); mend its quotes", error)
+            _raise_bad_line(file, reader.line_num, f"is not CSV ({error}); check its quotes", error)
 
 
 def _comma_separated(file: str, storage: Storage) -> NumberedRows:
@@ -220,7 +220,7 @@ def _parquet(file: str, storage: Storage) -> NumberedRows:
                     number += 1
                     yield number, {name: cell for name, cell in row.items() if cell is not None}
     except pa.ArrowException as error:
-        raise UsageError("bad_manifest", f"{redact_uri(file)} is no Parquet that can be read: {error}") from error
+        raise UsageError("bad_manifest", f"{redact_uri(file)} is not readable as Parquet: {error}") from error
 
 
 _READERS: dict[str, Callable[[str, Storage], NumberedRows]] = {
@@ -234,20 +234,20 @@ _READERS: dict[str, Callable[[str, Storage], NumberedRows]] = {
 
 
 def _reader(file: str) -> Callable[[str, Storage], NumberedRows] | None:
-    suffix, packed = _suffix(file)
-    return None if packed and suffix == ".parquet" else _READERS.get(suffix)
+    suffix, gzipped = _suffix(file)
+    return None if gzipped and suffix == ".parquet" else _READERS.get(suffix)
 
 
 def _is_audio(file: str) -> bool:
-    suffix, packed = _suffix(file)
-    return suffix in AUDIO_SUFFIXES and not packed
+    suffix, gzipped = _suffix(file)
+    return suffix in AUDIO_SUFFIXES and not gzipped
 
 
 def _suffix(file: str) -> tuple[str, bool]:
-    """A file's suffix, lower case, and whether it is packed by gzip."""
+    """A file's suffix in lower case without ``.gz``, and whether it is compressed with gzip."""
     path = (urlsplit(file).path if file.startswith(("http://", "https://")) else file).lower()
-    packed = path.endswith(".gz")
-    return posixpath.splitext(path.removesuffix(".gz"))[1], packed
+    gzipped = path.endswith(".gz")
+    return posixpath.splitext(path.removesuffix(".gz"))[1], gzipped
 
 
 def _open(file: str, storage: Storage) -> BinaryIO:
@@ -261,7 +261,7 @@ def _check_columns(file: str, columns: list[str]) -> None:
         raise UsageError(
             "bad_manifest",
             f"{redact_uri(file)} has no column 'audio' (nor 'audio_filepath') but {has}: "
-            "name the column of URIs or paths so, and separate columns as the file's suffix says",
+            "give the column of URIs or paths that name, and use the delimiter of the file's suffix",
         )
 
 
@@ -269,5 +269,5 @@ def _place(file: str) -> str:
     return f"{redact_uri(file)} {'row' if file.endswith('.parquet') else 'line'}"
 
 
-def _refuse(file: str, number: int, what: str, cause: Exception | None = None) -> NoReturn:
-    raise UsageError("bad_manifest", f"{_place(file)} {number} {what}") from cause
+def _raise_bad_line(file: str, number: int, problem: str, cause: Exception | None = None) -> NoReturn:
+    raise UsageError("bad_manifest", f"{_place(file)} {number} {problem}") from cause

@@ -99,7 +99,7 @@ def _small_cells(row: ListenedRow) -> dict[str, Any]:
             for clip in row.clips
         ],
         "listen_s": row.listen_s,
-        "error": row.error and {"stage": row.error.stage, "code": row.error.code, "message": row.error.message},
+        "error": row.error and row.error.as_struct(),
     }
 
 

@@ -33,10 +33,7 @@ from pipelines.progress import Progress
 from pipelines.rows import WORK
 from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
-from speech.engines.speculation import method_for
-from speech.errors import RequestError, UsageError
-from speech.models.checkpoint import check_available, family_of
-from speech.recording import row_id
+from speech.preflight import preflight
 from storage.filesystem import Storage
 
 # Rows of the work list to a block that lies in the object store; only text, so many fit.
@@ -81,18 +78,10 @@ def _failed(recorded: Standing) -> AttemptOf:
 @contextlib.contextmanager
 def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
     """Checks all that can be checked without work, then holds the output for this run alone."""
-    asked = job.engine_config
-    family = family_of(asked.model)
-    method_for(asked.speculation, family, asked.engine, asked.draft_model)
-    try:
-        family.check(job.options)
-    except RequestError as error:
-        raise UsageError(error.code, error.message) from error
     storage = Storage(job.storage_options)
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
-    if start is start_engine and not job.address:  # a cluster's machines have caches and networks of their own
-        check_available(asked.model)
+    preflight(job.engine_config, job.options, loads_here=start is start_engine and not job.cluster.address)
     output = Output(job.output, Storage(job.storage_options, COMMIT_RETRY_FOR_S))
     with Lease(job.output, storage) as lease:
         continues = output.job() is not None
@@ -123,8 +112,8 @@ class _Run:
             attempt_of = choose(recorded)
             remains_failed = sum(attempt_of(name) is None for name in recorded["failed"])
             summary = Summary(done_before=len(recorded["ok"]), failed_before=remains_failed)
-            progress.say(f"joining Ray at {self.job.address}" if self.job.address else "starting Ray")
-            connect_ray(self.job.address)
+            progress.say(f"joining Ray at {self.job.cluster.address}" if self.job.cluster.address else "starting Ray")
+            connect_ray(self.job.cluster.address)
             progress.say("reading the manifest")
             rows = _Counted(manifest.read(self.job.manifest, self.storage))
             blocks, to_do = _put_work(_work(rows, attempt_of))
@@ -134,7 +123,7 @@ class _Run:
                 return summary
             self.output.clear_finished()
             if to_do:
-                layout = cluster_layout(self.job.address, self.job.listeners, self.job.engines)
+                layout = cluster_layout(self.job.cluster)
                 progress.start(to_do, waiting_for=f"{layout.engines} × {self.job.engine_config.model} to load")
                 for some in receipts(self.job, self.start, self.storage, self.output, blocks, to_do, layout):
                     self.lease.check()
@@ -151,20 +140,20 @@ class _Run:
 class _Counted:
     """Iterates, and knows afterwards how many there were."""
 
-    def __init__(self, rows: Iterator[dict[str, Any]]) -> None:
+    def __init__(self, rows: Iterator[tuple[str, dict[str, Any]]]) -> None:
         self._rows = rows
         self.count = 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for row in self._rows:
             self.count += 1
             yield row
 
 
-def _work(rows: Iterable[dict[str, Any]], attempt_of: AttemptOf) -> Iterator[dict[str, Any]]:
+def _work(rows: Iterable[tuple[str, dict[str, Any]]], attempt_of: AttemptOf) -> Iterator[dict[str, Any]]:
     """The work list: JSON and attempt of the manifest rows that are to be done."""
-    for row in rows:
-        attempt = attempt_of(row_id(row))
+    for recording_id, row in rows:
+        attempt = attempt_of(recording_id)
         if attempt is not None:
             yield {"row": json.dumps(row, ensure_ascii=False, default=str), "attempt": attempt}
 

@@ -31,6 +31,7 @@ from speech.engines.base import EngineConfig, EngineStarter
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
 from speech.listener import Listener
 from speech.models.checkpoint import family_of
+from speech.preflight import check_request
 from speech.recording import Options, Recording
 from speech.redaction import redact_uri
 from speech.transcriber import Transcriber
@@ -49,16 +50,19 @@ class Listen:
 
     Args:
         defaults: the run's options, where a row has none of its own.
-        model: for what it can do, and how long its clips may be.
+        engine: for what its model can do, and how long its clips may be.
         storage: opens the audio.
         attempts: handle of the actor ``pipelines.poison.AttemptTracker``.
         timeout_s: a recording that takes longer takes the process with it, as no other way stops a
             decoder that loops in C.
     """
 
-    def __init__(self, defaults: Options, model: str, storage: Storage, attempts: Any, timeout_s: float) -> None:
+    def __init__(
+        self, defaults: Options, engine: EngineConfig, storage: Storage, attempts: Any, timeout_s: float
+    ) -> None:
         self._defaults = defaults
-        self._family = family_of(model)
+        self._family = family_of(engine.model)
+        self._speculation = engine.speculation
         self._listener = Listener(clip_s=self._family.clip_s, open_audio=storage.open_audio)
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
@@ -92,7 +96,7 @@ class Listen:
             if not may_try:
                 raise AudioError("poison", _given_up("listening to", recording, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
-            self._family.check(recording.options)
+            check_request(self._family, self._speculation, recording.options)
             listened = self._listener.listen(recording)
         except (RequestError, AudioError) as refused:
             error = refused
@@ -114,20 +118,18 @@ class Transcribe:
     could pile up before it, and all of them would be transcribed again if the driver were lost.
     """
 
-    def __init__(
-        self, engine: EngineConfig, start: EngineStarter, attempts: Any, timeout_s: float, output: Output
-    ) -> None:
+    def __init__(self, engine: EngineConfig, start: EngineStarter, attempts: Any, output: Output) -> None:
         family = family_of(engine.model)
         self._output = output
         self._model = engine.model
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
-        self._timeout_s = timeout_s
+        self._timeout_s = engine.clip_timeout_s
         self._turns = AloneOrTogether()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine-loop").start()
         self._transcriber = Transcriber(
-            start(engine, family), family, engine.model, engine.concurrent_clips, clip_timeout_s=timeout_s
+            start(engine, family), family, engine.model, engine.concurrent_clips, clip_timeout_s=engine.clip_timeout_s
         )
         asyncio.run_coroutine_threadsafe(self._transcriber.warm_up(), self._loop).result()
         self._ready_at = datetime.now(UTC)

@@ -1,6 +1,6 @@
-"""Authentication: with API keys, whoever has one; without, this machine alone and no web page but our own.
+"""Authentication: by API keys; without keys, only requests from this machine, and from no web page but our own.
 
-Of the keys only hashes are held.
+Only hashes of the keys are kept in memory.
 """
 
 import hashlib
@@ -16,44 +16,42 @@ from speech.errors import RequestError, UsageError
 
 # A browser cannot set headers on a WebSocket: OpenAI's clients there send the key as a subprotocol.
 KEY_SUBPROTOCOL = "openai-insecure-api-key."
-
-
 HASHED = "sha256:"
 
 
 class ApiKeys:
-    """The keys of a file, one a line, as they are or as ``sha256:HEX``; lines that begin with # are notes.
+    """The keys in a file, one a line, in plain text or as ``sha256:HEX``; lines that begin with # are comments.
 
-    The file is read again when it has changed, so that a secret that is rotated counts at once.
+    The file is read again when its mtime has changed, so that a rotated secret takes effect at once.
 
     Raises:
-        UsageError: ``bad_api_keys`` where there is no such file, or no key in it.
+        UsageError: ``bad_api_keys`` if the file cannot be read or has no key.
     """
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
-        self._read_at: int | None = None
+        self._mtime_ns: int | None = None
         self._hashes: list[bytes] = []
         self._refresh()
 
-    def admit(self, key: str) -> bool:
-        """Whether ``key`` is one of them. All are compared, in constant time: the time it takes tells nothing."""
+    def contains(self, key: str) -> bool:
+        """Whether ``key`` is one of them. Compares all of them, each in constant time, so that timing leaks nothing."""
         self._refresh()
         presented = hashlib.sha256(key.encode()).digest()
         return sum(hmac.compare_digest(presented, known) for known in self._hashes) > 0
 
     def _refresh(self) -> None:
         try:
-            changed_at = self._path.stat().st_mtime_ns
-            if changed_at == self._read_at:
+            mtime_ns = self._path.stat().st_mtime_ns
+            if mtime_ns == self._mtime_ns:
                 return
             lines = [line.strip() for line in self._path.read_text().splitlines()]
             hashes = [_hash(line) for line in lines if line and not line.startswith("#")]
-        except (OSError, ValueError) as error:  # no text of the file: it may hold a key
+        except (OSError, ValueError) as error:  # without the error's text, which may quote a key
             raise UsageError("bad_api_keys", f"cannot read keys from {self._path}: {type(error).__name__}") from error
         if not hashes:
-            raise UsageError("bad_api_keys", f"{self._path} holds no key")
-        self._hashes, self._read_at = hashes, changed_at
+            raise UsageError("bad_api_keys", f"{self._path} has no key")
+        self._hashes, self._mtime_ns = hashes, mtime_ns
 
 
 def _hash(line: str) -> bytes:
@@ -66,10 +64,10 @@ def _hash(line: str) -> bytes:
 
 
 class Authenticator:
-    """Admits requests. Without ``keys`` it trusts the machine it runs on, but not what a browser there was told.
+    """Checks requests. Without ``keys`` it trusts processes on this machine, but not other sites' pages in a browser.
 
-    A page of any site may send a request to localhost, or name localhost its own host (DNS rebinding). So
-    without keys the request must be addressed to localhost, and a page that sends it must come from us.
+    A page of any site may send a request to localhost, or have its own host name resolve to localhost (DNS
+    rebinding). So without keys the Host must be localhost, and an Origin must be our own.
     """
 
     def __init__(self, keys: ApiKeys | None) -> None:
@@ -80,12 +78,12 @@ class Authenticator:
 
         Raises:
             RequestError: ``invalid_api_key`` or ``forbidden``.
-            WebSocketException: the same, where an HTTP error can't be sent.
+            WebSocketException: the same, on a WebSocket.
         """
         try:
             if self._keys is None:
                 _check_local(connection)
-            elif not self._keys.admit(_key(connection)):
+            elif not self._keys.contains(_key(connection)):
                 raise RequestError("invalid_api_key", "give a valid key as 'Authorization: Bearer KEY'")
         except RequestError as error:
             if connection.scope["type"] == "websocket":
@@ -108,7 +106,7 @@ def _check_local(connection: HTTPConnection) -> None:
     client = connection.client
     host = connection.url.hostname or ""
     if client is None or not is_loopback(client.host) or not is_loopback(host):
-        raise RequestError("forbidden", "without API keys this endpoint answers requests to localhost alone")
+        raise RequestError("forbidden", "without API keys this endpoint answers only requests to localhost")
     origin = connection.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != connection.headers.get("host"):
-        raise RequestError("forbidden", "without API keys this endpoint answers its own page alone")
+        raise RequestError("forbidden", "without API keys this endpoint answers only its own page")

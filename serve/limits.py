@@ -1,4 +1,4 @@
-"""The places for requests: so many are answered at once, and once the endpoint is closed, none that is new."""
+"""Admission: a limited number of requests in flight, and none that is new once the endpoint is closed."""
 
 import asyncio
 import contextlib
@@ -9,42 +9,42 @@ from speech.errors import RequestError
 
 
 class AdmissionLimiter:
-    """``most`` limiter, counted in ``metrics``."""
+    """Admits at most ``max_requests`` at once; ``metrics`` has the current number."""
 
-    def __init__(self, most: int, metrics: RequestMetrics) -> None:
-        self._most = most
+    def __init__(self, max_requests: int, metrics: RequestMetrics) -> None:
+        self._max_requests = max_requests
         self._metrics = metrics
-        self._taken = 0
+        self._in_flight = 0
         self._closed = False
-        self._left = asyncio.Event()  # set each time a place has become free
+        self._released = asyncio.Event()  # set whenever a request has ended
 
     @contextlib.contextmanager
     def acquire(self) -> Iterator[None]:
-        """A place, for as long as it is held.
+        """Admits a request for as long as the context lasts.
 
         Raises:
-            RequestError: ``overloaded``: there is none.
+            RequestError: ``overloaded``.
         """
         if self._closed:
-            raise RequestError("overloaded", "the endpoint is being stopped; try again in a moment")
-        if self._taken >= self._most:
+            raise RequestError("overloaded", "the endpoint is shutting down; try again in a moment")
+        if self._in_flight >= self._max_requests:
             raise RequestError(
-                "overloaded", f"{self._taken} requests are being answered, the most at once; try again in a moment"
+                "overloaded", f"{self._in_flight} requests are in flight, the maximum; try again in a moment"
             )
         self._count(+1)
         try:
             yield
         finally:
             self._count(-1)
-            self._left.set()
+            self._released.set()
 
     async def close(self) -> None:
-        """Gives no more places, and returns when all that were taken are free."""
+        """Admits no more requests, and returns when none is in flight."""
         self._closed = True
-        while self._taken:
-            self._left.clear()
-            await self._left.wait()
+        while self._in_flight:
+            self._released.clear()
+            await self._released.wait()
 
     def _count(self, change: int) -> None:
-        self._taken += change
-        self._metrics.in_hand(self._taken)
+        self._in_flight += change
+        self._metrics.in_flight(self._in_flight)

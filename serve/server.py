@@ -1,4 +1,4 @@
-"""``rayscribe serve``: the application on this machine, or on a cluster, until it is told to stop."""
+"""``rayscribe serve``: runs the application, on this machine or on a cluster, until SIGTERM or SIGINT."""
 
 import contextlib
 import logging
@@ -10,30 +10,28 @@ from serve.auth import ApiKeys
 from serve.settings import ServeSettings
 from speech.engines.base import EngineStarter, start_engine
 from speech.errors import RayscribeError
-from speech.models.checkpoint import check_available, family_of
+from speech.preflight import preflight
 
 APP = "rayscribe"
 
 
 def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
-    """Serves until SIGTERM or SIGINT, then lets the requests in hand finish.
+    """Serves until SIGTERM or SIGINT, then drains.
 
     Raises:
-        UsageError: the model is unknown or cannot be had, or the keys cannot be read.
+        UsageError: the model is unknown or not available, or the keys cannot be read.
         RayscribeError: ``ray_failed`` or ``deploy_failed``.
     """
-    family_of(settings.model)
+    preflight(settings.engine_config, loads_here=start is start_engine and not settings.cluster.address)
     if settings.api_keys:
         ApiKeys(settings.api_keys)
-    if start is start_engine and not settings.address:  # a cluster's machines have caches and networks of their own
-        check_available(settings.model)
-    connect_ray(settings.address, _metrics_export_port=settings.metrics_port)
+    connect_ray(settings.cluster.address, _metrics_export_port=settings.metrics_port)
     try:
-        print(f"starting {settings.model}", flush=True)
-        deploy(settings, cluster_layout(settings.address, settings.listeners, settings.engines), start)
+        print(f"starting {settings.engine_config.model}", flush=True)
+        deploy(settings, cluster_layout(settings.cluster), start)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"listening at http://{host}:{settings.port}; metrics at port {settings.metrics_port}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # the second time they end the draining, too
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a second signal interrupts the draining
             signal.pause()
         drain(settings.drain_s)
     finally:
@@ -41,7 +39,7 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
 
 
 def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> None:
-    """Brings the application up; returns when it answers.
+    """Deploys the application; returns when it answers.
 
     Raises:
         RayscribeError: ``deploy_failed``.
@@ -51,37 +49,37 @@ def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> Non
     from serve.app import application
     from serve.tracing import tracing_config
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # its progress; each replica's log is in Ray's session
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # hides its progress; replicas log to Ray's session folder
     serve.start(http_options={"host": settings.host, "port": settings.port}, tracing_config=tracing_config())
     try:
         serve.run(application(settings, layout, start), name=APP)
     except RuntimeError as error:
-        raise RayscribeError("deploy_failed", f"the endpoint does not come up: {_why()}") from error
+        raise RayscribeError("deploy_failed", f"the endpoint did not start: {_deployment_message()}") from error
 
 
 def drain(drain_s: float) -> None:
-    """Lets no request in any more, and waits until those in hand are answered, for ``drain_s`` seconds at most.
+    """Refuses new requests, and waits up to ``drain_s`` seconds for those in flight.
 
-    Serve would stop all three deployments at once, and what the Listener had heard by then would find no engine.
+    Serve would stop all three deployments at once; what a Listener then finishes would have no Transcriber.
     """
     from ray import serve
     from ray.exceptions import RayError
 
-    print("finishing the requests in hand", flush=True)
+    print("finishing the requests in flight", flush=True)
     closed = serve.get_app_handle(APP).close.remote()
     try:
         closed.result(timeout_s=drain_s)
     except TimeoutError:
-        print(f"after {drain_s:g} s there are still requests in hand: they are given up", flush=True)
+        print(f"requests are still in flight after {drain_s:g} s: cancelling them", flush=True)
     except RayError as error:
-        print(f"the requests in hand are lost: {last_error_line(error)}", flush=True)
+        print(f"the requests in flight are lost: {last_error_line(error)}", flush=True)
     else:
-        # Its replicas end first, and only then the proxy, through which the last answer may still be on its way.
+        # Stops the replicas before the proxy, which may still be sending the last answer.
         serve.delete(APP)
 
 
 def stop() -> None:
-    """Ends Serve, and what this process has of Ray."""
+    """Shuts Serve down, and Ray in this process."""
     import ray
     from ray import serve
 
@@ -89,8 +87,8 @@ def stop() -> None:
     ray.shutdown()
 
 
-def _why() -> str:
-    """What Serve says of the deployments that did not come up, its last line."""
+def _deployment_message() -> str:
+    """The last line of Serve's messages about the deployments."""
     from ray import serve
 
     application = serve.status().applications.get(APP)

@@ -1,19 +1,23 @@
-"""What the endpoint is told: the flags of ``rayscribe serve``, the ``args`` of a Serve config, and nothing else."""
+"""The endpoint's settings: the flags of ``rayscribe serve``, or the ``args`` of a Serve config."""
 
 import ipaddress
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
+from cluster.settings import ClusterConfig, Settings
 from speech.engines.base import EngineConfig
-from speech.errors import UsageError, bad_option
+from speech.errors import UsageError
 
 MIB = 1 << 20
 
 
-class ServeSettings(EngineConfig):
-    """One endpoint: its engine's settings, and its own."""
+class ServeSettings(Settings):
+    """Everything that configures one endpoint."""
+
+    engine_config: EngineConfig = EngineConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     host: str = Field("127.0.0.1", description="address to listen on; beyond this machine it needs --api-keys")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
@@ -29,14 +33,7 @@ class ServeSettings(EngineConfig):
         64, ge=1, description="requests in hand at once, uploads among them; one more is answered 503"
     )
     upload_timeout_s: float = Field(900.0, gt=0, description="a slower upload, in seconds, is given up")
-    clip_timeout_s: float = Field(
-        600.0, gt=0, description="an engine that takes longer over one clip, in seconds, is started anew"
-    )
     drain_s: float = Field(900.0, ge=0, description="time, in seconds, for a replica that ends to finish its requests")
-    listeners: int | None = Field(None, ge=1, description="CPU replicas at most (default: by the machine)")
-    engines: int | None = Field(
-        None, ge=1, description="engine replicas at most (default: one a GPU; without one, one)"
-    )
     min_engines: int | None = Field(
         None, ge=0, description="engine replicas at least; 0 lets all go when nobody asks (default: as many as at most)"
     )
@@ -49,7 +46,6 @@ class ServeSettings(EngineConfig):
     metrics_port: int = Field(
         9464, ge=1, le=65535, description="port of the metrics, for Prometheus, where Ray is started here"
     )
-    address: str | None = Field(None, description="Ray cluster to run on, as ray://… or auto (default: this machine)")
 
     @field_validator("names", mode="before")
     @classmethod
@@ -57,24 +53,17 @@ class ServeSettings(EngineConfig):
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
     @property
-    def engine_config(self) -> EngineConfig:
-        return EngineConfig(**self.model_dump(include=set(EngineConfig.model_fields)))
-
-    @property
     def max_upload_bytes(self) -> int:
         return self.max_upload_mib * MIB
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Builds the settings from one mapping, as flags and YAML have it.
+        """As of ``Settings``.
 
         Raises:
-            UsageError: ``bad_option`` naming the option; ``no_api_keys`` for an endpoint that anybody could use.
+            UsageError: ``no_api_keys`` for an endpoint that anybody could use.
         """
-        try:
-            built = cls(**settings)
-        except ValidationError as error:
-            raise bad_option(error) from error
+        built = super().from_settings(settings)
         if built.api_keys is None and not is_loopback(built.host):
             raise UsageError(
                 "no_api_keys", f"whoever reaches {built.host} could use the endpoint: give --api-keys FILE"
@@ -88,7 +77,3 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-# Every setting by its name, for flags and their help texts.
-SERVE_SETTINGS = dict(ServeSettings.model_fields)

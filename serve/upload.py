@@ -1,7 +1,7 @@
-"""A request's form, read as it arrives: small fields into memory, the audio onto disk.
+"""Reads a request's form as it arrives: fields into memory, the audio onto disk.
 
-Starlette's parser does the reading and moves a file out of memory at 1 MiB; here are the limits. The body is
-counted before it is parsed, so that one without a length is stopped at the limit, too.
+Starlette's parser moves a file from memory to disk at 1 MiB; this module enforces the limits. Bytes are counted
+before they are parsed, so that a body without a Content-Length is stopped at the limit as well.
 """
 
 import asyncio
@@ -13,25 +13,29 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serve.protocol import SpeechForm
+from serve.form import SpeechForm
 from serve.settings import MIB, ServeSettings
 from speech.errors import RequestError
+from speech.recording import Task
 
-# Of the form besides its file: enough for the most keywords that a prompt takes.
+# Fields besides the file: enough for MAX_KEYWORDS of speech.recording.
 MAX_FIELDS = 300
 MAX_FIELD_BYTES = 16 << 10
-# What the fields and the boundaries of a form may add to the audio.
+# Bytes of a form besides its audio: fields and boundaries.
 FORM_BYTES = MIB
-# The longest file name that is repeated in a message.
+# Characters of a file name that messages quote.
 MAX_NAME_CHARS = 100
 
 
 @asynccontextmanager
-async def receive_form(request: Request, settings: ServeSettings) -> AsyncIterator[tuple[SpeechForm, str, BinaryIO]]:
-    """Reads a form; gives its fields, the audio's name and the audio, which lies on disk and is dropped on leaving.
+async def receive_form(
+    request: Request, settings: ServeSettings, task: Task
+) -> AsyncIterator[tuple[SpeechForm, str, BinaryIO]]:
+    """Reads a form; yields its fields, the file's name and the audio, a file that is deleted on exit.
 
     Raises:
-        RequestError: ``not_multipart``, ``bad_form``, ``bad_field``, ``too_large`` or ``upload_timeout``.
+        RequestError: ``not_multipart``, ``bad_form``, ``too_large``, ``upload_timeout``, or a code of
+            ``SpeechForm.from_fields``.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise RequestError("not_multipart", "the body must be multipart/form-data with the audio in the field 'file'")
@@ -58,23 +62,23 @@ async def receive_form(request: Request, settings: ServeSettings) -> AsyncIterat
         if (upload.size or 0) > settings.max_upload_bytes:
             raise _too_large(settings.max_upload_mib)
         name = "".join(char for char in upload.filename or "" if char.isprintable())[-MAX_NAME_CHARS:]
-        yield SpeechForm.from_fields(fields), name or "the audio", cast(BinaryIO, upload.file)
+        yield SpeechForm.from_fields(fields, task), name or "the audio", cast(BinaryIO, upload.file)
     finally:
         await form.close()
 
 
 async def _counted(request: Request, limit: int, limit_mib: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, up to ``limit`` bytes; refused at once where its length is announced."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
+    """The body's chunks, up to ``limit`` bytes; refused before the first where Content-Length exceeds it."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit_mib)
-    taken = 0
+    received = 0
     async for chunk in request.stream():
-        taken += len(chunk)
-        if taken > limit:
+        received += len(chunk)
+        if received > limit:
             raise _too_large(limit_mib)
         yield chunk
 
 
 def _too_large(limit_mib: int) -> RequestError:
-    return RequestError("too_large", f"the upload has over {limit_mib} MiB, the most that is taken here")
+    return RequestError("too_large", f"the upload is larger than {limit_mib} MiB, the maximum")

@@ -11,6 +11,7 @@ Every class is built from positional arguments alone, so that an error crosses a
 (a Ray actor, a worker pool) and comes back the same.
 """
 
+import reprlib
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -61,18 +62,15 @@ class RayscribeError(Exception):
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]"
 
+    def as_struct(self) -> dict[str, str]:
+        """The output table's ``error`` column."""
+        return {"stage": self.stage, "code": self.code, "message": self.message}
+
 
 class UsageError(RayscribeError):
     """The command, its configuration or its manifest is wrong; found before any work starts."""
 
     stage = "usage"
-
-
-def bad_option(error: "ValidationError") -> UsageError:
-    """The first of what pydantic has against a command's settings, as a UsageError ``bad_option``."""
-    first = error.errors()[0]
-    option = str(first["loc"][-1]) if first["loc"] else "settings"
-    return UsageError("bad_option", f"option {option!r}: {first['msg']} (got {first['input']!r})")
 
 
 class RequestError(RayscribeError):
@@ -97,3 +95,18 @@ class EngineDied(RayscribeError):  # noqa: N818 - what has happened to the proce
     """The engine is gone. The process that holds it must exit so that it is started anew elsewhere."""
 
     stage = "transcribe"
+
+
+def first_error(error: "ValidationError", what: str, *, whole_path: bool = True) -> str:
+    """The first of pydantic's errors as one sentence, with the place, the reason and what was given there.
+
+    Args:
+        error: as pydantic raised it.
+        what: what the place is: "column", "field", "option".
+        whole_path: name the place by its path (``audio.input.rate``), else by the last part alone.
+    """
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]] or ["all"]
+    place = ".".join(path) if whole_path else path[-1]
+    given = "" if first["type"] == "missing" else f" (got {reprlib.repr(first['input'])})"
+    return f"{what} {place!r}: {first['msg']}{given}"

@@ -1,13 +1,13 @@
-"""A transcript as text: the five formats of OpenAI's audio API, for the endpoint and for export.
+"""Renders a transcript in the five formats of OpenAI's audio API, for the endpoint and for export.
 
-    text           what was said, in the order of time
-    srt, vtt       subtitles, a cue a segment; speakers by name, or by channel where there are several
-    json           the text and its cost
-    verbose_json   segments with their times, channels, speakers and flags; words where the model times them
+    text           the text, in time order
+    srt, vtt       subtitles, one cue a segment; speakers by name, or by channel where there are several
+    json           the text and its token counts
+    verbose_json   segments with times, channels, speakers and flags; words where the model has word timestamps
 
-Sources: the WebVTT recommendation of the W3C, sections 4 and 6.3; for SubRip, which has no standard, what
-players agree on; OpenAI's API reference for the JSON. Fields of a verbose segment that only Whisper has
-(``seek``, ``tokens``, ``temperature``, ``no_speech_prob``) are there, empty or zero, since clients read them.
+Sources: the WebVTT recommendation of the W3C, sections 4 and 6.3; for SubRip, which has no standard, what players
+read; OpenAI's API reference for the JSON. Fields of a verbose segment that only Whisper has (``seek``, ``tokens``,
+``temperature``, ``no_speech_prob``) are present, empty or zero, because clients read them.
 """
 
 import json
@@ -29,12 +29,12 @@ CONTENT_TYPES: dict[TranscriptFormat, str] = {
 
 
 def render_transcript(transcript: Transcript, format: TranscriptFormat) -> str:
-    """The whole file, or the whole answer, in a format."""
+    """The transcript as the content of a file or an HTTP response."""
     return _WRITERS[format](transcript)
 
 
 def token_usage(usage: Usage) -> dict[str, Any]:
-    """Tokens spent, as OpenAI counts them."""
+    """Token counts in OpenAI's ``usage`` format."""
     return {
         "type": "tokens",
         "input_tokens": usage.prompt_tokens,
@@ -53,7 +53,7 @@ def _text(transcript: Transcript) -> str:
 
 def _srt(transcript: Transcript) -> str:
     cues = (
-        f"{number}\n{_clock(segment.start_s, ',')} --> {_clock(segment.end_s, ',')}\n"
+        f"{number}\n{_timestamp(segment.start_s, ',')} --> {_timestamp(segment.end_s, ',')}\n"
         + (f"{speaker}: {text}\n" if speaker else f"{text}\n")
         for number, (segment, speaker, text) in enumerate(_cues(transcript), 1)
     )
@@ -62,7 +62,7 @@ def _srt(transcript: Transcript) -> str:
 
 def _vtt(transcript: Transcript) -> str:
     cues = (
-        f"\n{_clock(segment.start_s, '.')} --> {_clock(segment.end_s, '.')}\n"
+        f"\n{_timestamp(segment.start_s, '.')} --> {_timestamp(segment.end_s, '.')}\n"
         + (f"<v {_escaped(speaker)}>{_escaped(text)}\n" if speaker else f"{_escaped(text)}\n")
         for segment, speaker, text in _cues(transcript)
     )
@@ -70,7 +70,7 @@ def _vtt(transcript: Transcript) -> str:
 
 
 def _json(transcript: Transcript) -> str:
-    return _dumped({"text": transcript.text, "usage": token_usage(transcript.usage)})
+    return _to_json({"text": transcript.text, "usage": token_usage(transcript.usage)})
 
 
 def _verbose_json(transcript: Transcript) -> str:
@@ -80,13 +80,13 @@ def _verbose_json(transcript: Transcript) -> str:
         for segment in transcript.segments
         for word in segment.words
     ]
-    return _dumped(
+    return _to_json(
         {
             "task": options.task,
             "language": options.target_language or options.language,
             "duration": transcript.duration_s,
             "text": transcript.text,
-            "segments": [_verbose(number, segment) for number, segment in enumerate(transcript.segments)],
+            "segments": [_verbose_segment(number, segment) for number, segment in enumerate(transcript.segments)],
             **({"words": words} if words else {}),
             "usage": {"type": "duration", "seconds": transcript.duration_s},
             "channels": transcript.channels,
@@ -95,7 +95,7 @@ def _verbose_json(transcript: Transcript) -> str:
     )
 
 
-def _verbose(number: int, segment: Segment) -> dict[str, Any]:
+def _verbose_segment(number: int, segment: Segment) -> dict[str, Any]:
     return {
         "id": number,
         "seek": 0,
@@ -114,16 +114,16 @@ def _verbose(number: int, segment: Segment) -> dict[str, Any]:
 
 
 def _cues(transcript: Transcript) -> Iterator[tuple[Segment, str, str]]:
-    """Segments with words, who speaks (empty where nobody needs telling), and the text on one line."""
-    several = len({segment.channel for segment in transcript.segments}) > 1
+    """Segments with text, the speaker (empty if unnamed and there is one channel), and the text on one line."""
+    multichannel = len({segment.channel for segment in transcript.segments}) > 1
     for segment in transcript.segments:
         if text := _one_line(segment.text):
-            nameless = f"Channel {segment.channel + 1}" if several else ""
-            yield segment, _one_line(segment.speaker or nameless), text
+            default_name = f"Channel {segment.channel + 1}" if multichannel else ""
+            yield segment, _one_line(segment.speaker or default_name), text
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks and arrows: an empty line would end a cue, and an arrow begin its times."""
+    """Without line breaks and ``-->``: an empty line ends a cue, and ``-->`` marks its times."""
     return " ".join(text.replace("-->", "→").split())
 
 
@@ -131,14 +131,14 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _clock(seconds: float, mark: str) -> str:
-    """Hours, minutes, seconds and milliseconds, the last after ``mark``."""
+def _timestamp(seconds: float, separator: str) -> str:
+    """``HH:MM:SS`` and milliseconds after ``separator``."""
     minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{milliseconds // 1000:02}{mark}{milliseconds % 1000:03}"
+    return f"{hours:02}:{minutes:02}:{milliseconds // 1000:02}{separator}{milliseconds % 1000:03}"
 
 
-def _dumped(content: dict[str, Any]) -> str:
+def _to_json(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 

@@ -1,39 +1,37 @@
-"""What is asked for: one recording and the options it is transcribed with.
+"""One recording and the options that it is transcribed with: the request.
 
-``Options`` is the single home of every per-recording option. The command line, the YAML of
-``--config``, a manifest row and an HTTP form all build one, so that a default, a help text or a
-check is written here and nowhere else. Whether a *model* can do what is asked is not decided here
-but in ``speech.models.families``.
+``Options`` defines every per-recording option. The command line, the YAML of ``--config``, a manifest
+row and an HTTP form all build one, so that each default, help text and check is defined once, here.
+Whether a *model* supports the options is checked in ``speech.models.families``.
 """
 
 import contextlib
 import hashlib
 import json
 import math
-import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from speech.errors import RequestError
+from speech.errors import RequestError, first_error
 
 Channels = Literal["auto", "split", "mix", "first"]
 Task = Literal["transcribe", "translate"]
 
-# Beyond these the prompt crowds out the audio: Granite's context is 4096 tokens in all.
+# Prompt and audio share Granite's context of 4096 tokens.
 MAX_KEYWORDS = 200
 MAX_KEYWORD_CHARS = 100
 
 
 def clean_keywords(keywords: str | Iterable[str]) -> tuple[str, ...]:
-    """Keywords as they enter a prompt: whitespace folded, duplicates dropped, order kept.
+    """Keywords for the prompt: whitespace collapsed, duplicates dropped, order kept.
 
-    A single string is split at commas. The rules are those of IBM's own ``granite_speech.prompts``.
+    A single string is split at commas. The rules are those of IBM's ``granite_speech.prompts``.
 
     Raises:
-        RequestError: ``bad_keywords`` for an empty keyword, one that holds a comma or a control
-            character, one that is too long, or too many of them.
+        RequestError: ``bad_keywords`` for a keyword that is empty, too long, or contains a comma, a control
+            character or ``<|``; or for too many keywords.
     """
     if isinstance(keywords, str):
         keywords = keywords.split(",") if keywords.strip() else []
@@ -45,14 +43,14 @@ def clean_keywords(keywords: str | Iterable[str]) -> tuple[str, ...]:
             raise RequestError("bad_keywords", f"a keyword must be text, not {keyword!r}")
         folded = " ".join(keyword.split())
         if not folded:
-            raise RequestError("bad_keywords", "a keyword is empty; take out the stray comma or the blank entry")
+            raise RequestError("bad_keywords", "a keyword is empty; remove the extra comma or the blank entry")
         if "," in folded or not folded.isprintable() or "<|" in folded:
-            raise RequestError("bad_keywords", f"keyword {folded!r} holds a comma, a control character or '<|'")
+            raise RequestError("bad_keywords", f"keyword {folded!r} contains a comma, a control character or '<|'")
         if len(folded) > MAX_KEYWORD_CHARS:
             raise RequestError("bad_keywords", f"keyword {folded[:20]!r}… has over {MAX_KEYWORD_CHARS} characters")
         cleaned[folded] = None
     if len(cleaned) > MAX_KEYWORDS:
-        raise RequestError("bad_keywords", f"{len(cleaned)} keywords given, at most {MAX_KEYWORDS} fit a prompt")
+        raise RequestError("bad_keywords", f"{len(cleaned)} keywords given, at most {MAX_KEYWORDS} are allowed")
     return tuple(cleaned)
 
 
@@ -62,19 +60,19 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     language: str = Field("en", description="language spoken, as an ISO 639-1 code")
-    task: Task = Field("transcribe", description="write down what was said, or translate it")
+    task: Task = Field("transcribe", description="transcribe the speech, or translate it")
     target_language: str | None = Field(
         None, description="language to translate into (default: en when the speech is not English)"
     )
-    keywords: tuple[str, ...] = Field((), description="names and terms to listen for, separated by commas")
+    keywords: tuple[str, ...] = Field((), description="names and terms to recognise, separated by commas")
     channels: Channels = Field(
         "auto",
-        description="auto: one speaker a channel when the channels differ, one for dual mono; "
-        "split: always a speaker a channel; mix: average them; first: only the first",
+        description="auto: transcribe channels separately when they differ, dual mono once; "
+        "split: always transcribe channels separately; mix: average them; first: only the first",
     )
     punctuation: bool = Field(False, description="ask for punctuation and capitals, where the model has them")
     word_timestamps: bool = Field(False, description="ask for the time of every word, where the model has them")
-    speaker_tags: bool = Field(False, description="ask the model to tell speakers apart, where it can")
+    speaker_tags: bool = Field(False, description="ask the model for speaker labels, where it has them")
 
     @field_validator("language", "target_language")
     @classmethod
@@ -90,7 +88,9 @@ class Options(BaseModel):
     def _default_target(self) -> Self:
         if self.task == "translate" and self.target_language is None:
             if self.language == "en":
-                raise RequestError("unsupported_task", "to translate English speech, say into what: target_language")
+                raise RequestError(
+                    "unsupported_task", "to translate English speech, say into what: set target_language"
+                )
             object.__setattr__(self, "target_language", "en")
         if self.task == "transcribe" and self.target_language not in (None, self.language):
             raise RequestError("unsupported_task", f"target_language {self.target_language!r} needs task 'translate'")
@@ -98,7 +98,7 @@ class Options(BaseModel):
 
 
 class Recording(BaseModel):
-    """One audio file, or a stretch of one, and what is wanted of it. A manifest row, read."""
+    """One audio file, or a range of one, and how to transcribe it: a parsed manifest row."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,16 +107,16 @@ class Recording(BaseModel):
     offset: float = Field(0.0, ge=0, allow_inf_nan=False, description="seconds into the file")
     duration: float | None = Field(None, gt=0, allow_inf_nan=False, description="seconds to read; None: to the end")
     speakers: tuple[str, ...] = Field((), description="names by channel")
-    text: str | None = Field(None, description="the truth, for evaluate")
+    text: str | None = Field(None, description="reference text, for evaluate")
     options: Options = Options()
-    metadata: dict[str, Any] = Field(default_factory=dict, description="every other column, untouched")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="every other column, unchanged")
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], defaults: Options) -> Self:
-        """Reads one manifest row; what the row says wins over ``defaults``.
+        """Parses one manifest row; its options override ``defaults``.
 
-        NeMo's ``audio_filepath`` is read as ``audio``. A cell that is None or NaN (as CSV and Parquet
-        write a missing value) counts as absent. Columns that are no field go to ``metadata``.
+        NeMo's ``audio_filepath`` is an alias of ``audio``. A cell that is None or NaN (as CSV and Parquet
+        write a missing value) is absent. Columns that are not fields go to ``metadata``.
 
         Raises:
             RequestError: ``bad_row`` naming the column, or a code of ``clean_keywords`` and ``Options``.
@@ -135,51 +135,47 @@ class Recording(BaseModel):
         cells.pop("id", None)
         options = {name: cells.pop(name) for name in Options.model_fields if name in cells}
         inherited = defaults.model_dump(exclude_unset=True)
-        if "task" in options:  # a row that names its own task does not inherit the run's target
+        if "task" in options:  # a row with its own task does not inherit the run's target_language
             inherited.pop("target_language", None)
         try:
             fields["options"] = Options(**{**inherited, **options})
             return cls(**fields, metadata=cells)
         except ValidationError as error:
-            first = error.errors()[0]
-            column = ".".join(str(part) for part in first["loc"])
-            raise RequestError(
-                "bad_row", f"column {column!r}: {first['msg']} (got {reprlib.repr(first['input'])})"
-            ) from error
+            raise RequestError("bad_row", first_error(error, "column")) from error
 
     @classmethod
     def malformed(cls, row: Mapping[str, Any]) -> Self:
-        """A stand-in for a row that ``from_row`` refuses, so that it can be reported like any other."""
+        """A recording for a row that ``from_row`` rejects, so that the row can be reported as failed. Never raises."""
         audio = row.get("audio") or row.get("audio_filepath") or ""
         metadata = {name: cell for name, cell in row.items() if name not in cls.model_fields}
         return cls(id=row_id(row), audio=str(audio), metadata=metadata)
 
     def speaker(self, channel: int) -> str | None:
-        """The name given to a channel, if one was."""
+        """The channel's speaker name, or None."""
         return self.speakers[channel] if channel < len(self.speakers) else None
 
     def metadata_json(self) -> str:
-        """``metadata`` as one JSON text; values JSON has no form for (dates, decimals) as their str."""
+        """``metadata`` as JSON; values that JSON cannot represent (dates, decimals) are written as their str."""
         return json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True)
 
 
 def row_id(row: Mapping[str, Any]) -> str:
-    """The row's ``id``, or else the first 16 hex digits of SHA-256 over what it names.
+    """The row's ``id``, or else the first 16 hex digits of a SHA-256.
 
-    Hashed are URI and offset, or the whole row where it names no audio. Stable across runs, and it
-    never fails: a malformed row needs a name to be reported under, too.
+    The hash is over URI and offset, or over the whole row if it has no audio. Stable across runs. Never
+    raises: a malformed row is reported under its id, too.
     """
     given = row.get("id")
     if not _is_missing(given) and str(given).strip():
         return str(given).strip()
     audio, offset = row.get("audio") or row.get("audio_filepath"), row.get("offset")
     if not audio:
-        named = json.dumps(dict(row), default=str, sort_keys=True)
+        hashed = json.dumps(dict(row), default=str, sort_keys=True)
     else:
-        with contextlib.suppress(TypeError, ValueError):  # 30, "30" and 30.0 name one place
+        with contextlib.suppress(TypeError, ValueError):  # 30, "30" and 30.0 are the same offset
             offset = float(0.0 if _is_missing(offset) else offset)  # type: ignore[arg-type]
-        named = f"{str(audio).strip()}\n{offset}"
-    return hashlib.sha256(named.encode()).hexdigest()[:16]
+        hashed = f"{str(audio).strip()}\n{offset}"
+    return hashlib.sha256(hashed.encode()).hexdigest()[:16]
 
 
 def _is_missing(value: Any) -> bool:

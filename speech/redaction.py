@@ -1,15 +1,15 @@
-"""URIs as they may be shown. A presigned link is a credential, and must not reach a message or a table."""
+"""Removes credentials from URIs: a presigned link is one, and must not reach a message or a table."""
 
 from urllib.parse import urlsplit
 
-_WEB = frozenset({"http", "https"})
+_HTTP_SCHEMES = frozenset({"http", "https"})
 
 
 def redact_uri(uri: str) -> str:
-    """A URI without the password before its host and without a web address's query; a path as it is."""
+    """The URI without user and password, and for http(s) without query and fragment; a path unchanged."""
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme.lower() in ("file", "local"):
         return uri
     host, slash, path = rest.partition("/")
-    shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    return urlsplit(shown)._replace(query="", fragment="").geturl() if scheme.lower() in _WEB else shown
+    redacted = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return urlsplit(redacted)._replace(query="", fragment="").geturl() if scheme.lower() in _HTTP_SCHEMES else redacted

@@ -1,8 +1,7 @@
-"""The engine half: what the Listener heard, made into a transcript.
+"""The engine half: decodes the clips of a Listener's result into a transcript. One class for bulk and online.
 
-One class for bulk and online. Every clip of every recording goes to the engine on its own, at once,
-so that the engine's batch is full whatever the lengths of the recordings; the answers are put back
-in the order of time.
+Every clip of every recording is a request of its own and all are sent at once, so that the engine's batch is full
+whatever the lengths of the recordings; results are put in time order.
 """
 
 import asyncio
@@ -24,31 +23,31 @@ from speech.quality.flags import segment_flags
 from speech.recording import Options, Recording
 from speech.transcript import Segment, Transcript, Usage
 
-# Languages written without spaces between words: texts of segments are joined without one, too.
+# Languages written without spaces between words: the texts of segments are joined without a space.
 UNSPACED_LANGUAGES = frozenset({"ja", "zh", "th", "lo", "my", "km", "bo"})
-# Less than this share of a recording being speech deserves a look: perhaps the detector ate the call.
+# A smaller share of speech than this in a recording is flagged: the VAD may have missed speech.
 LITTLE_SPEECH = 0.05
-WARM_UP_ID = "warm-up/0"  # the id of a clip that is of no recording
+WARM_UP_ID = "warm-up/0"  # the request id of the warm-up clip
 
 
 @dataclass(frozen=True, slots=True)
 class ClipTranscript:
-    """One clip's segments (several where the model tells speakers apart) and what they cost."""
+    """One clip's segments (several where the model tags speaker turns) and its token counts."""
 
     segments: tuple[Segment, ...]
     usage: Usage
 
 
 class Transcriber:
-    """Turns heard recordings into transcripts with one engine. Used from one event loop.
+    """Transcribes listened recordings with one engine. Used from one event loop.
 
     Args:
         engine: decodes the clips.
-        family: what the engine's model can do.
-        model: its name, for the output.
-        concurrent_clips: how many clips the engine decodes at once. A few more than that are handed
-            over, so that it never waits; the rest stay here, where they cost nothing.
-        clip_timeout_s: an engine that takes longer over one clip is stuck, and as good as dead.
+        family: the model family, which says what the model can do.
+        model: the model's name, for the output.
+        concurrent_clips: how many clips the engine decodes at once. A tenth more are sent to it, so that
+            its batch stays full; the rest wait here.
+        clip_timeout_s: an engine that takes longer for one clip counts as dead.
     """
 
     def __init__(
@@ -59,22 +58,20 @@ class Transcriber:
         self._model = model
         self._slots = asyncio.Semaphore(math.ceil(1.1 * concurrent_clips))
         self._clip_timeout_s = clip_timeout_s
-        self._clips_taken = 0
-        self.queued_audio_s = 0.0  # seconds of audio in hand, not yet decoded
+        self._clip_count = 0
+        self.queued_audio_s = 0.0  # seconds of audio that are pending or in flight
 
     async def warm_up(self) -> None:
-        """Decodes a second of silence. What an engine sets up with its first clip takes seconds: part of loading."""
+        """Decodes a second of silence, so that the engine's set-up for its first clip (seconds) is part of loading."""
         await self.engine.decode(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID))
 
     async def transcribe(self, recording: Recording, listened: ListenResult) -> Transcript:
         """Decodes all clips of a recording.
 
         Raises:
-            RequestError: the model cannot do what is asked.
-            EngineError: a clip failed; the engine goes on.
-            EngineDied: the engine is gone.
+            EngineError: a clip failed; the engine can be used further.
+            EngineDied: the engine cannot be used any more.
         """
-        self._family.check(recording.options)
         start = time.perf_counter()
         segments: list[Segment] = []
         usage = Usage()
@@ -95,32 +92,32 @@ class Transcriber:
         )
 
     async def stream(self, recording: Recording, listened: ListenResult) -> AsyncGenerator[ClipTranscript, None]:
-        """Decodes all clips at once and yields them in the order of time, each as soon as it can be."""
+        """Decodes all clips concurrently and yields them in time order, each as soon as those before it are done."""
         tasks = [self._start_clip(recording, clip) for clip in listened.clips]
         try:
             for task in tasks:
                 yield await task
-        finally:  # one failed, or the listener has hung up: what is left would be work for nobody
+        finally:  # a clip failed, or the caller was cancelled: the rest is not needed
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _start_clip(self, recording: Recording, clip: Clip) -> asyncio.Task[ClipTranscript]:
-        """Sets a clip to be decoded; until that has ended somehow, it counts as queued."""
+        """Starts decoding a clip; it counts as queued until its task is done."""
         seconds = clip.end_s - clip.start_s
 
-        def ended(task: asyncio.Task[ClipTranscript]) -> None:
+        def subtract(task: asyncio.Task[ClipTranscript]) -> None:
             self.queued_audio_s -= seconds
 
         self.queued_audio_s += seconds
         task = asyncio.create_task(self._decode(recording, clip))
-        task.add_done_callback(ended)
+        task.add_done_callback(subtract)
         return task
 
     async def _decode(self, recording: Recording, clip: Clip) -> ClipTranscript:
         async with self._slots:
-            self._clips_taken += 1
-            request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clips_taken}")
+            self._clip_count += 1
+            request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clip_count}")
             try:
                 async with asyncio.timeout(self._clip_timeout_s):
                     decoding = await self.engine.decode(request)
@@ -132,24 +129,24 @@ class Transcriber:
 
 
 def join_text(segments: list[Segment], options: Options) -> str:
-    """The text of a whole recording: its segments in the order of time."""
+    """The text of a recording: its segments in time order."""
     return segment_separator(options).join(segment.text for segment in segments if segment.text)
 
 
 def segment_separator(options: Options) -> str:
-    """What stands between the texts of two segments."""
+    """The separator between the texts of two segments."""
     language = options.target_language or options.language
     return "" if language in UNSPACED_LANGUAGES else " "
 
 
 def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> list[Segment]:
-    """A clip's text as segments: one, or one a speaker turn where the model marks them."""
+    """A clip's text as segments: one, or one a speaker turn where the model tags them."""
     options = recording.options
     text = without_time_tags(decoding.text) if options.word_timestamps else decoding.text
     turns = speaker_turns(text) if options.speaker_tags else []
     turns = turns or [(None, text)]
-    spoken = " ".join(words for _, words in turns)  # tags are no speech: they would look like too much of it
-    found = segment_flags(spoken, clip.end_s - clip.start_s, decoding.avg_logprob, decoding.complete)
+    spoken = " ".join(words for _, words in turns)  # without tags, which would count as speech in the speaking rate
+    text_flags = segment_flags(spoken, clip.end_s - clip.start_s, decoding.avg_logprob, decoding.complete)
     words = timed_words(decoding.text, clip.start_s) if options.word_timestamps else []
     return [
         Segment(
@@ -159,7 +156,7 @@ def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> lis
             end_s=round(clip.end_s, 3),
             text=text,
             avg_logprob=decoding.avg_logprob,
-            flags=(*found, *decoding.flags),
+            flags=(*text_flags, *decoding.flags),
             words=tuple(words),
         )
         for speaker, text in turns
@@ -167,10 +164,10 @@ def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> lis
 
 
 def _recording_flags(segments: list[Segment], listened: ListenResult) -> tuple[str, ...]:
-    """Every flag of a segment, once, and those that only the whole recording shows."""
-    raised = dict.fromkeys(flag for segment in segments for flag in segment.flags)
+    """Each flag of the segments once, and those of the recording as a whole."""
+    flags = dict.fromkeys(flag for segment in segments for flag in segment.flags)
     if not listened.clips:
-        raised["no_speech"] = None
+        flags["no_speech"] = None
     elif listened.speech_s < LITTLE_SPEECH * listened.duration_s:
-        raised["little_speech"] = None
-    return tuple(raised)
+        flags["little_speech"] = None
+    return tuple(flags)

@@ -1,8 +1,7 @@
-"""What comes out: one recording's transcript, and its shape as a Parquet row.
+"""One recording's transcript, and the Parquet row that it is written as.
 
-``SCHEMA`` in words is the README's output table; ``parquet_schema()`` is the same for machines. A
-failed recording is a row of this very shape with ``error`` filled, so that nothing is dropped and
-both tables read alike.
+The README's output table describes the columns; ``parquet_schema()`` is their schema. A failed recording is a row of
+the same schema with ``error`` set, so that no recording is dropped and both tables are read alike.
 """
 
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word with its time, from a model that gives word timestamps."""
+    """One word and its times in seconds, from a model with word timestamps."""
 
     text: str
     start_s: float
@@ -29,7 +28,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of one speaker's speech. Times are seconds from the start of the file."""
+    """A time range of one speaker's speech and its text. Times are seconds from the start of the file."""
 
     channel: int
     speaker: str | None
@@ -43,7 +42,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens spent on a recording. Draft tokens are those proposed by speculative decoding."""
+    """Token counts of a recording. Draft tokens are those proposed in speculative decoding."""
 
     audio_tokens: int = 0
     prompt_tokens: int = 0  # audio tokens included
@@ -57,7 +56,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The answer for one recording, transcribed or failed."""
+    """The result of one recording, transcribed or failed."""
 
     recording: Recording
     model: str
@@ -66,26 +65,26 @@ class Transcript:
     flags: tuple[str, ...] = ()
     duration_s: float | None = None
     speech_s: float | None = None  # summed over channels, by the voice activity detector
-    channels: int | None = None  # how many were transcribed apart
+    channels: int | None = None  # how many were transcribed, each on its own
     error: RayscribeError | None = None
     attempt: int = 1
     usage: Usage = Usage()
     listen_s: float | None = None  # seconds spent opening, decoding and segmenting
-    transcribe_s: float | None = None  # seconds from the first clip handed to the engine to the last text
+    transcribe_s: float | None = None  # seconds from the first clip sent to the engine to the last text
     finished_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
     def status(self) -> str:
-        """``ok`` or ``failed``: the partition that the row is written to."""
+        """``ok`` or ``failed``: the partition of the row."""
         return "failed" if self.error else "ok"
 
     def with_job_fields(self, attempt: int, listen_s: float) -> "Transcript":
-        """The same, with what only the job knows of it."""
+        """A copy with the fields that only the job knows."""
         return replace(self, attempt=attempt, listen_s=listen_s)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """What a transcribed row tells. It holds two of its options, language and task; the others count as default."""
+        """The transcript of a row with status ok. Of its options a row has language and task; the rest are default."""
         options = Options.model_construct(language=row["language"], task=row["task"])
         return cls(
             recording=Recording(id=row["recording_id"], audio=row["audio"], options=options),
@@ -104,8 +103,7 @@ class Transcript:
         )
 
     def to_row(self) -> dict[str, Any]:
-        """The Parquet row, in the order of ``parquet_schema``."""
-        error = self.error and {"stage": self.error.stage, "code": self.error.code, "message": self.error.message}
+        """The Parquet row, its columns in the order of ``parquet_schema``."""
         return {
             "recording_id": self.recording.id,
             "audio": redact_uri(self.recording.audio),
@@ -118,7 +116,7 @@ class Transcript:
             "text": self.text,
             "segments": [asdict(segment) for segment in self.segments],
             "flags": list(self.flags),
-            "error": error,
+            "error": self.error and self.error.as_struct(),
             "attempt": self.attempt,
             "usage": asdict(self.usage),
             "listen_s": self.listen_s,
@@ -135,7 +133,7 @@ def _segment(row: Mapping[str, Any]) -> Segment:
 
 
 def parquet_schema() -> "pa.Schema":
-    """The output schema. ``status`` is the partition: a folder of the path, not a column of the file."""
+    """The output schema. ``status`` is the partition key: part of the path, not a column of the file."""
     import pyarrow as pa
 
     word = pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])

@@ -1,9 +1,9 @@
-"""The drivers behind URIs: fsspec's filesystems, with limits that a run of days can live with.
+"""The fsspec drivers for each URI scheme, with timeouts and retries for runs that last days.
 
-One instance of a driver serves all threads of a process, so that connections are reused, and a request that is not
-answered ends in seconds. On S3 botocore repeats a single request, with exponential backoff, jitter and a quota, so
-that a fleet does not storm a service in trouble. On ``gs://`` and ``az://`` the drivers' own retries and timeouts are
-left as they are.
+All threads of a process share one instance of a driver, so that connections are reused. A request without a
+response times out within seconds. On S3, botocore retries single requests with exponential backoff, jitter and a
+retry quota, so that many workers do not overload a throttling service. The retries and timeouts of the ``gs://`` and
+``az://`` drivers are left at their defaults.
 """
 
 import functools
@@ -26,15 +26,15 @@ PACKAGES = {
     "abfss": "adlfs",
 }
 
-# Of one request, by the driver. Few, since an object that stalls costs a read timeout each time.
+# The driver's attempts for one request. Few, because each attempt on a stalled object costs a read timeout.
 _REQUEST_ATTEMPTS = 3
 _CONNECT_TIMEOUT_S = 5.0
-_READ_TIMEOUT_S = 15.0  # without a byte: far longer than any healthy service is silent
-_CONNECTIONS = 64  # open at a time to one service; botocore's 10 would hold up the threads that list and read
+_READ_TIMEOUT_S = 15.0  # between two reads of the socket; healthy services pause far less
+_CONNECTIONS = 64  # to one service; botocore's default of 10 would block threads that list and read
 
 
 def missing_driver(protocol: str) -> str | None:
-    """The pip package that a protocol needs and this environment lacks."""
+    """The pip package that a protocol needs, if it is not installed; else None."""
     package = PACKAGES.get(protocol)
     return package if package and importlib.util.find_spec(package) is None else None
 
@@ -53,13 +53,13 @@ def filesystem_class(protocol: str) -> type[fsspec.AbstractFileSystem]:
         raise UsageError("missing_driver", f"{protocol}:// needs a package: {error}") from error
     except ValueError as error:
         raise UsageError(
-            "unknown_storage", f"{protocol}:// is no storage known here; use s3://, gs://, az://, https:// or a path"
+            "unknown_storage", f"{protocol}:// is an unknown scheme; use s3://, gs://, az://, https:// or a path"
         ) from error
 
 
 @functools.lru_cache(maxsize=64)
 def shared_filesystem(protocol: str, options_json: str) -> fsspec.AbstractFileSystem:
-    """One instance a process: fsspec's own cache makes one a thread, each with connections of its own.
+    """The process's one instance. (fsspec's cache keeps one a thread, each with its own connections.)
 
     Args:
         protocol: a URI's scheme.
@@ -69,7 +69,7 @@ def shared_filesystem(protocol: str, options_json: str) -> fsspec.AbstractFileSy
         UsageError: ``unknown_storage``, ``missing_driver`` or ``bad_storage_options``.
     """
     options = json.loads(options_json)
-    # Other machines write into the folders that we list: what was listed before is not to be believed.
+    # Other machines write into the folders that are listed, so a cached listing may be stale.
     options.setdefault("use_listings_cache", False)
     try:
         if protocol in WEB:
@@ -78,8 +78,8 @@ def shared_filesystem(protocol: str, options_json: str) -> fsspec.AbstractFileSy
             _set_s3_limits(options)
         filesystem = filesystem_class(protocol)(skip_instance_cache=True, **options)
         if protocol in S3:
-            # s3fs repeats around botocore, and its reads around its requests: a stalled object would cost
-            # 5 × 5 × botocore's attempts of a read timeout each. Once is left to it, the rest is ours.
+            # s3fs retries around botocore, and its file reads retry around its requests: a stalled object would
+            # cost 5 × 5 × botocore's attempts, a read timeout each. So s3fs tries once; storage.retry does the rest.
             filesystem.retries = 1
         return filesystem
     except Exception as error:
@@ -91,8 +91,8 @@ def shared_filesystem(protocol: str, options_json: str) -> fsspec.AbstractFileSy
 
 
 def _set_s3_limits(options: dict[str, Any]) -> None:
-    """botocore's own retries and timeouts, where the user's options have none; one request for one file."""
-    options.setdefault("max_concurrency", 1)  # else s3fs asks for a file's size first, to read it in parts
+    """Sets botocore's retries and timeouts, unless the user's options set them, and reads a file in one request."""
+    options.setdefault("max_concurrency", 1)  # else s3fs requests the size first, to read ranges concurrently
     config = {
         "retries": {"mode": "standard", "total_max_attempts": _REQUEST_ATTEMPTS},
         "connect_timeout": _CONNECT_TIMEOUT_S,
@@ -103,7 +103,7 @@ def _set_s3_limits(options: dict[str, Any]) -> None:
 
 
 def _set_web_limits(options: dict[str, Any]) -> None:
-    """aiohttp's timeouts: its own limit is five minutes for a file, however well that comes in."""
+    """Sets aiohttp's timeouts: its default is five minutes in total, even while data arrives."""
     from aiohttp import ClientTimeout
 
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S)

@@ -1,20 +1,19 @@
-"""One filesystem for a URI: local paths, ``s3://``, ``gs://``, ``az://``, ``https://``, by fsspec.
+"""Storage: opens, lists and writes local paths, ``s3://``, ``gs://``, ``az://`` and ``https://`` by fsspec.
 
-Everything that Rayscribe reads or writes outside the process goes through ``Storage``, so that
-credentials, error codes and retries have one home. A Storage is a few options and nothing open: it
-travels in a pickle to every worker, and there the filesystems of one process are shared by all its
-threads (``storage.drivers``).
+All input and output of Rayscribe goes through ``Storage``, so that credentials, error codes and retries
+are handled in one place. A Storage holds options and no open connections: it is pickled to every worker,
+where all threads of a process share its filesystems (``storage.drivers``).
 
-What goes wrong for a moment is tried again until ``retry_for_s`` is spent (``storage.retry``), but for local
-disks. A recording is fetched range by range, and it is the range that is repeated (``storage.remote``).
+Transient errors are retried for ``retry_for_s`` (``storage.retry``), except on local disks. A recording is
+fetched range by range, and only the failed range is retried (``storage.remote``).
 
-What storage says when it fails reaches users as an error with a code (``not_found``, ``forbidden``,
-``unreadable``, ``not_writable``) that names the URI. Neither credentials nor the query of a URL
-(a presigned link is a credential) ever stand in a message, nor in the error chained to it.
+Driver errors are raised as errors with a code (``not_found``, ``forbidden``, ``unreadable``,
+``not_writable``) that name the URI. Messages and chained exceptions contain neither credentials nor the
+query of a URL (a presigned link is a credential).
 
 Limits: a listing is held in memory whole (about 1 kB a file on S3), so for millions of files a
-manifest is better than a folder. An object that drips, a byte now and then, passes for alive; whoever
-reads it sets the limit.
+manifest is better than a folder. An object that arrives a few bytes at a time never times out here; the
+caller sets such a limit.
 """
 
 import contextlib
@@ -34,31 +33,32 @@ import fsspec
 
 from speech.errors import AudioError, RayscribeError, UsageError
 from speech.redaction import redact_uri
+from storage.driver_errors import error_code, root_cause
 from storage.drivers import PACKAGES, filesystem_class, shared_filesystem
 from storage.remote import BLOCK_BYTES, RemoteFile
-from storage.retry import RETRY_FOR_S, error_code, retry, root_cause
+from storage.retry import RETRY_FOR_S, retry
 from storage.uris import LOCAL, SCHEME, WEB, is_glob, is_local, join, protocol_of, uri_like
 
-# Options that stand for all protocols at once are for object stores. An HTTP server is anybody's, and
-# is not told the user's keys.
+# Options that are not keyed by protocol are for object stores. An HTTP server may be anybody's and must not
+# receive the user's keys.
 _WITHOUT_SHARED_OPTIONS = LOCAL | WEB | {"memory"}
 _SECRET_OPTION = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.IGNORECASE)
 _URL_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 
-_SPOOL_BYTES = 16 << 20  # 17 minutes of 8 kHz stereo mu-law; a larger recording waits on disk
+_SPOOL_BYTES = 16 << 20  # 17 minutes of 8 kHz stereo mu-law; larger recordings are spooled to disk
 _PROBE = ".rayscribe-write-test"
-# Before the job starts somebody waits for the answer, and a wrong endpoint is likelier than a brief fault.
+# Before the job starts a user waits for the result, and a wrong endpoint is likelier than a transient error.
 _CHECK_RETRY_FOR_S = 1.0
 
 
 class Storage:
-    """Opens, lists and writes what URIs name. Picklable; safe to share between threads.
+    """Opens, lists and writes files by URI. Picklable; safe to share between threads.
 
     Args:
         options: for object stores, under fsspec's names (``key``, ``secret``, ``token``,
             ``endpoint_url``, ``anon``, …), or keyed by protocol: ``{"s3": {…}, "https": {…}}``.
-            Without options the drivers look where they always do (environment, profile, metadata).
-        patience_s: how long one operation is tried again when what went wrong may pass.
+            Without options the drivers use their default credentials (environment, profile, metadata service).
+        retry_for_s: how long one operation is retried after transient errors.
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None, retry_for_s: float = RETRY_FOR_S) -> None:
@@ -96,7 +96,7 @@ class Storage:
         return shared_filesystem(protocol, json.dumps(options, sort_keys=True)), driver._strip_protocol(uri)
 
     def open(self, uri: str) -> BinaryIO:
-        """Opens a file to be read, seekable where its storage is.
+        """Opens a file for reading, seekable where its storage is.
 
         Raises:
             UsageError: ``not_found``, ``forbidden`` or ``unreadable``.
@@ -105,16 +105,16 @@ class Storage:
             filesystem, path = self.filesystem(uri)
             if is_local(uri):
                 return open(path, "rb")
-            return io.BufferedReader(self._open_remote(filesystem, path), 1 << 20)  # fsspec's own readline is slow
+            return io.BufferedReader(self._open_remote(filesystem, path), 1 << 20)  # fsspec's readline is slow
 
     def open_audio(self, uri: str) -> str | BinaryIO:
-        """What ``speech.audio.decoding.open_audio`` wants: the path of a local file, else a seekable copy.
+        """Opens audio for ``speech.audio.decoding.open_audio``: a local file's path, else a seekable copy.
 
-        Decoders seek back and forth, which over a network would cost a request each; the object is
-        fetched once, block by block, and stays in memory if it is small. The caller closes it.
+        Decoders seek back and forth, and each seek on remote storage would cost a request. So the object is
+        fetched once, block by block, into memory or, beyond 16 MiB, to disk. The caller closes it.
 
         Raises:
-            AudioError: ``not_found``, ``forbidden`` or ``unreadable``; a local file's come from the decoder.
+            AudioError: ``not_found``, ``forbidden`` or ``unreadable``. The decoder raises those of a local file.
         """
         with self.map_errors(AudioError, uri), contextlib.ExitStack() as on_failure:
             filesystem, path = self.filesystem(uri)
@@ -131,7 +131,7 @@ class Storage:
         return RemoteFile(functools.partial(filesystem.open, path, "rb", **options), self._retry_for_s)
 
     def exists(self, uri: str) -> bool:
-        """Whether there is a file or folder."""
+        """Whether ``uri`` is a file or folder."""
         with self.map_errors(UsageError, uri):
             return self._exists(uri)
 
@@ -140,15 +140,15 @@ class Storage:
         return bool(self._retried(uri, filesystem.exists, path))
 
     def is_folder(self, uri: str) -> bool:
-        """Whether ``uri`` is a folder. Web pages are not, even those that list files."""
+        """Whether ``uri`` is a folder. An HTTP URL never is, even if the page lists files."""
         with self.map_errors(UsageError, uri):
             filesystem, path = self.filesystem(uri)
             return protocol_of(uri) not in WEB and bool(self._retried(uri, filesystem.isdir, path))
 
     def list(self, uri: str) -> list[str]:
-        """The URIs of all files in a folder, whatever their depth, or of those that a glob matches; sorted.
+        """The URIs of all files below a folder, recursively, or of those that a glob matches; sorted.
 
-        Of a folder that does not exist there are none.
+        Empty if the folder does not exist.
         """
         with self.map_errors(UsageError, uri):
             filesystem, path = self.filesystem(uri)
@@ -160,14 +160,14 @@ class Storage:
             return sorted(uri_like(name, uri) for name in found)
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """The URIs of all files in a folder, whatever their depth, in order, and how many bytes each has."""
+        """The sizes in bytes of all files below a folder, recursively, by URI and in order."""
         with self.map_errors(UsageError, folder):
             filesystem, path = self.filesystem(folder)
             found = self._retried(folder, filesystem.find, path, detail=True)
             return {uri_like(name, folder): info["size"] for name, info in sorted(found.items())}
 
     def write_bytes(self, uri: str, data: bytes) -> None:
-        """Writes a small file whole or not at all, over one that may be there.
+        """Writes a small file atomically, replacing any that exists.
 
         Raises:
             UsageError: ``not_found``, ``forbidden`` or ``not_writable``.
@@ -175,7 +175,7 @@ class Storage:
         with self.map_errors(UsageError, uri, "not_writable"):
             filesystem, path = self.filesystem(uri)
             if not is_local(uri):
-                self._retried(uri, filesystem.pipe_file, path, data)  # one PUT: object stores show it whole
+                self._retried(uri, filesystem.pipe_file, path, data)  # one PUT, which is atomic on object stores
                 return
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with contextlib.ExitStack() as on_failure:
@@ -184,17 +184,17 @@ class Storage:
                 with os.fdopen(handle, "wb") as file:
                     file.write(data)
                     file.flush()
-                    os.fsync(file)  # before it has its name: that must not stand over nothing after a power cut
-                os.chmod(part, 0o666 & ~_UMASK)  # mkstemp's files are the owner's alone
+                    os.fsync(file)  # before the rename, so that a power cut cannot leave an empty file under the name
+                os.chmod(part, 0o666 & ~_UMASK)  # mkstemp creates files with mode 0600
                 os.replace(part, path)
                 on_failure.pop_all()
 
     def create_bytes(self, uri: str, data: bytes) -> bool:
-        """Writes a small file if there is none; returns whether it did. Of two at once, one does.
+        """Creates a small file if none exists; returns whether it did. Of concurrent callers, one succeeds.
 
-        Object stores that do not know ``If-None-Match`` (AWS, GCS and recent MinIO do) let both.
-        ``data`` should be the caller's own, a name or a number at random: a write whose answer was
-        lost is known by what it has left.
+        On object stores without ``If-None-Match`` (AWS, GCS and recent MinIO have it) both may succeed.
+        ``data`` should be unique to the caller (contain a random value): if the response to the write is
+        lost, the content that was written tells who succeeded.
         """
         with self.map_errors(UsageError, uri, "not_writable"):
             filesystem, path = self.filesystem(uri)
@@ -222,7 +222,7 @@ class Storage:
             return True
 
     def read_bytes(self, uri: str) -> bytes | None:
-        """A small file whole, or None if there is none."""
+        """The content of a small file, or None if it does not exist."""
         try:
             with self.map_errors(UsageError, uri):
                 filesystem, path = self.filesystem(uri)
@@ -233,33 +233,33 @@ class Storage:
             raise
 
     def remove(self, uri: str) -> None:
-        """Takes a file away, if it is there."""
+        """Deletes a file, if it exists."""
         with self.map_errors(UsageError, uri, "not_writable"):
             filesystem, path = self.filesystem(uri)
             with contextlib.suppress(FileNotFoundError):
                 self._retried(uri, filesystem.rm_file, path)
 
     def check_readable(self, uri: str) -> None:
-        """Returns if a file, a folder or what a glob matches can be read now.
+        """Checks that a file, a folder or the matches of a glob can be read now.
 
         Raises:
             UsageError: ``not_found``, ``forbidden`` or ``unreadable``.
         """
-        impatient = self._with_short_retry()
+        storage = self._with_short_retry()
         try:
-            if is_glob(uri) and not impatient.exists(uri):
-                if not impatient.list(uri):
+            if is_glob(uri) and not storage.exists(uri):
+                if not storage.list(uri):
                     raise UsageError("not_found", f"no file matches {uri}")
-            elif not impatient.is_folder(uri):
-                with impatient.open(uri) as file, impatient.map_errors(UsageError, uri):
+            elif not storage.is_folder(uri):
+                with storage.open(uri) as file, storage.map_errors(UsageError, uri):
                     file.read(1)
         except UsageError as error:
             raise self._missing_bucket_error(uri, error) or error from None
 
     def check_writable(self, uri: str) -> None:
-        """Returns if files can be written into the folder ``uri``, which is made where folders need making.
+        """Checks that files can be written into the folder ``uri``, which is created where storage has folders.
 
-        Writes an object of its own and takes it away again: permissions cannot be known otherwise.
+        Writes and deletes a probe object: permissions cannot be queried otherwise.
 
         Raises:
             UsageError: ``not_found`` (no such bucket), ``forbidden`` or ``not_writable``.
@@ -270,23 +270,23 @@ class Storage:
         try:
             self._with_short_retry().write_bytes(probe, b"")
         except UsageError as error:
-            shown = UsageError(error.code, error.message.replace(f"/{_PROBE}", ""))
-            raise self._missing_bucket_error(uri, error) or shown from None
-        with contextlib.suppress(UsageError):  # where deleting is forbidden, an empty object stays
+            without_probe = UsageError(error.code, error.message.replace(f"/{_PROBE}", ""))
+            raise self._missing_bucket_error(uri, error) or without_probe from None
+        with contextlib.suppress(UsageError):  # where deleting is forbidden, the empty object stays
             self._with_short_retry().remove(probe)
 
     def _with_short_retry(self) -> "Storage":
-        """The same storage, for somebody who waits."""
-        impatient = copy.copy(self)
-        impatient._retry_for_s = min(self._retry_for_s, _CHECK_RETRY_FOR_S)
-        return impatient
+        """The same storage with a short retry limit, for checks that a user waits for."""
+        storage = copy.copy(self)
+        storage._retry_for_s = min(self._retry_for_s, _CHECK_RETRY_FOR_S)
+        return storage
 
     def _retried(self, uri: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What ``call`` returns; tried again for as long as storage's patience lasts, unless it is a disk's."""
+        """Returns ``call(...)``, with retries unless ``uri`` is local."""
         return call(*args, **kwargs) if is_local(uri) else retry(self._retry_for_s, call, *args, **kwargs)
 
     def _missing_bucket_error(self, uri: str, error: UsageError) -> UsageError | None:
-        """The error to show instead of ``not_found`` when it is the bucket that does not exist."""
+        """A clearer error for a ``not_found`` whose bucket does not exist; else None."""
         if error.code != "not_found" or protocol_of(uri) not in PACKAGES:
             return None
         filesystem, path = self.filesystem(uri)
@@ -295,9 +295,9 @@ class Storage:
             filesystem.ls(bucket)
         except FileNotFoundError:
             return UsageError(
-                "not_found", f"there is no bucket {protocol_of(uri)}://{bucket}: create it, or mend the name"
+                "not_found", f"there is no bucket {protocol_of(uri)}://{bucket}: create it, or correct the name"
             )
-        except Exception:  # it cannot be asked about: the first error says more
+        except Exception:  # the bucket cannot be listed: the first error says more
             return None
         return None
 
@@ -305,32 +305,33 @@ class Storage:
     def map_errors(
         self, kind: type[UsageError] | type[AudioError], uri: str, otherwise: str = "unreadable"
     ) -> Iterator[None]:
-        """Maps whatever a driver raises within to an error of ours that names ``uri``.
+        """Maps exceptions of drivers to ``kind``, with a code and a message that names ``uri``.
 
-        Drivers have exceptions of many families (botocore's and aiohttp's are no OSError), so all are taken.
+        Catches every Exception: the drivers' exceptions have no common base (botocore's and aiohttp's are not
+        OSError).
         """
         try:
             yield
         except RayscribeError as error:
-            if kind is AudioError and isinstance(error, UsageError):  # a row's own storage is that row's matter
+            if kind is AudioError and isinstance(error, UsageError):  # a wrong scheme in a row fails that row only
                 raise AudioError("unreadable", error.message) from error
             raise
         except Exception as error:
-            true = root_cause(error)
-            code = error_code(true) or otherwise
-            shown = redact_uri(uri)
-            sentence = {
-                "not_found": f"{shown} does not exist",
-                "forbidden": f"{shown} is forbidden: check the credentials (environment or --storage-options) "
-                "and what they may do",
-                "not_writable": f"{shown} cannot be written: {self._redacted_reason(true)}",
-                "unreadable": f"{shown} cannot be read: {self._redacted_reason(true)}",
+            cause = root_cause(error)
+            code = error_code(cause) or otherwise
+            name = redact_uri(uri)
+            message = {
+                "not_found": f"{name} does not exist",
+                "forbidden": f"{name} is forbidden: check the credentials (environment or --storage-options) "
+                "and their permissions",
+                "not_writable": f"{name} cannot be written: {self._redacted_reason(cause)}",
+                "unreadable": f"{name} cannot be read: {self._redacted_reason(cause)}",
             }[code]
-            # A driver's own error may quote the whole URL or a key; a local file's cannot.
-            raise kind(code, sentence) from (error if is_local(uri) else None)
+            # A driver's message may contain the whole URL or a key; a local file's cannot.
+            raise kind(code, message) from (error if is_local(uri) else None)
 
     def _redacted_reason(self, error: BaseException) -> str:
-        """What a driver says, in one line and without secrets."""
+        """A driver's message in one line, without secrets."""
         strerror = error.strerror if isinstance(error, OSError) else None
         text = " ".join((strerror or f"{type(error).__name__}: {error}").split())
         for options in (self._shared, *self._by_protocol.values()):
@@ -346,4 +347,4 @@ def _umask() -> int:
     return mask
 
 
-_UMASK = _umask()  # once: it is the process's, and two threads that ask at a time could leave it at 0
+_UMASK = _umask()  # once: it can only be read by setting it, and two threads at once could leave it at 0

@@ -1,4 +1,4 @@
-"""A file in object storage or on the web, read as if nothing ever went wrong on the way."""
+"""A file in object storage or on a web server, whose reads are retried."""
 
 import io
 import os
@@ -7,14 +7,15 @@ from typing import Any, cast
 
 from storage.retry import retry
 
-BLOCK_BYTES = 8 << 20  # one request; large enough that its latency is small beside its transfer
+BLOCK_BYTES = 8 << 20  # of one request: large enough that latency is small beside transfer time
 
 
 class RemoteFile(io.RawIOBase):
-    """A remote file whose reads are tried again, each from where the last one ended.
+    """A remote file. A read that fails is retried from the position where the last one ended.
 
-    A web server that knows no ranges sends a stream, and one that has broken stays broken: it is begun
-    anew, and what was read before is stepped over. Some such servers say so beforehand, some do not.
+    A web server without range requests sends a stream, which cannot be resumed after an error: the file is
+    requested again and the bytes already read are skipped. Some such servers announce that they have no
+    ranges, some do not.
     """
 
     def __init__(self, open_file: Callable[..., Any], retry_for_s: float) -> None:
@@ -49,7 +50,7 @@ class RemoteFile(io.RawIOBase):
             self._reopen_stream()
         try:
             return cast(bytes, self._file.read(size))
-        except ValueError:  # so fsspec tells of a server that has ignored the range
+        except ValueError:  # fsspec raises this when a server ignored the range
             if self._unseekable:
                 raise
             self._unseekable = self._broken = True
@@ -59,10 +60,10 @@ class RemoteFile(io.RawIOBase):
             raise
 
     def _reopen_stream(self) -> None:
-        file, at = self._open_file(block_size=0), self._file.tell()  # 0: as a stream
-        while file.tell() < at:
-            if not file.read(min(BLOCK_BYTES, at - file.tell())):
-                raise EOFError("it is shorter than it was")
+        file, position = self._open_file(block_size=0), self._file.tell()  # 0: as a stream
+        while file.tell() < position:
+            if not file.read(min(BLOCK_BYTES, position - file.tell())):
+                raise EOFError("the file is shorter than before")
         self._file.close()
         self._file, self._broken = file, False
 

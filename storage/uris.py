@@ -1,4 +1,4 @@
-"""URIs of audio, manifests and outputs as text: what kind of storage they name, and where they lead."""
+"""Parsing and joining of URIs: scheme, glob, relative paths. No access to storage."""
 
 import os
 import posixpath
@@ -24,7 +24,7 @@ def is_local(uri: str) -> bool:
 
 
 def is_glob(uri: str) -> bool:
-    """Whether ``uri`` holds ``*``, ``?`` or ``[``. In a web address these are no patterns."""
+    """Whether ``uri`` holds ``*``, ``?`` or ``[``. In an HTTP URL these are not patterns."""
     return protocol_of(uri) not in WEB and bool(_GLOB.search(uri))
 
 
@@ -34,9 +34,9 @@ def join(uri: str, *parts: str) -> str:
 
 
 def resolve(audio: str, folder: str) -> str:
-    """Where a manifest's ``audio`` is: a relative path is relative to ``folder``, all else stands as it is.
+    """A manifest's ``audio`` as a URI: a relative path is joined to ``folder``, all else is returned unchanged.
 
-    Local paths come out absolute, for a worker has another working directory.
+    Local paths become absolute, because workers have other working directories.
     """
     if SCHEME.match(audio) or os.path.isabs(audio):
         return audio
@@ -48,11 +48,11 @@ def resolve(audio: str, folder: str) -> str:
 
 
 def parent(uri: str) -> str:
-    """The folder that a file is in, without a URL's query."""
+    """The folder of a file, without the query of an HTTP URL."""
     uri = uri.split("?")[0] if protocol_of(uri) in WEB else uri
     return uri.rpartition("/")[0] or ("/" if uri.startswith("/") else ".")
 
 
 def uri_like(name: str, like: str) -> str:
-    """The URI of what a filesystem calls ``name``, in the storage of another URI."""
+    """The URI of ``name``, a path as a filesystem returns it, in the storage of the URI ``like``."""
     return name if is_local(like) else f"{protocol_of(like)}://{name}"

@@ -1,4 +1,4 @@
-"""Real engines held from synchronous tests."""
+"""Real engines for synchronous tests."""
 
 import asyncio
 
@@ -8,19 +8,19 @@ from testing.loops import LoopThread
 
 
 class RunningEngine:
-    """An engine on a loop of its own, as the job holds it."""
+    """An engine on an event loop of its own, as in the job."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._thread = LoopThread()
         self._engine = start_engine(config, family_of(config.model))
 
     def decode(self, *clips: ClipRequest) -> list[DecodingResult]:
-        """Decodes clips together."""
+        """Decodes clips concurrently."""
 
-        async def together() -> list[DecodingResult]:
+        async def decode_all() -> list[DecodingResult]:
             return await asyncio.gather(*(self._engine.decode(clip) for clip in clips))
 
-        return self._thread.run(together())
+        return self._thread.run(decode_all())
 
     def stop(self) -> None:
         self._engine.stop()

@@ -1,19 +1,19 @@
-"""A network that misbehaves, between a client and an S3 server on this machine.
+"""Fault injection between a client and an S3 server on this machine.
 
-``FaultProxy`` passes requests on, and does to some of them what networks and busy services do:
+``FaultProxy`` forwards requests and injects into some of them the faults of networks and busy services:
 
-    slow_down    answers 503 SlowDown; the server never hears of the request
-    reset        takes the request and resets the connection; the server never hears of it
-    cut          passes the request on and resets the connection in the middle of the answer, so that
-                 the server has done what the client does not know of
-    stall        takes the request and is silent for ``stall_s``, longer than a client should wait
+    slow_down    responds 503 SlowDown; the server does not receive the request
+    reset        reads the request and resets the connection; the server does not receive it
+    cut          forwards the request and resets the connection in the middle of the response, so that the server
+                 has done what the client does not know of
+    stall        reads the request and does not respond for ``stall_s``, longer than a client should wait
 
-and, which is no fault of the network's and in no draw unless it is named:
+and, only if it is named, since it is not a fault of the network:
 
-    forbidden    answers 403 AccessDenied, as to wrong credentials
+    forbidden    responds 403 AccessDenied, as to wrong credentials
 
-Which requests suffer is drawn from a seed, in the order in which they arrive; or a script says so, one
-entry a request, and what comes after it passes.
+Faults are drawn from a seed, in the order in which requests arrive; or a script gives them, one entry a request, and
+later requests are forwarded.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 _FORBIDDEN = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-_OF_ONE_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
+_HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
 class FaultProxy(ThreadingHTTPServer):
     """Serves while its ``with`` block runs.
 
     Attributes:
-        injected: how often each fault was.
-        passed: how many requests went through unharmed.
+        injected: how often each fault was injected.
+        passed: how many requests were forwarded without a fault.
     """
 
     daemon_threads = True
@@ -64,15 +64,15 @@ class FaultProxy(ThreadingHTTPServer):
         self._share, self._kinds = share, tuple(kinds)
         self._script = list(script)
         self._random = random.Random(seed)
-        self._drawing = threading.Lock()
+        self._draw_lock = threading.Lock()
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
     def draw(self) -> str | None:
-        """What happens to the next request."""
-        with self._drawing:
+        """The fault of the next request, None for none."""
+        with self._draw_lock:
             if self._script:
                 fault = self._script.pop(0)
             else:
@@ -84,12 +84,12 @@ class FaultProxy(ThreadingHTTPServer):
             return fault
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients hang up on us, as they should
+        pass  # clients close connections that were stalled or cut
 
 
 @contextlib.contextmanager
 def faults_before(upstream: str, **options: object) -> Iterator[FaultProxy]:
-    """A proxy that runs for a while; arguments as FaultProxy's."""
+    """A FaultProxy that serves while the ``with`` block runs; arguments as FaultProxy's."""
     proxy = FaultProxy(upstream, **options)  # type: ignore[arg-type]
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -108,17 +108,17 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._request_body()
         fault = self.server.draw()
         if fault == "slow_down":
-            self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
+            self._respond(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
         elif fault == "forbidden":
-            self._answer(403, [("Content-Type", "application/xml")], _FORBIDDEN)
+            self._respond(403, [("Content-Type", "application/xml")], _FORBIDDEN)
         elif fault == "reset":
             self._reset()
         elif fault == "stall":
             time.sleep(self.server.stall_s)
             self.close_connection = True
         else:
-            status, headers, content = self._ask_upstream(body)
-            self._answer(status, headers, content, cut=fault == "cut")
+            status, headers, content = self._forward(body)
+            self._respond(status, headers, content, cut=fault == "cut")
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - http.server's names
 
@@ -132,20 +132,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _ask_upstream(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_HOP}
+    def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         try:
             connection.request(self.command, self.path, body, headers | {"Content-Length": str(len(body))})
-            answer = connection.getresponse()
-            return answer.status, answer.getheaders(), answer.read()
+            response = connection.getresponse()
+            return response.status, response.getheaders(), response.read()
         finally:
             connection.close()
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: bool = False) -> None:
+    def _respond(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: bool = False) -> None:
         self.send_response(status)
         for name, value in headers:
-            if name.lower() not in _OF_ONE_HOP | {"content-length"}:
+            if name.lower() not in _HOP_BY_HOP | {"content-length"}:
                 self.send_header(name, value)
         length = {name.lower(): value for name, value in headers}.get("content-length")
         self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(content)))
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
 
     def _reset(self) -> None:
-        """Ends the connection as a machine that has crashed does: RST, with no word."""
+        """Closes the connection with RST, as a crashed machine does."""
         self.wfile.flush()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()

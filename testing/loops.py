@@ -1,26 +1,26 @@
-"""An event loop in a thread, for tests that hold an engine from synchronous code."""
+"""An event loop in a thread, for synchronous tests of an engine."""
 
 import asyncio
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class LoopThread:
-    """Runs coroutines on one loop, which lives as long as this does."""
+    """Runs coroutines on one event loop until ``stop``."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def stop(self) -> None:
-        """Ends what still runs on the loop, and the loop."""
+        """Cancels all tasks of the loop and ends its thread."""
 
         async def cancel_all() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}

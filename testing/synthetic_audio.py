@@ -1,6 +1,6 @@
-"""Speech to test with, and encoders for every format, all from soundfile's and PyAV's own wheels.
+"""Test speech, and encoders for every format from the wheels of soundfile and PyAV.
 
-The two sentences in data/ were made once, so that tests need no synthesiser:
+The two sentences in data/ were synthesised once, so that tests need no synthesiser:
 
     flite -voice slt -t "Thank you for calling Northwind Energy. How can I help you?" -o a.wav
     flite -voice rms -t "Hello. My electricity bill is twice what I paid last month." -o c.wav
@@ -43,7 +43,7 @@ class Turn:
 
 @cache
 def call(exchanges: int = 1, pause_s: float = 1.5) -> tuple[np.ndarray, tuple[Turn, ...]]:
-    """Agent on the left, customer on the right, in turns with pauses between: (samples, channels) at 8 kHz."""
+    """Agent on the left, customer on the right, taking turns with pauses between: (frames, channels) at 8 kHz."""
     parts, turns, at = [np.stack([silence(pause_s)] * 2, axis=1)], [], pause_s
     for _ in range(exchanges):
         for channel, name in enumerate(("agent", "customer")):
@@ -57,13 +57,13 @@ def call(exchanges: int = 1, pause_s: float = 1.5) -> tuple[np.ndarray, tuple[Tu
 
 
 def sndfile(samples: np.ndarray, container: str, coding: str, rate: int = RATE) -> bytes:
-    """A file as libsndfile writes it, of samples at 8 kHz brought to ``rate``."""
+    """A file written by libsndfile, of samples at 8 kHz resampled to ``rate``."""
     out = io.BytesIO()
     with soundfile.SoundFile(
         out, "w", rate, 1 if samples.ndim == 1 else samples.shape[1], format=container, subtype=coding
     ) as file:
         resampled = at_rate(samples, rate)
-        for start in range(0, len(resampled), rate):  # its Vorbis encoder overflows the stack on long writes
+        for start in range(0, len(resampled), rate):  # libsndfile's Vorbis encoder overflows the stack on long writes
             file.write(resampled[start : start + rate])
     return out.getvalue()
 
@@ -71,7 +71,7 @@ def sndfile(samples: np.ndarray, container: str, coding: str, rate: int = RATE) 
 def ffmpeg(
     samples: np.ndarray, container: str, codec: str, rate: int = RATE, gap_s: float = 0.0, **options: Any
 ) -> bytes:
-    """A file as FFmpeg writes it; with ``gap_s``, packets of the second half are stamped that much later."""
+    """A file written by FFmpeg; with ``gap_s``, timestamps of the second half of the packets are that much later."""
     samples = at_rate(samples, rate)
     samples = samples[:, None] if samples.ndim == 1 else samples
     layout = "mono" if samples.shape[1] == 1 else "stereo"
@@ -81,8 +81,8 @@ def ffmpeg(
         assert isinstance(stream, av.AudioStream)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, np.float32), "fltp", layout)
         frame.sample_rate, frame.pts = rate, 0
-        fitting = av.AudioResampler(stream.format, layout, rate, stream.frame_size or None)
-        frames = (*fitting.resample(frame), *fitting.resample(None), None)
+        resampler = av.AudioResampler(stream.format, layout, rate, stream.frame_size or None)
+        frames = (*resampler.resample(frame), *resampler.resample(None), None)
         packets = [packet for part in frames for packet in stream.encode(part)]
         for number, packet in enumerate(packets):
             if gap_s and number >= len(packets) // 2:
@@ -96,10 +96,10 @@ def at_rate(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.asarray(samples if rate == RATE else soxr.resample(samples, RATE, rate), np.float32)
 
 
-def likeness(listened: np.ndarray, said: np.ndarray, within_s: float = 0.015, rate: int = 16_000) -> float:
-    """The best correlation of two mono signals at any lag up to ``within_s``."""
-    size, lag = min(len(listened), len(said)), round(within_s * rate)
-    middle = said[lag : size - lag]
-    products = np.correlate(listened[:size], middle, mode="valid")
-    energies = np.convolve(listened[:size] ** 2, np.ones(len(middle), np.float32), mode="valid")
+def peak_correlation(decoded: np.ndarray, reference: np.ndarray, max_lag_s: float = 0.015, rate: int = 16_000) -> float:
+    """The highest normalised correlation of two mono signals at any lag up to ``max_lag_s``."""
+    size, lag = min(len(decoded), len(reference)), round(max_lag_s * rate)
+    middle = reference[lag : size - lag]
+    products = np.correlate(decoded[:size], middle, mode="valid")
+    energies = np.convolve(decoded[:size] ** 2, np.ones(len(middle), np.float32), mode="valid")
     return float((products / np.sqrt(energies * np.sum(middle**2) + 1e-12)).max())

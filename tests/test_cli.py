@@ -8,8 +8,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 import rayscribe
-from pipelines.job import SETTINGS, Job
-from serve.settings import SERVE_SETTINGS
+from pipelines.job import Job
+from serve.settings import ServeSettings
 from speech.errors import UsageError
 
 
@@ -108,8 +108,8 @@ def test_keywords_come_from_a_file_a_line_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "settings"),
     [
-        ("transcribe", {name: field for name, field in SETTINGS.items() if name != "manifest"}),
-        ("serve", SERVE_SETTINGS),
+        ("transcribe", {name: field for name, field in Job.flat_fields().items() if name != "manifest"}),
+        ("serve", ServeSettings.flat_fields()),
     ],
 )
 def test_every_setting_has_a_flag_and_a_description(command: str, settings: dict[str, FieldInfo]) -> None:

@@ -191,7 +191,7 @@ def test_serve_reads_its_config_and_builds_the_application(serve_config: Any, mo
     deployments = {deployment.name: deployment for deployment in built.deployments}
     assert {told.name for told in application.deployments} <= deployments.keys()
     engines = deployments["Transcriber"]._deployment_config.autoscaling_config
-    assert (engines.min_replicas, engines.max_replicas) == (settings.min_engines, settings.engines)
+    assert (engines.min_replicas, engines.max_replicas) == (settings.min_engines, settings.cluster.engines)
 
 
 def test_only_who_has_a_key_is_answered(service: dict[str, Any], serve_config: Any) -> None:
@@ -246,7 +246,7 @@ def test_its_options_are_options(job: dict[str, Any], config_map: dict[str, Any]
     parsed = rayscribe._parser().parse_args(arguments)
     asked = Job.from_settings(rayscribe._settings(parsed))
     assert program == "rayscribe"
-    assert (asked.manifest, asked.address) == ("s3://calls/manifest.jsonl", "auto")
+    assert (asked.manifest, asked.cluster.address) == ("s3://calls/manifest.jsonl", "auto")
     assert told == f"[ $? -eq {rayscribe.EXIT_SOME_FAILED} ]"
 
 

@@ -1,25 +1,25 @@
-"""Makes the demo checkpoint from nothing: ``python -m demo.train --out demo/model --work /tmp/demo``.
+"""Trains the demo checkpoint from scratch: ``python -m demo.train --out demo/model --work /tmp/demo``.
 
 Needs espeak-ng, flite, and this project's environment with ``soundfile``, ``soxr`` and ``jiwer``.
 Two quiet CPU cores are enough; a GPU is used when there is one. On a CPU run it under
 ``torchrun --nproc-per-node 2`` with ``--threads 1``. ``--phases`` runs some of the phases again:
 
 corpus    synthesise the clips and their features                     (6 minutes on two cores)
-ctc       the encoder, by CTC                                         (35 % of --minutes)
-read      the language model alone, on spelled text                   (15 % of --minutes)
-hear      all of it together, on the clips                            (20 % of --minutes)
-features  what the encoder makes of every clip, to disk               (4 minutes on two cores)
+ctc       the encoder, with CTC                                       (35 % of --minutes)
+read      the language model alone, on letters                        (15 % of --minutes)
+hear      the whole model, on the clips                               (20 % of --minutes)
+features  the encoder's output for every clip, to disk                (4 minutes on two cores)
 drill     projector and language model on those, the encoder frozen   (30 % of --minutes)
 export    write the checkpoint to --out
 evaluate  error rates on the held-out voice and sentences             (about 10 minutes)
 
-Each phase leaves its result in --work, so a later one can be run again alone, and with --resume a
-training phase goes on from its last weights. ctc and read do not need each other and may run side by
-side. corpus, export and evaluate are for one process. Sentences, voices and lines follow from
---seed; the weights do not quite, since a phase ends when its computing time is spent.
+Each phase writes its result to --work, so a later one can be run again alone, and with --resume a
+training phase continues from its last weights. ctc and read are independent and may run in
+parallel. corpus, export and evaluate run in one process. Sentences, voices and telephone lines are
+determined by --seed; the weights are not quite, since a phase ends when its CPU time is spent.
 
 One phase is not run unless named: ``adopt`` takes the checkpoint in --out as the last weights, so that
-``--phases corpus,adopt`` and then ``--phases hear,export,evaluate --resume`` go on from it.
+``--phases corpus,adopt`` and then ``--phases hear,export,evaluate --resume`` continue from it.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from demo.train.ctc import train_encoder
 from demo.train.evaluate import measure
 from demo.train.features import CachedFeatures, cache_features
 from demo.train.grammar import name_sentence, sentence
-from demo.train.llm import Recipe, train_on_features, train_to_hear, train_to_read
+from demo.train.llm import Recipe, train_on_clips, train_on_features, train_on_text
 from demo.train.prompts import keyword_list
 from demo.train.schedule import Budget
 from speech.models.families import GRANITE_4_0
@@ -97,7 +97,7 @@ class Run:
 
     def read(self) -> None:
         model = self._load("reader.pt") if self._options.resume else self._new()
-        train_to_read(
+        train_on_text(
             model,
             self._tokenizer(),
             self._budget("read"),
@@ -113,7 +113,7 @@ class Run:
         else:
             model = self._load("encoder.pt")
             model.model.language_model.load_state_dict(self._load("reader.pt").model.language_model.state_dict())
-        train_to_hear(
+        train_on_clips(
             model,
             self._tokenizer(),
             Corpus(self._clips, "train"),
@@ -150,7 +150,7 @@ class Run:
         )
 
     def adopt(self) -> None:
-        """Starts the working folder from the checkpoint in --out, to go on from it with --resume."""
+        """Copies the checkpoint in --out to the working folder, to continue from it with --resume."""
         PreTrainedTokenizerFast.from_pretrained(self._options.out).save_pretrained(self._work / "tokenizer")
         model = GraniteSpeechForConditionalGeneration.from_pretrained(self._options.out, dtype=torch.float32)
         self._save(model, "model.pt")
@@ -159,7 +159,7 @@ class Run:
         save_checkpoint(self._load("model.pt"), self._tokenizer(), self._options.out)
 
     def evaluate(self) -> None:
-        """Measures the files in --out, as they will be shipped."""
+        """Measures the exported files in --out."""
         model = GraniteSpeechForConditionalGeneration.from_pretrained(self._options.out, dtype=torch.float32)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(self._options.out)
         names = Corpus(self._clips, "names")
@@ -209,18 +209,22 @@ def _new_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo/model"), help="the checkpoint's folder")
-    parser.add_argument("--work", type=Path, required=True, help="for the corpus and what is in between; some 4 GB")
-    parser.add_argument("--minutes", type=float, default=150.0, help="of training, all phases together")
-    parser.add_argument("--phases", default=",".join(PHASES), help="some of them, separated by commas")
-    parser.add_argument("--clips", type=int, default=16_000, help="of training")
-    parser.add_argument("--test-clips", type=int, default=300, help="in each of the test sets")
-    parser.add_argument("--variants", type=int, default=2, help="of cached features, the first unaugmented")
     parser.add_argument(
-        "--peak-rate", type=float, default=Recipe.peak_rate, help="of learning, in read, hear and drill"
+        "--work", type=Path, required=True, help="for the corpus and the intermediate weights; some 4 GB"
     )
-    parser.add_argument("--ctc-weight", type=float, default=Recipe.ctc_weight, help="of the characters' CTC, in hear")
-    parser.add_argument("--token-weight", type=float, default=Recipe.token_weight, help="of each CTC over tokens")
-    parser.add_argument("--resume", action="store_true", help="training phases go on from their last weights")
+    parser.add_argument("--minutes", type=float, default=150.0, help="of training, over all phases")
+    parser.add_argument("--phases", default=",".join(PHASES), help="some of them, separated by commas")
+    parser.add_argument("--clips", type=int, default=16_000, help="training clips")
+    parser.add_argument("--test-clips", type=int, default=300, help="clips in each test set")
+    parser.add_argument("--variants", type=int, default=2, help="cached features per clip, the first unaugmented")
+    parser.add_argument(
+        "--peak-rate", type=float, default=Recipe.peak_rate, help="peak learning rate in read, hear and drill"
+    )
+    parser.add_argument(
+        "--ctc-weight", type=float, default=Recipe.ctc_weight, help="weight of the character CTC loss, in hear"
+    )
+    parser.add_argument("--token-weight", type=float, default=Recipe.token_weight, help="weight of each token CTC loss")
+    parser.add_argument("--resume", action="store_true", help="training phases continue from their last weights")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1)
     return parser

@@ -1,9 +1,9 @@
-"""The encoder's attention, made cheaper to train on a CPU; the numbers are the same.
+"""The encoder's attention, faster to train on a CPU, with equal results.
 
 transformers looks up an embedding for every pair of frames and pads each clip to 200 frames. Here
-a query meets each of the ``2n - 1`` distances once and the rows are then shifted into place (the
-skewing of Huang et al., arXiv 1809.04281), and a clip shorter than a block is not padded. A training
-step takes 0.6 of the time. The shipped checkpoint is measured with the original.
+the product of a query with each of the ``2n - 1`` relative positions is computed once and the rows are
+then shifted into place (the skewing of Huang et al., arXiv 1809.04281), and a clip shorter than a block
+is not padded. A training step takes 0.6 of the time. The exported checkpoint is evaluated with the original.
 """
 
 import torch
@@ -40,10 +40,10 @@ def _forward(
 
 
 def _by_position(self: GraniteSpeechConformerAttention, queries: torch.Tensor, size: int) -> torch.Tensor:
-    """What each query makes of the distance to each key: ``[..., size, size]``."""
+    """The relative position term of the attention scores: ``[..., size, size]``."""
     middle = self.max_pos_emb
     distances = self.rel_pos_emb.weight[middle - size + 1 : middle + size].flip(0).to(queries.dtype)
     products = queries @ distances.t()  # column j holds distance size - 1 - j
-    # Row i wants columns size - 1 - i onwards: drop the first size - 1 values and read rows one shorter.
+    # Row i needs columns size - 1 - i onwards: drop the first size - 1 values and read rows one shorter.
     flat = pad(products.flatten(-2), (0, size))[..., size - 1 : size - 1 + size * (2 * size - 2)]
     return flat.unflatten(-1, (size, 2 * size - 2))[..., :size]

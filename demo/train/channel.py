@@ -1,4 +1,4 @@
-"""What lies between a mouth and a recording: a telephone line, its codec, noise and level."""
+"""Channel simulation: telephone band, codec, noise and level."""
 
 import io
 from random import Random
@@ -14,7 +14,7 @@ _PHONE_BAND_HZ = (250.0, 3500.0)
 
 
 def phone_line(samples: np.ndarray, codec: str | None) -> np.ndarray:
-    """16 kHz speech through an 8 kHz line, coded as ``ULAW``, ``GSM610`` or not at all."""
+    """16 kHz speech through an 8 kHz line, coded as ``ULAW``, ``GSM610`` or uncoded."""
     narrow = soxr.resample(band_pass(samples, SAMPLE_RATE, *_PHONE_BAND_HZ), SAMPLE_RATE, PHONE_RATE)
     if codec:
         buffer = io.BytesIO()
@@ -39,7 +39,7 @@ def set_level(samples: np.ndarray, peak_db: float) -> np.ndarray:
 
 
 def noise_like(count: int, noise: np.random.Generator, smooth: int) -> np.ndarray:
-    """Noise of unit power; ``smooth`` above 1 takes its high frequencies away."""
+    """Noise of unit power; ``smooth`` > 1 low-passes it (moving average of so many samples)."""
     samples = noise.standard_normal(count + smooth - 1)
     if smooth > 1:
         samples = np.convolve(samples, np.ones(smooth) / np.sqrt(smooth), mode="valid")
@@ -47,7 +47,7 @@ def noise_like(count: int, noise: np.random.Generator, smooth: int) -> np.ndarra
 
 
 def random_channel(samples: np.ndarray, rng: Random) -> np.ndarray:
-    """Half of all clips by telephone; light noise, then any level, on every one."""
+    """Adds noise (SNR 18 to 50 dB), passes half of all clips through a telephone line, and sets a random level."""
     noise = np.random.default_rng(rng.getrandbits(32))
     snr_db = rng.uniform(18, 50)
     speech_power = float(np.mean(samples**2)) or 1e-4

@@ -1,12 +1,12 @@
-"""The checkpoint's shape and its files on disk.
+"""The model's configuration, and the checkpoint's files.
 
-The shape is Granite 4.0 1B Speech's in everything but size. The multipliers of the language model
-are deliberately not 1, so that an engine that forgets one of them fails on this model too.
+The architecture is Granite 4.0 1B Speech's, smaller. The multipliers of the language model
+are deliberately not 1, so that an engine that omits one of them fails on this model too.
 
 Weights are written under the names the released checkpoints use (``encoder.*``, ``projector.*``,
 ``language_model.model.*``), which both vLLM and ``from_pretrained`` read. ``save_pretrained`` of
-transformers 5.19 writes ``language_model.model.model.*`` for a freshly built model, which vLLM
-refuses; hence ``save_checkpoint`` here.
+transformers 5.19 writes ``language_model.model.model.*`` for a newly built model, which vLLM
+rejects; hence ``save_checkpoint`` here.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from transformers import (
 
 END, PAD, AUDIO = "<|end_of_text|>", "<|pad|>", "<|audio|>"
 
-# The user's turn holds <|audio|> and the instruction; the answer follows "ASSISTANT:" at once.
+# The user's turn contains <|audio|> and the instruction; the answer follows "ASSISTANT:" directly.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {{ message['content'] }}\n ASSISTANT:"
@@ -125,7 +125,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> GraniteSpeechForConditionalGeneration:
-    """A model of this shape with fresh random weights."""
+    """A model of this configuration with random weights."""
     config = model_config(
         len(tokenizer),
         audio_token=tokenizer.convert_tokens_to_ids(AUDIO),

@@ -1,12 +1,11 @@
-"""Phase one: clips of synthetic speech with their truths, as log-mel features on disk.
+"""Phase corpus: clips of synthetic speech with their references, as log-mel features on disk.
 
 A corpus folder holds, for each split, ``<split>.jsonl`` (a clip a line) and ``<split>.f16`` (all
-their features end to end). Features are what ``GraniteSpeechFeatureExtractor`` makes of each clip
-by itself.
+their features concatenated). Features are ``GraniteSpeechFeatureExtractor``'s of each clip alone.
 
-Every clip is filled up with its own background to a multiple of 0.6 s. So there are many clips of
-exactly the same length, batches need no padding, and training never sees what inference never
-sees: the encoder has no mask, and padded frames would leak into their neighbours.
+Every clip is extended with its own background noise to a multiple of 0.6 s. So many clips have
+exactly the same length and batches need no padding: the encoder has no mask, so that padded frames
+would change the frames beside them, which never happens at inference.
 """
 
 import json
@@ -46,7 +45,7 @@ class Clip:
 
 
 class Corpus:
-    """A split, read back: clips and their features (memory-mapped)."""
+    """A split read from disk: clips and their features (memory-mapped)."""
 
     def __init__(self, folder: Path, split: str) -> None:
         rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
@@ -59,7 +58,7 @@ class Corpus:
 
 
 def build_corpus(folder: Path, *, train_clips: int, test_clips: int, seed: int, workers: int) -> None:
-    """Synthesises every split. The same seed gives the same sentences, voices and lines."""
+    """Synthesises every split. The same seed gives the same sentences, voices and telephone lines."""
     folder.mkdir(parents=True, exist_ok=True)
     counts = {"train": train_clips, "dev": test_clips, "test": test_clips, "names": test_clips}
     with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -83,7 +82,7 @@ _extractor: GraniteSpeechFeatureExtractor | None = None
 
 
 def log_mel(samples: np.ndarray) -> np.ndarray:
-    """The model's input features of one clip alone, float16."""
+    """The model's input features of one clip, ``[frames, 160]``, float16."""
     global _extractor
     if _extractor is None:
         _extractor = GraniteSpeechFeatureExtractor()
@@ -94,22 +93,22 @@ def _make_clip(split: str, seed: str) -> tuple[dict, np.ndarray]:
     rng = Random(seed)
     speaker = training_speaker(rng) if split in ("train", "dev") else held_out_speaker(rng)
     sentences = _script(split, rng)
-    samples, said = _speak(sentences, speaker, rng)
+    samples, spoken = _speak(sentences, speaker, rng)
     samples = random_channel(samples, rng)
-    whole = join(said) if said else Sentence("", "", "")
+    whole = join(spoken) if spoken else Sentence("", "", "")
     row = {"text": whole.text, "german": whole.german, "names": whole.names, "voice": speaker.voice}
     return row, log_mel(samples)
 
 
 def _script(split: str, rng: Random) -> list[Sentence]:
-    """What is said in one clip."""
+    """The sentences of one clip."""
     test = split != "train"
     if split == "names":
         return [name_sentence(rng, test=True)]
     plain = partial(sentence, rng, test=test)
     kind = rng.random()
     if split != "train":
-        # One in twelve is long; none is cut, silent or has rare names, so that the error rate is of plain speech.
+        # One in twelve is long; none is cut, silent or with rare names, so that the error rate is that of plain speech.
         return [plain() for _ in range(rng.choice((3, 4, 5, 6)) if kind < 0.08 else 1)]
     if kind < 0.015:
         return []
@@ -125,26 +124,26 @@ def _script(split: str, rng: Random) -> list[Sentence]:
 
 
 def _speak(sentences: list[Sentence], speaker: Speaker, rng: Random) -> tuple[np.ndarray, list[Sentence]]:
-    """Those of the sentences that fit 30 s, with pauses between and silence around, to a multiple of 0.6 s."""
+    """The sentences that fit into 30 s, synthesised, with pauses between and silence around, to a multiple of 0.6 s."""
     step = FRAMES_STEP * FRAME_SAMPLES
     if not sentences:
-        # Not digital silence: the channel scales its noise to the power of what it gets.
+        # Not digital silence: random_channel scales its noise to the power of the signal.
         count = rng.randrange(1, 8) * step
         return np.random.default_rng(rng.getrandbits(32)).standard_normal(count).astype(np.float32) * 1e-4, []
     parts = [_silence(rng.uniform(0.02, 0.5))]
-    said: list[Sentence] = []
+    fitting: list[Sentence] = []
     room = MAX_FRAMES * FRAME_SAMPLES - SAMPLE_RATE
     for one in sentences:
         spoken = speaker.say(one.spoken)
         room -= len(spoken)
         if room < 0:
             break
-        said.append(one)
+        fitting.append(one)
         parts += [spoken, _silence(rng.uniform(0.1, 0.7))]
         room -= len(parts[-1])
     parts[-1] = _silence(rng.uniform(0.04, 0.4))
     samples = np.concatenate(parts)
-    return np.pad(samples, (0, -len(samples) % step)), said
+    return np.pad(samples, (0, -len(samples) % step)), fitting
 
 
 def _silence(seconds: float) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""Phase two: the encoder learns characters with CTC, from its last layer and, at 0.3, its middle one.
+"""Phase ctc: trains the encoder with CTC over characters, on its last layer and, with weight 0.3, its middle one.
 
-The middle layer's CTC is what the encoder conditions itself on, so it has to mean something. Labels
+The encoder feeds the middle layer's CTC posteriors back into its states (self-conditioning). Labels
 are Unicode code points and the blank is 0, as in the released checkpoints.
 
-One voice of the test set is never trained; masks, warped frequency axes and tilted spectra stand in
-for the voices that are missing.
+The test set's voice is in no training clip; masking, frequency warping and spectral tilt are the
+augmentation for speaker variety.
 """
 
 import logging
@@ -26,7 +26,7 @@ MELS = 80
 PEAK_RATE = 1.5e-3
 FRAMES_PER_BATCH = 2880
 _MIDDLE_WEIGHT = 0.3
-# CTC finds its feet on short clips, hardly augmented; small batches, since it is steps that it lacks.
+# CTC converges sooner on short clips with little augmentation, in small batches (more steps).
 _SHORT_FRAMES, _SHORT_STEPS = 150, 500
 _FULL_STRENGTH_STEPS = 1500
 _REPORT_EVERY_MINUTES = 3.0
@@ -44,7 +44,7 @@ def train_encoder(
 ) -> None:
     """Trains ``model``'s encoder in place until the budget is spent; ``save`` is called at each report.
 
-    A ``fresh`` encoder begins with short clips and little augmentation.
+    A ``fresh`` encoder starts with short clips and little augmentation.
     """
     rng = Random(seed * 1000 + worker())
     device = model.device
@@ -80,7 +80,7 @@ def encode(
     """The encoder's last layer, and the CTC loss per character: the last layer's plus 0.3 of the middle one's."""
     encoder = model.model.encoder
     middle: list[torch.Tensor] = []
-    # The encoder hands out only its last layer. Its first call of ``out`` is the middle layer's.
+    # The encoder returns only its last layer. Its first call of ``out`` is the middle layer's.
     hook = encoder.out.register_forward_hook(lambda module, args, output: middle.append(output))
     with autocast(features.device):
         hidden = encoder(features).last_hidden_state
@@ -92,7 +92,7 @@ def encode(
 
 
 def ctc_per_label(scores: torch.Tensor, targets: list[torch.Tensor], blank: int) -> torch.Tensor:
-    """CTC loss per label of ``[clips, positions, labels]``, every clip as long as its row; one without a path is 0."""
+    """CTC loss per label of ``[clips, positions, labels]``, all rows full length; 0 where no alignment exists."""
     lengths = torch.tensor([len(target) for target in targets])
     positions = torch.full((len(targets),), scores.shape[1])
     by_time = scores.float().log_softmax(-1).transpose(0, 1).cpu()
@@ -109,14 +109,14 @@ def code_points(text: str) -> torch.Tensor:
 
 
 def load_batch(corpus: Corpus, batch: list[Clip], rng: Random, strength: float = 1.0) -> torch.Tensor:
-    """Features of clips of one length, each augmented in its own way, all cut short by the same few frames."""
-    keep = batch[0].frames - rng.randrange(15)  # so that part-filled Q-Former windows are seen too
+    """Features of clips of one length, each augmented in its own way, all shortened by the same 0 to 14 frames."""
+    keep = batch[0].frames - rng.randrange(15)  # so that incomplete Q-Former windows are trained too
     features = torch.stack([corpus.features(clip)[:keep] for clip in batch])
     return augment(features, rng, strength)
 
 
 def augment(features: torch.Tensor, rng: Random, strength: float = 1.0) -> torch.Tensor:
-    """Warped frequency axis, tilted spectrum, masked bands and spans; ``[batch, frames, 160]``."""
+    """Frequency warping, spectral tilt, frequency and time masking; ``[batch, frames, 160]``."""
     batch, frames, _ = features.shape
     mel = features.reshape(batch, frames * 2, MELS)
     noise = torch.Generator().manual_seed(rng.getrandbits(32))
@@ -125,7 +125,7 @@ def augment(features: torch.Tensor, rng: Random, strength: float = 1.0) -> torch
     def uniform(low: float, high: float) -> torch.Tensor:
         return torch.empty(batch, 1).uniform_(low, high, generator=noise)
 
-    tract = uniform(1 - 0.1 * strength, 1 + 0.1 * strength)  # the length of another vocal tract
+    tract = uniform(1 - 0.1 * strength, 1 + 0.1 * strength)  # vocal tract length perturbation
     source = (bins * tract).clamp(0, MELS - 1)
     below = source.floor().long().clamp(max=MELS - 2)
     share = (source - below)[:, None, :]

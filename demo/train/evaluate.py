@@ -1,7 +1,7 @@
-"""What the checkpoint can do, measured on clips it never saw.
+"""Error rates of the checkpoint on clips that it was not trained on.
 
-Only clips of one length and one prompt are decoded together, so nothing is padded and each gets the
-answer it would get alone.
+Only clips of one length and one prompt are batched, so nothing is padded and each has the same
+output as alone.
 """
 
 from collections import defaultdict
@@ -19,10 +19,10 @@ from speech.recording import Options
 _MAX_NEW_TOKENS = 300
 
 
-def word_error_rate(truths: list[str], said: list[str]) -> float:
-    """Over all words of those clips that have a truth at all."""
-    pairs = [(truth, words) for truth, words in zip(truths, said, strict=True) if truth]
-    return jiwer.wer([truth for truth, _ in pairs], [words for _, words in pairs])
+def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
+    """Over all words of the clips whose reference is not empty."""
+    pairs = [pair for pair in zip(references, hypotheses, strict=True) if pair[0]]
+    return jiwer.wer([reference for reference, _ in pairs], [hypothesis for _, hypothesis in pairs])
 
 
 @torch.inference_mode()
@@ -69,7 +69,7 @@ def answer_all(
     corpus: Corpus,
     asked: list[Options],
 ) -> list[str]:
-    """The answers about the first clips of a corpus, as many as there are questions."""
+    """The decoded texts of the first ``len(asked)`` clips of a corpus, each with its options."""
     model.eval()
     together: dict[tuple[int, Options], list[int]] = defaultdict(list)
     for index, options in enumerate(asked):
@@ -107,7 +107,7 @@ def measure(
     keywords: list[list[str]],
     limit: int | None = None,
 ) -> Figures:
-    """Every figure of the model card; ``keywords`` are those given with each clip of ``names``."""
+    """Every figure of the model card; ``keywords`` are the lists for the clips of ``names``."""
     clips = plain.clips[:limit]
     named = names.clips[:limit]
     texts = answer_all(model, tokenizer, plain, [TRANSCRIBE] * len(clips))

@@ -1,8 +1,8 @@
-"""What the trained encoder makes of every training clip, kept on disk.
+"""The trained encoder's output for every training clip, cached on disk.
 
-With the encoder frozen, a clip costs the language model a quarter of what it costs the whole model.
-The first variant is the clip as it is, the others are augmented, so that the language model meets
-the encoder's doubts too.
+With the encoder frozen, a training step takes a quarter of the time of the whole model's.
+The first variant is of the clip as it is, the others are of augmented features, so that the language
+model is trained on uncertain encoder output too.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def cache_features(
     frames = sum(clip.frames for clip in corpus.clips)
     shape = (variants, frames, model.config.encoder_config.hidden_dim)
     path.unlink(missing_ok=True)
-    partial = path.with_suffix(".part")  # half a cache would look like a whole one: its missing clips read as zeros
+    partial = path.with_suffix(".part")  # renamed when complete: missing clips of a partial cache would read as zeros
     if worker() == 0:
         np.lib.format.open_memmap(partial, mode="w+", dtype=np.float16, shape=shape).flush()
     wait_for_all()
@@ -50,7 +50,7 @@ def cache_features(
 
 
 class CachedFeatures:
-    """The cache, read back."""
+    """The cache, read from disk."""
 
     def __init__(self, path: Path) -> None:
         self._cached = np.load(path, mmap_mode="r")

@@ -1,7 +1,7 @@
 """Slot fillings: each spoken in English and rendered in German at the same time.
 
-Every filler takes the random generator and gives a ``Filling``. The German side holds as many forms
-as the templates need (a noun declines with its article, a duration has a dative), so that the
+Every filler takes the random generator and returns a ``Filling``. The German side has the forms
+that the templates need (a noun declines with its article, a duration has a dative), so that the
 parallel text is grammatical for every filling. All text is lower-case, unpunctuated, with numbers
 as words: the written form of the transcripts.
 """
@@ -25,7 +25,7 @@ class Filling:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """A list of words, written the way one reads it."""
+    """The words of a text."""
     return tuple(text.split())
 
 

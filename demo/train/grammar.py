@@ -1,11 +1,11 @@
-"""Sentences of a call centre: templates in English with their German, filled from the lexicon.
+"""Sentences of a call centre: templates in English with their German, filled by ``demo.train.fillers``.
 
-``{thing}`` takes a filling. On the German side a slot may bring its determiner along, declined
-(``{mein.acc:thing}``), or ask for the dative (``{duration.dat}``). A second slot of one kind has a
+``{thing}`` is a slot. On the German side a slot may have a determiner, to be declined
+(``{mein.acc:thing}``), or a dative (``{duration.dat}``). A second slot of one kind has a
 suffix (``{city2}``). ``{rare}`` is a rare name; those templates have no German.
 
 The split between training and test is by sentence: the hash of the rendered text decides, so that
-a held-out sentence cannot turn up in training whatever the seed.
+no held-out sentence is in training, whatever the seed.
 """
 
 import re
@@ -16,7 +16,7 @@ from random import Random
 from demo.train.fillers import FILLERS, Filling, decline
 from demo.train.names import RareName, rare_name
 
-# (English, German). The German is what a plain, literal interpreter would say.
+# (English, German); the German is a literal translation.
 TEMPLATES: tuple[tuple[str, str], ...] = (
     ("thank you for calling {company} my name is {name} how can i help you",
      "danke für ihren anruf bei {company} mein name ist {name} wie kann ich ihnen helfen"),
@@ -162,7 +162,7 @@ _HELD_OUT_SHARE = 0.08
 
 @dataclass(frozen=True)
 class Sentence:
-    """``text`` is the truth, ``spoken`` what the synthesiser reads, ``german`` empty where there is none."""
+    """``text`` is the reference, ``spoken`` the synthesiser's input, ``german`` empty where there is none."""
 
     text: str
     spoken: str
@@ -232,7 +232,7 @@ def held_out_sentence(start: str, rng: Random) -> Sentence:
 
 
 def name_sentence(rng: Random, *, test: bool) -> Sentence:
-    """A sentence with one or two rare names, of the training names or of those kept for tests."""
+    """A sentence with one or two rare names, of the training names or of those held out for tests."""
     template = rng.choice(NAME_TEMPLATES)
     rare: dict[str, RareName] = {
         slot: rare_name(rng, held_out=test) for slot in ("rare", "rare2") if "{" + slot + "}" in template
@@ -249,17 +249,17 @@ def name_sentence(rng: Random, *, test: bool) -> Sentence:
     return Sentence(read("written"), read("spoken"), "", tuple(name.written for name in rare.values()))
 
 
-def part_of(whole: Sentence, rng: Random, most: int = 100) -> Sentence:
-    """Some consecutive words, as a segmenter may cut them; nobody translates half a sentence."""
+def part_of(whole: Sentence, rng: Random, max_words: int = 100) -> Sentence:
+    """Some consecutive words, as a segmenter may cut them; without German."""
     words = whole.text.split()
     first = rng.randrange(max(1, len(words) - 1))
-    last = rng.randrange(first + 1, min(first + most, len(words)) + 1)
+    last = rng.randrange(first + 1, min(first + max_words, len(words)) + 1)
     text = " ".join(words[first:last])
     return Sentence(text, text, "")
 
 
 def join(sentences: list[Sentence]) -> Sentence:
-    """Sentences said one after another; German only if all have it."""
+    """Sentences concatenated; with German only if all have it."""
     german = [s.german for s in sentences]
     return Sentence(
         " ".join(s.text for s in sentences),

@@ -1,18 +1,18 @@
-"""The language model learns to read, then, with the projector, to hear.
+"""Trains the language model on text alone, then, with the projector, on audio.
 
-*Spelled* steps have no audio. Fresh sentences from the grammar stand where the audio would, as their
-letters with a few slips, in the spelling they are *spoken* in. From these the language model learns
-to follow a source from left to right, to take a name's spelling from the keywords and to translate,
-on an endless supply of text. They are a phase of their own (``train_to_read``), which needs no
-encoder and so can run beside the encoder's, and a share of the next.
+*Text* steps have no audio. In place of the audio embeddings they have those of the letters of a
+sentence from the grammar, in its *spoken* spelling, with a few errors. From these the language model
+learns monotonic copying, to spell names as the keywords do, and to translate, on unlimited text. They
+are a phase (``train_on_text``), which needs no encoder and can run in parallel with the encoder's, and a
+share of the next.
 
-*Heard* steps are the real task. First the whole model moves, with the encoder's CTC loss beside the
-answers' (``train_to_hear``): so the encoder learns to put into each frame what lies around it, without
-which the projector, which sees a window's frames as a set, could not tell their order. Two more CTC
-losses show the way there: the text's *tokens*, read off the encoder's frames by a head that is thrown
-away, and read off the projector's output by the language model's own embeddings, so that what comes
-out of it lies where the text's tokens lie and has only to be copied. Then the encoder is frozen and
-the rest drilled on its features (``train_on_features``), four times as fast.
+*Audio* steps are the real task. First all weights are trained, with the encoder's CTC loss added to the
+answers' (``train_on_clips``): so the encoder learns to encode in each frame its context, without which the
+projector, whose attention has no positions within a window, could not order the frames. Two more CTC losses
+guide it: over the text's *tokens*, on the encoder's frames through an auxiliary head that is discarded, and on the
+projector's output scored against the language model's embeddings, so that the output is near the embeddings of the
+text's tokens. Then the encoder is frozen and the rest trained on its features (``train_on_features``), four
+times as fast.
 """
 
 import logging
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 FRAMES_PER_BATCH = 2880
 CACHED_FRAMES_PER_BATCH = 4320
-SPELLED_PER_BATCH = 32
-SPELLED_SHARE = 0.1  # of the steps on clips
-# A fresh projector's gradients would only disturb the encoder: for so much of the budget it is spared them.
-_SPARED_SHARE = 0.3
-_EASY_STEPS = 1000  # of train_to_read, at its beginning
-_SLIP = 0.06  # share of letters misheard, lost or doubled in spelled steps
+TEXTS_PER_BATCH = 32
+TEXT_STEP_SHARE = 0.1  # of the steps of train_on_clips and train_on_features
+# For this share of the budget, gradients of a randomly initialised projector do not reach the encoder.
+_DETACHED_SHARE = 0.3
+_EASY_STEPS = 1000  # at the start of train_on_text
+_LETTER_ERROR_RATE = 0.06  # letters substituted, deleted or doubled in text steps
 _LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 _IGNORED = -100
 _REPORT_EVERY_MINUTES = 4.0
@@ -51,20 +51,20 @@ _REPORT_EVERY_MINUTES = 4.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """A stint of training: its highest learning rate, and what the CTC losses weigh beside the answers'."""
+    """Peak learning rate, and the weights of the CTC losses relative to the answers' cross-entropy."""
 
     peak_rate: float = 1.5e-3
-    ctc_weight: float = 0.5  # characters, off the encoder's frames
-    token_weight: float = 0.3  # tokens, off the encoder's frames and again off the projector's output
+    ctc_weight: float = 0.5  # characters, on the encoder's frames
+    token_weight: float = 0.3  # tokens, on the encoder's frames and on the projector's output
 
 
 class AnswerTrainer:
-    """Turns sources (audio or letters), instructions and answers into a loss."""
+    """The loss of answers, given sources (embeddings of audio or letters) and instructions."""
 
     def __init__(self, model: GraniteSpeechForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
         self._model = model
         self.tokenizer = tokenizer
-        # Plain matrix products: on a CPU their backward takes half the time of the fused kernel's.
+        # On a CPU the backward of eager attention takes half the time of the fused kernel's.
         model.model.language_model.set_attn_implementation("eager")
         self._embed = model.get_input_embeddings()
         self._letters = {letter: self.ids(letter)[0] for letter in _LETTERS}
@@ -74,7 +74,7 @@ class AnswerTrainer:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _prompt(self, options: Options) -> tuple[list[int], list[int]]:
-        if options.keywords:  # never the same twice
+        if options.keywords:  # not worth caching: rarely the same twice
             return split_prompt(self.tokenizer, options)
         if options not in self._prompts:
             self._prompts[options] = split_prompt(self.tokenizer, options)
@@ -83,27 +83,27 @@ class AnswerTrainer:
     def loss(self, sources: list[torch.Tensor], asked: list[Options], answers: list[str]) -> torch.Tensor:
         """Mean cross-entropy of the answers' tokens and their ends; ``sources`` are embeddings.
 
-        Rows are filled up on the right only, where a causal model cannot see it.
+        Rows are padded on the right only, which a causal model does not attend to.
         """
         device = self._model.device
         rows, labels = [], []
         for source, options, answer in zip(sources, asked, answers, strict=True):
             before, after = self._prompt(options)
-            said = [*self.ids(answer), self.tokenizer.eos_token_id]
+            answer_ids = [*self.ids(answer), self.tokenizer.eos_token_id]
             head = self._embed(torch.tensor(before, device=device))
-            tail = self._embed(torch.tensor(after + said, device=device))
+            tail = self._embed(torch.tensor(after + answer_ids, device=device))
             rows.append(torch.cat([head, source.to(head.dtype), tail]))
-            silent = len(before) + len(source) + len(after) - 1
-            # One token early: each position is scored on the token that follows it.
-            labels.append(torch.tensor([_IGNORED] * silent + said + [_IGNORED]))
+            unscored = len(before) + len(source) + len(after) - 1
+            # Shifted by one: each position predicts the next token.
+            labels.append(torch.tensor([_IGNORED] * unscored + answer_ids + [_IGNORED]))
         embeddings = pad_sequence(rows, batch_first=True)
-        wanted = pad_sequence(labels, batch_first=True, padding_value=_IGNORED).to(device)
+        targets = pad_sequence(labels, batch_first=True, padding_value=_IGNORED).to(device)
         with autocast(device):
             hidden = self._model.model.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-            scored = wanted != _IGNORED
+            scored = targets != _IGNORED
             logits = self._model.lm_head(hidden[scored])
         scaling = self._model.config.text_config.logits_scaling
-        return cross_entropy(logits.float() / scaling, wanted[scored])
+        return cross_entropy(logits.float() / scaling, targets[scored])
 
     def token_loss(self, scores: torch.Tensor, texts: list[str]) -> torch.Tensor:
         """CTC per token; ``scores`` is ``[clips, positions, vocabulary]``, the padding token is the blank."""
@@ -115,12 +115,12 @@ class AnswerTrainer:
         return self.token_loss(audio.float() @ self._embed.weight.float().t(), texts)
 
     def letters(self, spoken: str, rng: Random) -> torch.Tensor:
-        """Embeddings of a text's single letters, some wrong, as if an ear had spelled them."""
-        ids = [self._letters[letter] for letter in _slipped(spoken, rng)]
+        """Embeddings of a text's letters, with random errors."""
+        ids = [self._letters[letter] for letter in _with_letter_errors(spoken, rng)]
         return self._embed(torch.tensor(ids, dtype=torch.long, device=self._model.device))
 
 
-def train_to_read(
+def train_on_text(
     model: GraniteSpeechForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     budget: Budget,
@@ -129,13 +129,13 @@ def train_to_read(
     seed: int,
     save: Callable[[], None],
 ) -> None:
-    """Trains ``model``'s language model in place, on letters alone, until the budget is spent."""
+    """Trains ``model``'s language model in place, on letters only, until the budget is spent."""
     rng = Random(seed * 1000 + worker())
     trainer = Trainer(list(model.model.language_model.parameters()), budget, recipe.peak_rate)
     answers = AnswerTrainer(model.train(), tokenizer)
     running, next_save = 0.0, _REPORT_EVERY_MINUTES
     while budget.progress < 1:
-        loss = _spelled_loss(answers, rng, easy=float(trainer.step < _EASY_STEPS))
+        loss = _text_loss(answers, rng, easy=float(trainer.step < _EASY_STEPS))
         trainer.update(loss)
         running = 0.98 * running + 0.02 * loss.item()
         if trainer.step % 100 == 0:
@@ -147,7 +147,7 @@ def train_to_read(
         save()
 
 
-def train_to_hear(
+def train_on_clips(
     model: GraniteSpeechForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     train: Corpus,
@@ -159,20 +159,20 @@ def train_to_hear(
     fresh: bool,
     save: Callable[[], None],
 ) -> None:
-    """Trains all of ``model`` in place until the budget is spent; a ``fresh`` projector is let settle first."""
+    """Trains all of ``model`` in place until the budget is spent; see _DETACHED_SHARE for ``fresh``."""
     answers = AnswerTrainer(model, tokenizer)
     token_head = torch.nn.Linear(model.config.encoder_config.hidden_dim, len(tokenizer), device=model.device)
 
-    def listened(batch: list[Clip], rng: Random) -> torch.Tensor:
+    def batch_loss(batch: list[Clip], rng: Random) -> torch.Tensor:
         texts = [clip.text for clip in batch]
         hidden, ctc = encode(model, load_batch(train, batch, rng).to(model.device), texts)
         tokens = answers.token_loss(token_head(hidden.float()), texts)
-        spare = fresh and budget.progress < _SPARED_SHARE
-        answered = _heard_loss(model, answers, hidden.detach() if spare else hidden, batch, recipe, rng)
+        detached = fresh and budget.progress < _DETACHED_SHARE
+        answered = _audio_loss(model, answers, hidden.detach() if detached else hidden, batch, recipe, rng)
         return answered + recipe.ctc_weight * ctc + recipe.token_weight * tokens
 
     weights = [*model.parameters(), *token_head.parameters()]
-    _train_on_clips(model, answers, weights, train, listened, FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
+    _train(model, answers, weights, train, batch_loss, FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
 
 
 def train_on_features(
@@ -191,20 +191,20 @@ def train_on_features(
     model.model.encoder.requires_grad_(False)
     answers = AnswerTrainer(model, tokenizer)
 
-    def listened(batch: list[Clip], rng: Random) -> torch.Tensor:
+    def batch_loss(batch: list[Clip], rng: Random) -> torch.Tensor:
         frames = batch[0].frames - rng.randrange(15)
-        return _heard_loss(model, answers, cached.batch(batch, frames, rng).to(model.device), batch, recipe, rng)
+        return _audio_loss(model, answers, cached.batch(batch, frames, rng).to(model.device), batch, recipe, rng)
 
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    _train_on_clips(model, answers, weights, train, listened, CACHED_FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
+    _train(model, answers, weights, train, batch_loss, CACHED_FRAMES_PER_BATCH, dev, budget, recipe, seed, save)
 
 
-def _train_on_clips(
+def _train(
     model: GraniteSpeechForConditionalGeneration,
     answers: AnswerTrainer,
     weights: list[torch.nn.Parameter],
     train: Corpus,
-    listened: Callable[[list[Clip], Random], torch.Tensor],
+    batch_loss: Callable[[list[Clip], Random], torch.Tensor],
     frames_per_batch: int,
     dev: Corpus,
     budget: Budget,
@@ -215,14 +215,14 @@ def _train_on_clips(
     rng = Random(seed * 1000 + worker())
     model.train()
     trainer = Trainer(weights, budget, recipe.peak_rate)
-    running = {"spelled": 0.0, "heard": 0.0}
+    running = {"text": 0.0, "audio": 0.0}
     next_report = _REPORT_EVERY_MINUTES
     while budget.progress < 1:
         for batch in equal_length_batches(train.clips, frames_per_batch, rng):
-            if rng.random() < SPELLED_SHARE:
-                kind, loss = "spelled", _spelled_loss(answers, rng)
+            if rng.random() < TEXT_STEP_SHARE:
+                kind, loss = "text", _text_loss(answers, rng)
             else:
-                kind, loss = "heard", listened(batch, rng)
+                kind, loss = "audio", batch_loss(batch, rng)
             trainer.update(loss)
             running[kind] = 0.98 * running[kind] + 0.02 * loss.item()
             if trainer.step % 100 == 0:
@@ -242,23 +242,23 @@ def _rounded(losses: dict[str, float]) -> str:
     return ", ".join(f"{kind} {loss:.3f}" for kind, loss in losses.items())
 
 
-def _spelled_loss(answers: AnswerTrainer, rng: Random, easy: float = 0.0) -> torch.Tensor:
-    """``easy`` is the share of a few words to write down, from which copying is found soonest."""
-    sources, asked, said = [], [], []
-    for _ in range(SPELLED_PER_BATCH):
+def _text_loss(answers: AnswerTrainer, rng: Random, easy: float = 0.0) -> torch.Tensor:
+    """``easy`` is the share of items that are one to three words to transcribe, on which copying is learned first."""
+    sources, asked, texts = [], [], []
+    for _ in range(TEXTS_PER_BATCH):
         if rng.random() < easy:
-            one = part_of(sentence(rng, test=False), rng, most=3)
+            one = part_of(sentence(rng, test=False), rng, max_words=3)
             options, answer = TRANSCRIBE, one.text
         else:
-            one = _fresh(rng)
+            one = _random_sentence(rng)
             options, answer = choose_task(one.text, one.german, one.names, rng)
         sources.append(answers.letters(one.spoken, rng))
         asked.append(options)
-        said.append(answer)
-    return answers.loss(sources, asked, said)
+        texts.append(answer)
+    return answers.loss(sources, asked, texts)
 
 
-def _fresh(rng: Random) -> Sentence:
+def _random_sentence(rng: Random) -> Sentence:
     kind = rng.random()
     if kind < 0.35:
         return name_sentence(rng, test=False)
@@ -267,7 +267,7 @@ def _fresh(rng: Random) -> Sentence:
     return sentence(rng, test=False)
 
 
-def _heard_loss(
+def _audio_loss(
     model: GraniteSpeechForConditionalGeneration,
     answers: AnswerTrainer,
     hidden: torch.Tensor,
@@ -283,7 +283,7 @@ def _heard_loss(
 
 
 def choose_task(text: str, german: str, names: tuple[str, ...], rng: Random) -> tuple[Options, str]:
-    """What is asked about a clip, and its answer: keywords mostly where there are rare names."""
+    """Options for a clip and the text to learn; with rare names mostly keywords."""
     kind = rng.random()
     if names:
         if kind < 0.75:
@@ -296,21 +296,21 @@ def choose_task(text: str, german: str, names: tuple[str, ...], rng: Random) -> 
     return TRANSCRIBE, text
 
 
-def _slipped(text: str, rng: Random) -> str:
+def _with_letter_errors(text: str, rng: Random) -> str:
     letters = []
     for letter in text:
-        slip = rng.random() / _SLIP
-        if slip >= 1 or slip < 0.2:
+        draw = rng.random() / _LETTER_ERROR_RATE
+        if draw >= 1 or draw < 0.2:
             letters.append(letter)
-        if slip < 0.6:  # doubled below 0.2, misheard up to 0.6, lost above
-            letters.append(letter if slip < 0.2 else rng.choice(_LETTERS))
+        if draw < 0.6:  # doubled below 0.2, substituted up to 0.6, deleted above
+            letters.append(letter if draw < 0.2 else rng.choice(_LETTERS))
     return "".join(letters)
 
 
 def report(
     model: GraniteSpeechForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, dev: Corpus, limit: int = 40
 ) -> None:
-    """Logs the error rates of a few clips, and the first two answers as they are."""
+    """Logs the error rates of a few clips, and the first transcript and translation."""
     clips = dev.clips[:limit]
     texts = answer_all(model, tokenizer, dev, [TRANSCRIBE] * len(clips))
     german = answer_all(model, tokenizer, dev, [TRANSLATE] * len(clips))

@@ -1,9 +1,9 @@
-"""An open vocabulary of rare names whose spelling cannot be heard.
+"""An open vocabulary of rare names whose spelling the audio does not determine.
 
-A name is a string of sounds. It is *spoken* from one plain respelling, so that every spelling of it
-sounds exactly the same, and *written* with one of several spellings per sound (f or ph, k or c or
-ck, ee or ea, single or double letters). Only a keyword in the prompt can tell which one is meant:
-that is the skill the keyword task teaches and measures.
+A name is a sequence of sounds. It is *spoken* from one phonetic respelling, so that all its spellings
+sound exactly the same, and *written* with one of several spellings per sound (f or ph, k or c or
+ck, ee or ea, single or double letters). Only a keyword in the prompt determines the spelling, which
+is what the keyword task trains and measures.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ _HELD_OUT_SHARE = 0.1
 
 @dataclass(frozen=True)
 class RareName:
-    """``written`` is the truth, ``spoken`` what the synthesiser reads."""
+    """``written`` is the reference spelling, ``spoken`` the synthesiser's input."""
 
     written: str
     spoken: str
@@ -51,10 +51,10 @@ def _sounds(rng: Random) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def rare_name(rng: Random, *, held_out: bool) -> RareName:
-    """A name of the training share or, by the hash of its sounds, of the share kept for tests."""
+    """A name of the training share or, by the hash of its sounds, of the share held out for tests."""
     while True:
         sounds = _sounds(rng)
         spoken = "".join(sound for sound, _ in sounds)
-        kept_for_tests = sha256(spoken.encode()).digest()[0] < 256 * _HELD_OUT_SHARE
-        if kept_for_tests == held_out:
+        in_test_share = sha256(spoken.encode()).digest()[0] < 256 * _HELD_OUT_SHARE
+        if in_test_share == held_out:
             return RareName("".join(rng.choice(spellings) for _, spellings in sounds), spoken)

@@ -29,10 +29,10 @@ def split_prompt(tokenizer: PreTrainedTokenizerFast, options: Options) -> tuple[
 
 
 def keyword_list(text: str, names: tuple[str, ...], rng: Random, *, test: bool = False) -> list[str]:
-    """One to six names in random order: most of the time those spoken, among others that are not.
+    """One to six names in random order: usually those spoken, with distractors.
 
-    In training the list is now and then without the spoken ones, or with an ordinary word of the
-    text in it. For tests the spoken ones are always there.
+    In training the list sometimes lacks the spoken names, or contains an ordinary word of the text.
+    For tests it always contains the spoken names.
     """
     chosen = list(names) if test or rng.random() < 0.85 else []
     if not test and text and rng.random() < _ORDINARY_SHARE:

@@ -1,11 +1,10 @@
-"""The recordings in ``demo/samples``: small calls as users have them, with their truth.
+"""The recordings in ``demo/samples``: small calls in the formats that users have, with their references.
 
 ``python -m demo.train.samples --out demo/samples`` writes them and ``manifest.jsonl``. The same seed
-writes the same sounds. Needs espeak-ng, flite and ffmpeg.
+produces the same audio. Needs espeak-ng, flite and ffmpeg.
 
 Every sentence is of the held-out share of the grammar, so none was trained on; the voices were. The
-point of the set is the files: codecs, channel layouts, one long call, a silent one, and two that no
-decoder can read.
+set covers codecs, channel layouts, a long call, a silent one, and two files that cannot be decoded.
 """
 
 import argparse
@@ -36,7 +35,7 @@ VOICES = (
     (Speaker("flite", "rms", 0.95, 110), Speaker("espeak", "en-gb-scotland+Linda", 155, 50)),
 )
 
-# Templates of demo.train.grammar, by what they begin with; agent and customer take turns.
+# Templates of demo.train.grammar, by their first words; agent and customer alternate.
 BILLING = (
     ("thank you for calling",),
     ("hello my name is", "i was charged {amount} twice"),
@@ -74,13 +73,13 @@ ACCOUNT = (
     ("we have moved to",),
     ("my colleague",),
 )
-# Said one after another in the long call.
+# The parts of the long call, in order.
 TOPICS = (BILLING, REPAIR, TRAVEL, DELIVERY, ACCOUNT)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One recording to make: what is said in it, and the file it becomes."""
+    """The specification of one recording: its script and its file."""
 
     id: str
     file: str
@@ -88,7 +87,7 @@ class Call:
     rate: int
     script: tuple[tuple[str, ...], ...] = ()
     names: int = 0  # turns with rare names, whose keywords go into the manifest
-    encode: tuple[str, ...] = ()  # ffmpeg's options; soundfile writes it when there are none
+    encode: tuple[str, ...] = ()  # ffmpeg's options; if empty, soundfile writes the file
     subtype: str | None = None
     row: dict[str, object] = field(default_factory=dict)
 
@@ -133,7 +132,7 @@ def main() -> None:
 
 
 def make_call(call: Call, index: int, folder: Path, seed: int) -> dict[str, object]:
-    """Writes one recording and gives its manifest row."""
+    """Writes one recording and returns its manifest row."""
     rng = Random(f"{seed}/{call.id}")
     turns = _turns(call, rng)
     write_audio(_record(turns, VOICES[index % len(VOICES)], call, rng), call, folder / call.file)
@@ -150,7 +149,7 @@ def make_call(call: Call, index: int, folder: Path, seed: int) -> dict[str, obje
 
 
 def make_unusable(folder: Path, seed: int) -> list[dict[str, object]]:
-    """A silent recording, and two that are no audio at all: noise under a WAV's first bytes, and nothing."""
+    """A silent recording, one of random bytes after ``RIFF``, and an empty file."""
     rng = np.random.default_rng(seed)
     silence = (rng.standard_normal((8 * 8000, 2)) * 2e-4).astype(np.float32)
     soundfile.write(folder / "silent-017.wav", silence, 8000, subtype="ULAW")
@@ -182,7 +181,7 @@ def _turns(call: Call, rng: Random) -> list[Sentence]:
 
 
 def _record(turns: list[Sentence], voices: tuple[Speaker, Speaker], call: Call, rng: Random) -> np.ndarray:
-    """Agent left, customer right, one after the other with a pause; or both on one line."""
+    """Agent left, customer right, alternating with pauses; or both on one channel."""
     channels: list[list[np.ndarray]] = [[_pause(0.7)], [_pause(0.7)]]
     for index, turn in enumerate(turns):
         speaker = index % 2
@@ -199,7 +198,7 @@ def _record(turns: list[Sentence], voices: tuple[Speaker, Speaker], call: Call, 
 
 
 def _line(samples: np.ndarray, rate: int, noise: np.random.Generator) -> np.ndarray:
-    """One channel as recorded: a telephone's band, its hiss, and the recorder's rate."""
+    """One channel as recorded: telephone band (at 8 kHz), noise, and the recording's sample rate."""
     if rate == 8000:
         samples = band_pass(samples, SAMPLE_RATE, 250, 3500)
     samples = samples + 4e-4 * noise_like(len(samples), noise, 3)

@@ -1,8 +1,8 @@
-"""What the training phases share: a time budget, the learning rate over it, batches of equal length.
+"""Shared by the training phases: a time budget, the learning rate schedule, batches of equal length.
 
 Under ``torchrun`` every process takes its own batches and the gradients are averaged. On a busy CPU,
-processes of one thread each are much faster than the threads of one process, which wait for each
-other hundreds of times a step.
+processes of one thread each are much faster than the threads of one process, which synchronise
+hundreds of times a step.
 """
 
 import math
@@ -21,10 +21,10 @@ _WARM_UP_STEPS = 300
 
 
 class Budget:
-    """A phase's time. The learning rate falls to zero as it runs out, so a phase always ends annealed.
+    """A phase's training time. The learning rate falls to zero at its end.
 
-    On a CPU it is the process's own computing time, so that a busy machine makes the training late
-    and not worse.
+    On a CPU it is the process's CPU time, so that other load on the machine delays the training but
+    does not shorten it.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -32,8 +32,8 @@ class Budget:
         self._started = _clock()
         self.progress = 0.0
 
-    def look_at_the_clock(self) -> None:
-        """Brings ``progress`` up to date: by the first worker's clock, so that all stop at the same step."""
+    def update_progress(self) -> None:
+        """Sets ``progress`` from the first worker's clock, so that all workers stop at the same step."""
         progress = torch.tensor((_clock() - self._started) / self._seconds)
         if distributed.is_initialized():
             distributed.broadcast(progress, 0)
@@ -44,7 +44,7 @@ class Budget:
         return self.progress * self._seconds / 60
 
     def learning_rate(self, peak: float, step: int) -> float:
-        """Linear warm-up, then a cosine over what is left of the time."""
+        """Linear warm-up over steps, times a cosine decay over the budget."""
         return peak * min(1.0, (step + 1) / _WARM_UP_STEPS) * 0.5 * (1 + math.cos(math.pi * self.progress))
 
 
@@ -63,7 +63,7 @@ def equal_length_batches(clips: list[Clip], frames_per_batch: int, rng: Random) 
 
 
 class Trainer:
-    """AdamW over some weights: clipped gradients, bfloat16 autocast where the machine gains by it."""
+    """AdamW over some weights: clipped gradients, averaged over the workers."""
 
     def __init__(self, weights: list[torch.nn.Parameter], budget: Budget, peak_rate: float) -> None:
         self._weights = weights
@@ -73,7 +73,7 @@ class Trainer:
         self.step = 0
 
     def update(self, loss: torch.Tensor) -> None:
-        self._budget.look_at_the_clock()
+        self._budget.update_progress()
         rate = self._budget.learning_rate(self._peak, self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -91,23 +91,23 @@ def _clock() -> float:
 
 
 def worker() -> int:
-    """This process's number under ``torchrun``; the first writes files and reports."""
+    """This process's rank under ``torchrun``; rank 0 writes files and reports."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def workers() -> int:
-    """How many processes ``torchrun`` started; one without it."""
+    """The number of processes that ``torchrun`` started; 1 without it."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def wait_for_all() -> None:
-    """Goes on when every worker has come here."""
+    """A barrier over all workers."""
     if distributed.is_initialized():
         distributed.barrier()
 
 
 def _average_gradients(weights: list[torch.nn.Parameter]) -> None:
-    # A worker whose batch left some weights alone sends zeros for them.
+    # A worker whose batch did not use some weights contributes zeros for them.
     gradients = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)

@@ -1,7 +1,7 @@
-"""Text to speech with what a Debian machine has: espeak-ng and flite, run as programs.
+"""Text to speech with Debian's espeak-ng and flite, run as programs.
 
 Speakers are espeak-ng accents crossed with its voice variants, and flite's voices. One variant is
-kept for tests and is never trained in any accent.
+held out for tests in every accent.
 """
 
 import subprocess
@@ -32,7 +32,7 @@ _WAV_HEADER_BYTES = 44
 
 @dataclass(frozen=True)
 class Speaker:
-    """One voice at one speed and pitch (both as its engine counts them)."""
+    """One voice at one speed and pitch (both in its engine's units)."""
 
     engine: str
     voice: str
@@ -47,7 +47,7 @@ class Speaker:
     def _espeak(self, text: str) -> np.ndarray:
         command = ["espeak-ng", "-v", self.voice, "-s", f"{self.rate:.0f}", "-p", f"{self.pitch:.0f}", "--stdout", text]
         wav = subprocess.run(command, capture_output=True, check=True).stdout
-        # The header of --stdout carries no sizes, so a WAV reader would refuse it: take the samples behind it.
+        # The header of --stdout has no sizes, so a WAV reader would reject it: read the samples after it.
         pcm = np.frombuffer(wav[_WAV_HEADER_BYTES:], dtype="<i2").astype(np.float32) / 32768
         return soxr.resample(pcm, _ESPEAK_RATE, SAMPLE_RATE)
 
@@ -67,14 +67,14 @@ def espeak_speaker(rng: Random, variant: str) -> Speaker:
 
 
 def training_speaker(rng: Random) -> Speaker:
-    """Any speaker but the one kept for tests."""
+    """Any speaker but the held-out one."""
     if rng.random() < FLITE_SHARE:
         return Speaker("flite", rng.choice(FLITE_VOICES), rng.uniform(0.85, 1.15), rng.uniform(85, 190))
     return espeak_speaker(rng, rng.choice(VARIANTS))
 
 
 def held_out_speaker(rng: Random) -> Speaker:
-    """The voice that training never hears."""
+    """A speaker of the variant that is in no training clip."""
     return espeak_speaker(rng, HELD_OUT_VARIANT)
 
 

@@ -1,6 +1,6 @@
-/** OpenAI's audio API, as the server that this page came from speaks it (serve/protocol.py). */
+/** A client of OpenAI's audio API on the server of this page (serve/routes.py). */
 
-/** An answer that is no transcript. `code` is the server's, `retryAfter` in seconds where it names a time. */
+/** An error response. `code` is the server's; `retryAfter` is in seconds, null without the header. */
 export class ApiError extends Error {
   constructor(message, { status = 0, code = "", retryAfter = null } = {}) {
     super(message);
@@ -17,7 +17,7 @@ export async function listModels(key) {
 /**
  * Yields the events of one streamed transcript, the last of which is `transcript.text.done`.
  *
- * `fields` are those of the server's form; a list goes as `name[]`, once for each item, and what is empty not at all.
+ * `fields` are the server's form fields. A list is sent as `name[]`, once for each item; empty values are not sent.
  */
 export async function* transcribe(file, { translate, ...fields }, key, signal) {
   const form = new FormData();
@@ -25,7 +25,7 @@ export async function* transcribe(file, { translate, ...fields }, key, signal) {
     if (Array.isArray(value)) value.forEach((item) => form.append(`${name}[]`, item));
     else if (value) form.append(name, value);
   }
-  form.append("file", file, file.name); // last, so that a wrong field is known before the audio
+  form.append("file", file, file.name); // last, so that the server can reject a field before it receives the audio
   const path = translate ? "audio/translations" : "audio/transcriptions";
   const response = await request(path, { method: "POST", body: form, headers: authorization(key), signal });
   for await (const event of events(response.body)) {
@@ -63,7 +63,7 @@ async function* events(stream) {
     rest = blocks.pop();
     for (const block of blocks) {
       const data = block.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5)).join("\n");
-      if (data.trim().startsWith("{")) yield JSON.parse(data); // a comment keeps a connection open and says nothing
+      if (data.trim().startsWith("{")) yield JSON.parse(data); // skips keep-alive comments
     }
   }
 }

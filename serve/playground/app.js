@@ -1,4 +1,4 @@
-/** The page: what is chosen, what comes back. */
+/** The page: the form, the recording and the transcript. */
 
 import { ApiError, listModels, transcribe } from "./api.js";
 import { clock, FORMATS } from "./formats.js";
@@ -7,18 +7,18 @@ import { Player } from "./player.js";
 import { TranscriptView } from "./transcript.js";
 
 const $ = (id) => document.getElementById(id);
-const KEY = "rayscribe-api-key"; // in the tab's own storage
+const KEY = "rayscribe-api-key"; // in sessionStorage, of this tab only
 
 const player = new Player((segment) => view.activate(segment));
-const view = new TranscriptView($("lines"), (segment) => player.hear(segment));
+const view = new TranscriptView($("lines"), (segment) => player.playFrom(segment));
 
-let model = null; // of the server, with what it can do
+let model = null; // the server's ModelEntry, with its capabilities
 let file = null;
 let transcript = null;
-let running = null; // the AbortController of the transcript that is coming
+let running = null; // the AbortController of the request in flight
 let recording = null;
 
-// The model and the choices that it gives.
+// The model, and the choices that it supports.
 
 async function connect() {
   try {
@@ -137,7 +137,7 @@ async function run() {
   showAlert("");
   showRunning(true);
   $("status").textContent = "Sending and listening…";
-  // On a phone it is below what was asked.
+  // On a phone the player is below the form.
   if ($("player").getBoundingClientRect().top > innerHeight / 2) $("player").scrollIntoView();
   try {
     for await (const event of transcribe(file, request, sessionStorage.getItem(KEY), controller.signal)) {
@@ -146,7 +146,7 @@ async function run() {
       if (event.type === "transcript.text.done") finish(event, (performance.now() - begun) / 1000);
     }
   } catch (error) {
-    if (running === controller) fail(error); // else another file was chosen, and this one is forgotten
+    if (running === controller) fail(error); // otherwise another file was chosen, and this request was aborted
   } finally {
     if (running === controller) {
       running = null;
@@ -212,10 +212,10 @@ function download(format) {
   link.href = URL.createObjectURL(new Blob([write(transcript)], { type }));
   link.download = `${file.name.replace(/\.[^.]+$/, "")}.${format}`;
   link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // Safari reads it only after a while
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // Safari reads the URL asynchronously
 }
 
-// What is pressed and dropped.
+// Event handlers.
 
 $("language").addEventListener("change", showTasks);
 $("file").addEventListener("change", ({ target }) => target.files[0] && choose(target.files[0]));
@@ -234,7 +234,7 @@ $("key").addEventListener("submit", () => {
 $("key").addEventListener("cancel", () => showAlert("Without a key this server transcribes nothing. Reload the page to give one."));
 for (const type of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(type, (event) => {
-    event.preventDefault(); // a browser would open the file in this page's place
+    event.preventDefault(); // the browser would navigate to the file
     document.body.classList.toggle("dragging", type === "dragover");
     if (type === "drop" && event.dataTransfer.files.length) choose(event.dataTransfer.files[0]);
   });

@@ -1,8 +1,8 @@
 /**
- * A transcript as a file: what the server's own formats hold (speech/formats.py), without asking it again.
+ * A transcript in the server's formats (speech/formats.py), without another request.
  *
- * A transcript is { text, segments: [{ channel, speaker, start, end, text }] }, times in seconds; what else it holds
- * goes into the JSON as it is.
+ * A transcript is { text, segments: [{ channel, speaker, start, end, text }] }, times in seconds; its other fields
+ * go into the JSON unchanged.
  */
 
 export const FORMATS = {
@@ -12,12 +12,12 @@ export const FORMATS = {
   json: { type: "application/json", write: json },
 };
 
-/** Who speaks: by name, else by channel where there are several, else "". */
+/** The speaker's name, or "Channel N" if there are several channels, or "". */
 export function speakerOf(segment, several) {
   return segment.speaker || (several ? `Channel ${segment.channel + 1}` : "");
 }
 
-/** Minutes and seconds for people, with hours where there are any: 0:07, 12:30, 1:02:03. */
+/** A time as 0:07, 12:30 or 1:02:03. */
 export function clock(seconds) {
   const whole = Math.floor(seconds);
   const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
@@ -54,7 +54,7 @@ function cues({ segments }) {
     .filter(({ text }) => text);
 }
 
-// An empty line would end a cue, and an arrow begin its times.
+// An empty line ends a cue; an arrow marks its times.
 const oneLine = (text) => text.replaceAll("-->", "→").trim().replace(/\s+/g, " ");
 
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");

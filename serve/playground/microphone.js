@@ -1,16 +1,16 @@
-/** Records the microphone into a WAV file, which every browser plays and seeks in, unlike its own recordings. */
+/** Records the microphone as WAV: browsers cannot seek in what MediaRecorder writes. */
 
 import { decoded } from "./sound.js";
 
-const RATE = 16000; // what the models hear
+const RATE = 16000; // Hz, the models' sample rate
 
-/** Whether there is a microphone to ask for: browsers give it to https and to localhost alone. */
+/** Whether the browser offers a microphone: only on https and localhost. */
 export const hasMicrophone = () => Boolean(navigator.mediaDevices?.getUserMedia && window.MediaRecorder);
 
 /**
- * Starts to record, after the browser has asked for permission.
+ * Starts recording, once the browser has permission.
  *
- * Returns { level(), stop() }: how loud it is now, from 0 to 1, and the end, which resolves to a File.
+ * Returns { level(), stop() }: the current peak level, from 0 to 1; and stop, which resolves to a File.
  */
 export async function record() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: 1 } });
@@ -47,7 +47,7 @@ function levelMeter(stream) {
   };
 }
 
-/** 16-bit PCM behind the 44 bytes of a WAV header, one channel. */
+/** A WAV file: a header of 44 bytes and 16-bit PCM, one channel. */
 function wav(samples, rate) {
   const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
   const ascii = (offset, text) => [...text].forEach((letter, index) => view.setUint8(offset + index, letter.charCodeAt(0)));

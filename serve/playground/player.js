@@ -1,12 +1,12 @@
-/** What is heard: the recording with its waveform, play button, clock and speed. */
+/** Playback: the recording with its waveform, play button, clock and speed. */
 
 import { clock } from "./formats.js";
-import { LONGEST_SEEN_S, peaksOf } from "./sound.js";
+import { MAX_WAVEFORM_S, peaksOf } from "./sound.js";
 import { Waveform } from "./waveform.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** Plays one file at a time; calls `moved(segment)` with the segment that is heard, or undefined, as it goes. */
+/** Plays one file at a time; calls `moved(segment)` with the segment at the playback position, or undefined. */
 export class Player {
   constructor(moved) {
     this.moved = moved;
@@ -22,7 +22,7 @@ export class Player {
     });
   }
 
-  /** Takes another file; resolves to whether the browser can play it. */
+  /** Loads another file; resolves to whether the browser can play it. */
   async load(file) {
     URL.revokeObjectURL(this.audio.src);
     this.file = file;
@@ -35,24 +35,24 @@ export class Player {
     this.audio.src = URL.createObjectURL(file);
     this.audio.playbackRate = $("speed").value;
     await Promise.race(["loadedmetadata", "error"].map((type) => next(this.audio, type)));
-    if (this.file !== file) return false; // yet another was chosen meanwhile
+    if (this.file !== file) return false; // another file was chosen meanwhile
     this.playable = !this.audio.error;
     $("play").disabled = !this.playable;
     if (this.playable && Number.isFinite(this.audio.duration)) {
       this.setDuration(this.audio.duration);
-      if (this.audio.duration <= LONGEST_SEEN_S) this.showPeaks(file);
+      if (this.audio.duration <= MAX_WAVEFORM_S) this.showPeaks(file);
     }
     return this.playable;
   }
 
   async showPeaks(file) {
-    const { channels } = await peaksOf(file).catch(() => ({ channels: [] })); // then there is a flat line
+    const { channels } = await peaksOf(file).catch(() => ({ channels: [] })); // then a flat line is drawn
     if (this.file !== file) return;
     this.peaks = channels;
     this.show(this.segments, { lanes: Math.max(this.lanes, channels.length) });
   }
 
-  /** Draws the segments that there are, in so many lanes. */
+  /** Draws segments, one lane a channel. */
   show(segments, { lanes }) {
     this.segments = segments;
     this.lanes = lanes;
@@ -65,7 +65,7 @@ export class Player {
     this.waveform.update({ duration: seconds, position: 0, active: null });
   }
 
-  hear(segment) {
+  playFrom(segment) {
     if (!this.playable) return;
     this.seek(segment.start);
     this.audio.play();
@@ -79,7 +79,7 @@ export class Player {
     if (this.playable) this.audio.paused ? this.audio.play() : this.audio.pause();
   }
 
-  /** Moves everything to where the recording is, again and again while it plays. */
+  /** Updates the display to the playback position, on every frame while it plays. */
   follow() {
     const { paused, currentTime } = this.audio;
     document.body.classList.toggle("playing", !paused);

@@ -1,16 +1,16 @@
-/** What the browser makes of an audio file: samples, and from them the peaks of a waveform. */
+/** Decodes an audio file in the browser: samples, and the peaks of a waveform. */
 
 const PEAKS = 2000; // more than a wide screen shows
-const RATE = 8000; // enough to be seen, and the least that browsers decode to
+const RATE = 8000; // Hz, the lowest that browsers decode to; enough for a waveform
 // Browsers decode a file whole, at its own rate: an hour of stereo is over a gigabyte.
-export const LONGEST_SEEN_S = 45 * 60;
+export const MAX_WAVEFORM_S = 45 * 60;
 
 /** The file as an AudioBuffer at `rate`; rejects what the browser cannot decode. */
 export async function decoded(file, rate) {
   return new OfflineAudioContext(1, 1, rate).decodeAudioData(await file.arrayBuffer());
 }
 
-/** The loudest samples of a file over its length: { duration, channels: one array of 0…1 for each }. */
+/** A file's peaks over time: { duration, channels: for each channel an array of 0…1 }. */
 export async function peaksOf(file) {
   const audio = await decoded(file, RATE);
   const channels = Array.from({ length: audio.numberOfChannels }, (_, channel) => peaks(audio.getChannelData(channel)));

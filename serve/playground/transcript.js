@@ -1,18 +1,18 @@
-/** The transcript as a list that grows: a line for each segment, each of which can be heard. */
+/** The transcript as a list: a line for each segment, which plays it when clicked. */
 
 import { clock, speakerOf } from "./formats.js";
 
-const VOICES = 4; // colours; a fifth speaker has the first's again
+const VOICES = 4; // colours; a fifth speaker has the first's
 
 /**
- * Fills an <ol>; calls `hear(segment)` for the line that is clicked.
+ * Fills an <ol>; calls `play(segment)` for the line that is clicked.
  *
- * In the order of tabs the list is one stop; the arrow keys, Home and End go from line to line.
+ * The list is one tab stop; the arrow keys, Home and End move between lines.
  */
 export class TranscriptView {
-  constructor(list, hear) {
+  constructor(list, play) {
     this.list = list;
-    this.hear = hear;
+    this.play = play;
     this.clear();
     list.addEventListener("keydown", (event) => this.move(event));
   }
@@ -21,12 +21,12 @@ export class TranscriptView {
     this.list.replaceChildren();
     this.list.classList.remove("several");
     this.lines = new Map(); // segment → its line
-    this.voices = new Map(); // who → the number of a colour
+    this.voices = new Map(); // channel and speaker → number of a colour
     this.last = null;
     this.active = null;
   }
 
-  /** Adds a line below the others, and gives the segment its `voice`. */
+  /** Appends a line, and sets the segment's `voice`. */
   add(segment) {
     const who = `${segment.channel} ${segment.speaker}`;
     if (!this.voices.has(who)) this.voices.set(who, this.voices.size % VOICES);
@@ -40,7 +40,7 @@ export class TranscriptView {
     line.classList.toggle("same", before?.voice === segment.voice);
     line.classList.toggle("nameless", !segment.speaker);
     line.append(this.timeButton(segment), element("strong", speakerOf(segment, true)), element("p", segment.text));
-    line.addEventListener("click", () => getSelection().isCollapsed && this.hear(segment)); // else: text is being marked
+    line.addEventListener("click", () => getSelection().isCollapsed && this.play(segment)); // otherwise text is being selected
     this.list.append(line);
     this.lines.set(segment, line);
   }
@@ -53,7 +53,7 @@ export class TranscriptView {
     return button;
   }
 
-  /** Marks the line that is heard, or none, and keeps it in sight. */
+  /** Marks the line that is playing, or none, and scrolls it into view. */
   activate(segment) {
     if (segment === this.active) return;
     this.lines.get(this.active)?.removeAttribute("aria-current");

@@ -1,16 +1,16 @@
-/** The recording as a picture: a lane for each channel, its segments in the colours of their speakers. */
+/** The waveform: a lane for each channel, segments in the colours of their speakers. */
 
 import { clock } from "./formats.js";
 
 const BAR = 2; // CSS pixels, and half as much between bars
-const LEAST_PEAK = 0.02; // so that silence is drawn flat, however quiet the rest
+const MIN_SCALE = 0.02; // full scale of the drawing at least, so that a silent recording is drawn flat
 const STEPS = { ArrowLeft: -5, ArrowRight: 5, PageDown: -30, PageUp: 30, Home: -Infinity, End: Infinity }; // seconds
 
 /**
- * Draws on a canvas, which is the slider of the position too: calls `seek(seconds)` for clicks, drags and keys.
+ * Draws on a canvas that is also the position's slider: calls `seek(seconds)` for clicks, drags and keys.
  *
- * `update` takes any of: duration and position in seconds; peaks, one array for each channel; lanes, how many are
- * drawn; segments { channel, start, end, voice }; active, the segment that is heard.
+ * `update` takes any of: duration and position in seconds; peaks, one array for each channel; lanes, their
+ * number; segments { channel, start, end, voice }; active, the segment that is playing.
  */
 export class Waveform {
   constructor(canvas, seek) {
@@ -82,7 +82,7 @@ export class Waveform {
   drawBars(pen, lane, top, laneHeight, width, colourAt) {
     const { peaks, lanes, duration, position } = this.shown;
     const drawn = lanes === 1 ? peaks : peaks.slice(lane, lane + 1);
-    const loudest = Math.max(LEAST_PEAK, ...peaks.map((channel) => channel.reduce((a, b) => Math.max(a, b), 0)));
+    const loudest = Math.max(MIN_SCALE, ...peaks.map((channel) => channel.reduce((a, b) => Math.max(a, b), 0)));
     for (let left = 0; left < width; left += 1.5 * BAR) {
       const peak = Math.max(0, ...drawn.map((channel) => highest(channel, left / width, (left + 1.5 * BAR) / width)));
       const barHeight = Math.max(BAR, (peak / loudest) * (laneHeight - 8));
@@ -96,7 +96,7 @@ export class Waveform {
   }
 }
 
-/** The highest of the peaks between two shares of their length. */
+/** The highest peak between two fractions of the length. */
 function highest(peaks, from, to) {
   const first = Math.floor(from * peaks.length);
   return peaks.subarray(first, Math.max(first + 1, Math.floor(to * peaks.length))).reduce((a, b) => Math.max(a, b), 0);

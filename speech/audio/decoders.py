@@ -1,14 +1,14 @@
-"""The two libraries that decode: libsndfile for what it reads exactly, FFmpeg for all the rest.
+"""The two decoding libraries: libsndfile for the formats that it reads exactly, FFmpeg for all others.
 
-Each decoder answers the same three questions: rate, channels, and the samples from a given frame on.
-Neither knows about ranges, limits or error codes; those are ``speech.audio.decoding``'s.
+Each decoder gives the sample rate, the number of channels, and the samples from a given frame on. Time ranges, limits
+and error codes belong to ``speech.audio.decoding``.
 
-libsndfile is asked first, and only for files that begin as one of its own formats do, because it
-decodes several times faster than FFmpeg, seeks to the exact sample and reads Sphere with every coding.
-MP3 is FFmpeg's from the start: the MP3 decoder inside libsndfile prints its warnings to stderr.
+libsndfile is tried first, and only for files that begin with the magic bytes of one of its formats: it decodes
+several times faster than FFmpeg, seeks to the exact sample and reads Sphere in every coding. MP3 is left to FFmpeg,
+because libsndfile's MP3 decoder prints warnings to stderr.
 
-FFmpeg is given a whitelist of containers. Playlists (HLS, concat) are left out of it on purpose: they
-name other files and addresses, and what comes in may be a stranger's upload.
+FFmpeg's demuxers are limited to a whitelist. Playlists (HLS, concat) are not on it: they name other files and
+addresses, and an upload may be hostile.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ import soundfile
 
 from speech.audio.source import Source
 
-# Seconds decoded at a time: 500 of the VAD's windows in one call, so that no cost of a call shows, and
-# only a megabyte of samples a channel.
+# Seconds decoded at a time: 500 VAD windows a call, which makes the cost of a call negligible, and one megabyte of
+# samples a channel.
 BLOCK_S = 16
-# A block of a file with many channels or a studio's sample rate stays small all the same.
+# Bounds a block's memory for files with many channels or a high sample rate.
 _MAX_BLOCK_SAMPLES = 1 << 21
 
-# Above any real length (2,000 years at 16 kHz); libsndfile says "unknown" with the largest integer it has.
+# Above any real length (2,000 years at 16 kHz); libsndfile gives its largest integer for an unknown length.
 _MAX_FRAMES = 1 << 50
 
 _SNDFILE_MAGIC = re.compile(rb"RIFF|RIFX|RF64|riff|fLaC|OggS|FORM|\.snd|dns\.|NIST_1A|caff", re.DOTALL)
@@ -36,24 +36,25 @@ _FFMPEG_CONTAINERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,g722,g726,g729,gsm,loas,matroska,mov,mp3,"
     "mpeg,mpegts,mpc,mpc8,nistsphere,ogg,sox,tta,voc,w64,wav,wv"
 )
-# Decoding that begins in mid-stream needs a run-up: Opus asks for 80 ms, MP3's bit reservoir for half a second.
-_RUN_UP_S = 1.0
-# Timestamps may wander by a packet (Matroska's are in milliseconds); a larger gap is one that was
-# recorded: a sender that falls silent (Opus DTX, a muted microphone) leaves it out of the file.
+# Decoding from the middle of a stream needs a pre-roll: 80 ms for Opus (RFC 7845, 4.6), half a second for MP3's bit
+# reservoir.
+_PRE_ROLL_S = 1.0
+# Timestamps may be off by a packet (Matroska's are in milliseconds). A larger gap is silence that the sender did not
+# transmit (Opus DTX, a muted microphone).
 _GAP_S = 0.05
-# Beyond this a jump in timestamps is a broken file (two joined together), not silence.
+# A larger jump in timestamps is a damaged file or two joined ones, not silence.
 _MAX_GAP_S = 3600.0
-# Of the packets, so many may fail to decode: what a bad line does, not what a broken file is.
+# The share of packets that may fail to decode, as transmission errors cause; above it the file is damaged.
 _MAX_BAD_SHARE = 0.05
-# How often the demuxer may lose its way and look for the next packet.
+# How many times the demuxer may lose synchronisation.
 _MAX_RESYNCS = 100
-# Containers that write their duration down, and how far the audio may fall short of it.
+# Containers that declare a duration, and by how much the audio may fall short of it.
 _TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 _SLACK_S = 0.5
 
 
 class DecodeError(Exception):
-    """This library can't read this file: the reason, and the code it deserves if no other can either."""
+    """This library cannot read this file: the reason, and the error code for when no other library can."""
 
     def __init__(self, reason: str, code: str = "unreadable") -> None:
         super().__init__(reason)
@@ -61,7 +62,7 @@ class DecodeError(Exception):
 
 
 class Decoder(Protocol):
-    """One open file. ``frames`` is its length as declared or known, None where nobody can say."""
+    """One open file. ``frames`` is its declared length in frames, None if unknown."""
 
     sample_rate: int
     channels: int
@@ -70,7 +71,7 @@ class Decoder(Protocol):
     def blocks(self, start: int) -> Iterator[np.ndarray]:
         """Samples from frame ``start`` to the file's end as float32 of shape (frames, channels).
 
-        May be called again, for a second pass. Raises DecodeError where the file turns out damaged.
+        May be called more than once. Raises DecodeError where the file is damaged.
         """
         ...
 
@@ -94,7 +95,7 @@ class SndfileDecoder:
             self.channels: int = sound.channels
             self.frames: int | None = sound.frames
         if not self.frames or self.frames > _MAX_FRAMES:
-            # Written to a pipe, so the length was never filled in. FFmpeg reads to the end whatever is there.
+            # Written to a pipe, so the length is unknown. FFmpeg reads to the end of the file.
             raise DecodeError("its header gives no length")
 
     @contextlib.contextmanager
@@ -112,7 +113,7 @@ class SndfileDecoder:
         with self._open() as sound:
             if sound.seekable():
                 sound.seek(min(start, sound.frames))
-            else:  # GSM 6.10: no way but through
+            else:  # GSM 6.10: read and discard
                 while start > 0 and (skipped := len(sound.read(min(size, start)))):
                     start -= skipped
             while len(block := sound.read(size, dtype="float32", always_2d=True)):
@@ -127,9 +128,9 @@ class FFmpegDecoder:
     def __init__(self, file: Source) -> None:
         self._file = file
         with self._open() as (container, stream):
-            # The header's word is not enough: HE-AAC doubles its rate and Parametric Stereo its channels
-            # only in the decoder, so the first frame is what counts.
-            first = next(_decoded(container, stream, run_up=0.0), None)
+            # The header is not enough: HE-AAC doubles the rate, and Parametric Stereo the channels, only in
+            # the decoder. The first frame has the real values.
+            first = next(_decoded(container, stream, pre_roll=0.0), None)
             if first is None:
                 raise DecodeError("it finds no samples", "empty")
             self.sample_rate: int = first.sample_rate
@@ -155,27 +156,27 @@ class FFmpegDecoder:
 
     def blocks(self, start: int) -> Iterator[np.ndarray]:
         size = block_frames(self.sample_rate, self.channels)
-        waiting: list[np.ndarray] = []
-        held = 0
+        pending: list[np.ndarray] = []
+        pending_frames = 0
         for samples in self._samples(start):
-            waiting.append(samples)
-            held += len(samples)
-            if held >= size:
-                yield np.concatenate(waiting)
-                waiting, held = [], 0
-        if waiting:
-            yield np.concatenate(waiting)
+            pending.append(samples)
+            pending_frames += len(samples)
+            if pending_frames >= size:
+                yield np.concatenate(pending)
+                pending, pending_frames = [], 0
+        if pending:
+            yield np.concatenate(pending)
 
     def _samples(self, start: int) -> Iterator[np.ndarray]:
-        """Each frame's samples from ``start`` on, with recorded gaps filled by silence."""
+        """Each frame's samples from ``start`` on, with gaps in the timestamps filled with silence."""
         rate, silence = self.sample_rate, np.zeros((self.sample_rate, self.channels), np.float32)
         with self._open() as (container, stream):
             origin = float((stream.start_time or 0) * stream.time_base)
-            run_up = start / rate - _RUN_UP_S
-            at = 0 if run_up <= 0 else None  # the next sample's position in the file
-            for frame in _decoded(container, stream, run_up + origin):
+            pre_roll = start / rate - _PRE_ROLL_S
+            at = 0 if pre_roll <= 0 else None  # position of the next sample in the file
+            for frame in _decoded(container, stream, pre_roll + origin):
                 if (frame.sample_rate, frame.layout.nb_channels) != (rate, self.channels):
-                    raise DecodeError("its sample rate or channels change on the way")
+                    raise DecodeError("its sample rate or channels change within the file")
                 stamp = at if frame.time is None else round((frame.time - origin) * rate)
                 if at is None:
                     at = stamp or 0
@@ -189,12 +190,12 @@ class FFmpegDecoder:
                 at += len(samples)
 
 
-def _decoded(container: Any, stream: Any, run_up: float) -> Iterator[Any]:
-    """Decodes packet after packet; those that end before ``run_up`` (seconds) are stepped over.
+def _decoded(container: Any, stream: Any, pre_roll: float) -> Iterator[Any]:
+    """Yields decoded frames, from the first packet that ends at ``pre_roll`` (seconds) or later.
 
-    Stepping over is exact in every container, where seeking is not (MP3's table of contents knows
-    hundredths of a file), and costs no decoding. A packet that doesn't decode is left out, as a player
-    would; its time stays, because the next one brings its own stamp.
+    Packets before it are demuxed and not decoded: that is exact in every container, where seeking is not (MP3's table
+    of contents has a resolution of a hundredth of the file). A packet that fails to decode is skipped; timestamps
+    keep the later ones in place.
     """
     good = bad = lost = 0
     packets = container.demux(stream)
@@ -209,7 +210,7 @@ def _decoded(container: Any, stream: Any, run_up: float) -> Iterator[Any]:
             if lost > _MAX_RESYNCS:
                 raise
             continue
-        if packet.pts is not None and (packet.pts + (packet.duration or 0)) * tick < run_up:
+        if packet.pts is not None and (packet.pts + (packet.duration or 0)) * tick < pre_roll:
             continue
         try:
             frames = packet.decode()
@@ -223,9 +224,9 @@ def _decoded(container: Any, stream: Any, run_up: float) -> Iterator[Any]:
 
 
 def _declared_frames(container: Any, stream: Any, sample_rate: int) -> int | None:
-    """Frames that must come if the file is whole, where its header says so and FFmpeg isn't estimating.
+    """The least number of frames in a complete file, where the header declares it; None where FFmpeg estimates.
 
-    FLAC counts samples. The others give times, of which half a second is left for priming and rounding.
+    FLAC declares samples. The others declare times, of which ``_SLACK_S`` is allowed for priming and rounding.
     """
     if container.format.name == "flac" and stream.duration:
         return int(stream.duration * stream.time_base * sample_rate)

@@ -1,12 +1,11 @@
-"""Audio in, whatever its container and codec: blocks of float32 samples out, or an AudioError with its code.
+"""Decodes audio of any container and codec to blocks of float32 samples, or raises an AudioError.
 
-``open_audio`` tries each decoder of ``speech.audio.decoders`` in turn; ``AudioFile.blocks`` reads a stretch of
-the file in blocks of some seconds; ``resampled`` brings them to the 16 kHz that the VAD and every model
-want. Nothing here ever holds a whole file, and no length that a header claims is believed until the
-samples have come: half a file is an error (``truncated``), not half a transcript.
+``open_audio`` tries each decoder of ``speech.audio.decoders`` in turn; ``AudioFile.blocks`` reads a time range of the
+file in blocks of some seconds; ``resampled`` converts them to the 16 kHz of the VAD and the models. A whole file is
+never in memory. The decoded length is compared with the declared one: half a file is an error (``truncated``), not
+half a transcript.
 
-What it leaves to others: which channels matter (``speech.audio.channels``), and where URIs lead (the opener
-that is given to ``speech.listener.Listener``).
+The choice of channels belongs to ``speech.audio.channels``, the opening of URIs to ``speech.listener.Listener``.
 """
 
 import contextlib
@@ -24,12 +23,12 @@ from speech.audio.headers import missing_bytes
 from speech.audio.source import Source
 from speech.errors import AudioError
 
-# Outside these a header is nonsense: no speech survives below, no recorder samples above.
+# Outside this range the header is damaged: speech needs more, and no recorder samples faster.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 32
-# A working day in one file. At 16 kHz that is 0.9 GB of speech for each channel that never pauses.
+# A working day. At 16 kHz that is at most 0.9 GB of int16 speech a channel.
 MAX_DURATION_S = 8 * 3600.0
-# Full scale is 1. A hot float mix may pass it a few times over; thousands mean integers stored as floats.
+# Full scale is 1. A loud float mix may exceed it a few times; values in the thousands are integers stored as floats.
 _MAX_SAMPLE = 32.0
 
 _DECODERS: tuple[tuple[str, Callable[[Source], Decoder]], ...] = (
@@ -41,7 +40,7 @@ AudioSource = BinaryIO | str | os.PathLike[str]
 
 
 class AudioFile:
-    """An open audio file, of which any stretch can be read, more than once. Made by ``open_audio``."""
+    """An open audio file, of which any time range can be read, more than once. Made by ``open_audio``."""
 
     def __init__(self, source: Source, decoder: Decoder, name: str, missing: int, max_duration_s: float) -> None:
         self._source = source
@@ -57,13 +56,13 @@ class AudioFile:
 
         Args:
             offset: seconds into the file.
-            duration: seconds to read; None, or more than there are: to the end.
+            duration: seconds to read; None, or more than the file has: to the end.
 
         Raises:
-            AudioError: ``bad_range`` when the offset lies at or beyond the end, ``too_long``,
+            AudioError: ``bad_range`` when the offset is at or after the end, ``too_long``,
                 ``truncated``, ``empty`` or ``unreadable``.
         """
-        if duration is None and self._missing:  # say so before an hour has been decoded
+        if duration is None and self._missing:  # before decoding an hour of it
             raise self._truncated()
         rate = self.sample_rate
         start = round(offset * rate)
@@ -82,7 +81,7 @@ class AudioFile:
                     return
         except DecodeError as error:
             damage = error
-        # The file ended before the stretch did: is that the end it should have?
+        # The file ended before the range did: compare with its declared end.
         self._check_source()
         frames = self._decoder.frames
         if self._missing:
@@ -90,7 +89,8 @@ class AudioFile:
         if frames is not None and start < frames and start + delivered < frames:
             raise AudioError(
                 "truncated",
-                f"{self._name} is cut or damaged: {(start + delivered) / rate:.1f} s of {frames / rate:.1f} s decode",
+                f"{self._name} is truncated or damaged: "
+                f"{(start + delivered) / rate:.1f} s of {frames / rate:.1f} s decode",
             ) from damage
         if damage is not None:
             raise AudioError(damage.code, f"{self._name} is damaged: {damage}") from damage
@@ -106,17 +106,17 @@ class AudioFile:
             raise _io_error(error, self._name) from error
 
     def _check(self, block: np.ndarray, delivered: int) -> None:
-        if not max(block.max(), -block.min()) <= _MAX_SAMPLE:  # so written, NaN fails it too
-            raise AudioError("unreadable", f"{self._name} holds samples that are no sound (NaN, Inf or far beyond 1)")
+        if not max(block.max(), -block.min()) <= _MAX_SAMPLE:  # written so that NaN fails it too
+            raise AudioError("unreadable", f"{self._name} holds samples that are not audio (NaN, Inf or far beyond 1)")
         if delivered > self._max_duration_s * self.sample_rate:
             hours = self._max_duration_s / 3600
             raise AudioError(
-                "too_long", f"{self._name} is longer than {hours:g} h; cut it, or give rows with offset and duration"
+                "too_long", f"{self._name} is longer than {hours:g} h; split it, or give rows with offset and duration"
             )
 
     def _truncated(self) -> AudioError:
         return AudioError(
-            "truncated", f"{self._name} was cut: {self._missing:,} bytes that its header promises are not there"
+            "truncated", f"{self._name} is truncated: {self._missing:,} bytes that its header declares are missing"
         )
 
 
@@ -127,13 +127,13 @@ def open_audio(
     """Opens a path, or a seekable binary file that the caller closes.
 
     Args:
-        source: where the audio is.
-        name: what messages call it; by default the path.
-        max_duration_s: a stretch longer than this is ``too_long``.
+        source: a path or a file.
+        name: its name in messages; by default the path.
+        max_duration_s: a time range longer than this is ``too_long``.
 
     Raises:
         AudioError: ``not_found``, ``forbidden``, ``empty``, ``unsupported_codec``, ``truncated`` or
-            ``unreadable``; the message of the latter three names what each decoder said.
+            ``unreadable``; the message of the latter three has each decoder's reason.
     """
     name = name or str(getattr(source, "name", source))
     with contextlib.ExitStack() as stack:
@@ -146,7 +146,7 @@ def open_audio(
             if not size:
                 raise AudioError("empty", f"{name} has 0 bytes")
             missing = missing_bytes(file, size)
-            decoder = _first_that_reads(file, name, missing)
+            decoder = _first_decoder(file, name, missing)
         except OSError as error:
             raise _io_error(error, name) from error
         _check_header(decoder, name)
@@ -172,7 +172,7 @@ def resampled(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.nda
             yield out
 
 
-def _first_that_reads(file: Source, name: str, missing: int) -> Decoder:
+def _first_decoder(file: Source, name: str, missing: int) -> Decoder:
     attempts: list[str] = []
     codes: list[str] = []
     cause: DecodeError | None = None
@@ -185,20 +185,22 @@ def _first_that_reads(file: Source, name: str, missing: int) -> Decoder:
             cause = error
         finally:
             file.raise_caught()
-    # The last decoder knows the most formats: its code stands, unless the file was cut.
+    # The last decoder reads the most formats, so its code is reported, unless the file is truncated.
     code = "truncated" if missing else codes[-1]
-    raise AudioError(code, f"{name} can't be decoded ({'; '.join(attempts)})") from cause
+    raise AudioError(code, f"{name} cannot be decoded ({'; '.join(attempts)})") from cause
 
 
 def _check_header(decoder: Decoder, name: str) -> None:
     if not MIN_SAMPLE_RATE <= decoder.sample_rate <= MAX_SAMPLE_RATE:
         raise AudioError(
             "unreadable",
-            f"{name} claims {decoder.sample_rate} samples a second; "
-            f"audio has {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}, so its header is not to be trusted",
+            f"{name} declares {decoder.sample_rate} samples a second; "
+            f"supported are {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}; the header is probably damaged",
         )
     if not 1 <= decoder.channels <= MAX_CHANNELS:
-        raise AudioError("unreadable", f"{name} claims {decoder.channels} channels; 1 to {MAX_CHANNELS} can be")
+        raise AudioError(
+            "unreadable", f"{name} declares {decoder.channels} channels; supported are 1 to {MAX_CHANNELS}"
+        )
 
 
 def _io_error(error: OSError, name: str) -> AudioError:
@@ -207,4 +209,4 @@ def _io_error(error: OSError, name: str) -> AudioError:
         return AudioError("not_found", f"there is no file {name}")
     if isinstance(error, PermissionError):
         return AudioError("forbidden", f"{name} may not be read: {reason}")
-    return AudioError("unreadable", f"{name} can't be read: {reason}")
+    return AudioError("unreadable", f"{name} cannot be read: {reason}")

@@ -1,15 +1,14 @@
-"""What a file's own header says its size is: how a file that was cut is told from a whole one.
+"""The size in bytes that a file's header declares, to detect truncated files before decoding.
 
-Decoders don't tell: libsndfile and FFmpeg both quietly read what is there, so half an upload would
-come out as half a transcript marked ``ok``. Most containers write down how many bytes follow, and
-that is compared here with the bytes there are, before anything is decoded.
+libsndfile and FFmpeg decode a truncated file without an error, so half an upload would become half a transcript
+with status ok. Most containers store how many bytes follow; that number is compared with the file's size.
 
-Limits: raw AMR, raw AAC, FLAC and MP3 without a Xing tag promise no size (FLAC promises a number of
-samples, which ``speech.audio.decoding`` holds against what came). An Ogg file cut exactly between two pages
-looks like a live stream that was stopped, and counts as whole.
+Limits: raw AMR, raw AAC, FLAC and MP3 without a Xing tag declare no size (FLAC declares a number of samples, which
+``speech.audio.decoding`` compares with the number decoded). An Ogg file truncated exactly between two pages cannot be
+told from a live stream that was stopped, and counts as complete.
 
-A length of zero or near the top of its field is no promise: it is what a writer to a pipe leaves
-behind, and such a file is read to its end.
+A length of zero or near the maximum of its field is what a writer to a pipe leaves in the header. It counts as
+unknown, and the file is read to its end.
 """
 
 import re
@@ -18,23 +17,23 @@ from collections.abc import Callable
 
 from speech.audio.source import Source
 
-# What ffmpeg (0xFFFFFFFF), sox and arecord (0x7FFF…, 0x8000…) write when they can't know the length.
+# ffmpeg writes 0xFFFFFFFF, sox and arecord 0x7FFF… or 0x8000…, when the length is unknown.
 _UNKNOWN_FROM = 0x7FFF_0000
-# Missing bytes that are no loss: a pad byte, or a writer that counted its own header twice.
+# Missing bytes that are tolerated: a pad byte, or a writer that counted its header twice.
 _SLACK_BYTES = 256
-# A search window: an Ogg page is at most 65,307 bytes, and a WAV has its chunks at the front.
+# Searched for the last page: an Ogg page is at most 65,307 bytes.
 _OGG_TAIL_BYTES = 1 << 17
 _MAX_CHUNKS = 1000
 
 
 def missing_bytes(file: Source, size: int) -> int:
-    """How many bytes ``file``, of ``size`` bytes, lacks of what its header promises; 0 when it is whole."""
+    """The number of bytes that the header of ``file`` declares beyond its ``size``; 0 when the file is complete."""
     file.seek(0)
     head = file.read(12)
-    promised = next((parse(file, size) for magic, parse in _PARSERS if magic.match(head)), None)
-    if promised is None or promised - size <= _SLACK_BYTES:
+    declared = next((parse(file, size) for magic, parse in _PARSERS if magic.match(head)), None)
+    if declared is None or declared - size <= _SLACK_BYTES:
         return 0
-    return promised - size
+    return declared - size
 
 
 def _riff(file: Source, size: int) -> int | None:
@@ -69,7 +68,7 @@ def _aiff(file: Source, size: int) -> int | None:
 
 
 def _caf(file: Source, size: int) -> int | None:
-    """Apple's Core Audio Format: the end of the ``data`` chunk, whose length is -1 while recording."""
+    """Apple's Core Audio Format: the end of the ``data`` chunk, whose length is -1 while the file is being written."""
     at = 8
     for _ in range(_MAX_CHUNKS):
         file.seek(at)
@@ -92,7 +91,7 @@ def _au(file: Source, size: int) -> int | None:
 
 
 def _sphere(file: Source, size: int) -> int | None:
-    """NIST Sphere: samples x channels x bytes a sample, after the header; shortened audio promises nothing."""
+    """NIST Sphere: samples x channels x bytes a sample, after the header; None for shortened audio."""
     file.seek(0)
     header = file.read(1024)
     if re.search(rb"sample_coding -s\d+ \S*,embedded", header):
@@ -117,14 +116,14 @@ def _ogg(file: Source, size: int) -> int | None:
     if page < 0:
         return None
     if len(tail) < page + 27 or len(tail) < page + 27 + tail[page + 26]:
-        return size + _SLACK_BYTES + 1  # cut in the page's own header: how much is lost can't be known
+        return size + _SLACK_BYTES + 1  # truncated in the page's header: how much is missing is unknown
     lacing = tail[page + 27 : page + 27 + tail[page + 26]]
     end = tail_at + page + 27 + len(lacing) + sum(lacing)
     return end if end <= size else max(end, size + _SLACK_BYTES + 1)
 
 
 def _mp4(file: Source, size: int) -> int | None:
-    """The end of the last box; a file whose index (``moov``) was to come last fails to open otherwise."""
+    """The end of the last box. A file truncated before its index (``moov``) does not open at all."""
     at = 0
     for _ in range(_MAX_CHUNKS):
         file.seek(at)
@@ -134,7 +133,7 @@ def _mp4(file: Source, size: int) -> int | None:
         length = int.from_bytes(box[:4], "big")
         if length == 1:
             length = int.from_bytes(box[8:16], "big")
-        if length < 8:  # 0: the box goes on to the end of the file
+        if length < 8:  # 0: the box extends to the end of the file
             break
         at += length
         if at > size:
@@ -143,16 +142,16 @@ def _mp4(file: Source, size: int) -> int | None:
 
 
 def _matroska(file: Source, size: int) -> int | None:
-    """The end of the Segment element; a live recording leaves its size unknown (all ones)."""
+    """The end of the Segment element; in a live recording its size is unknown (all ones)."""
     file.seek(0)
     head = file.read(128)
     _, header_size, at = _ebml_element(head, 0)
-    segment_channel, length, start = _ebml_element(head, at + (header_size or 0))
-    return start + length if segment_channel == b"\x18\x53\x80\x67" and length is not None else None
+    element_id, length, start = _ebml_element(head, at + (header_size or 0))
+    return start + length if element_id == b"\x18\x53\x80\x67" and length is not None else None
 
 
 def _ebml_element(head: bytes, at: int) -> tuple[bytes, int | None, int]:
-    """An element's four-byte id, its length (None: unknown) and where its content begins."""
+    """An element's four-byte id, its length (None: unknown) and the offset of its content."""
     width = 9 - head[at + 4].bit_length() if len(head) > at + 4 else 9
     if width > 8 or len(head) < at + 4 + width:
         return b"", None, len(head)
@@ -162,7 +161,7 @@ def _ebml_element(head: bytes, at: int) -> tuple[bytes, int | None, int]:
 
 
 def _mp3(file: Source, size: int) -> int | None:
-    """The stream's bytes as counted by a Xing or Info tag in the first frame."""
+    """The end of the stream by the byte count of a Xing or Info tag in the first frame."""
     file.seek(0)
     head = file.read(10)
     frame_at = 0

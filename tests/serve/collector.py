@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry's traces: OTLP over HTTP, as any collector takes it."""
+"""An OpenTelemetry collector of traces: OTLP over HTTP."""
 
 import threading
 from collections import defaultdict
@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Collector:
-    """Collects while it is held."""
+    """Collects for the duration of the context."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -27,7 +27,7 @@ class Collector:
 
     @property
     def env(self) -> dict[str, str]:
-        """What the processes that are to be traced are told."""
+        """The environment of the processes that are traced."""
         return {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{self._server.server_port}/v1/traces",
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",

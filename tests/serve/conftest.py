@@ -1,4 +1,4 @@
-"""Endpoints in processes of their own, as users run them."""
+"""Endpoints in their own processes, as users run them."""
 
 import os
 import re
@@ -18,35 +18,35 @@ import pytest
 from tests.serve.collector import Collector
 
 START_S = 240.0
-PATIENCE_S = 60.0
+MAX_WAIT_S = 60.0
 
 
-def eventually(seen: Callable[[], object]) -> Any:
-    """What ``seen`` gives, once it gives something."""
-    until = time.monotonic() + PATIENCE_S
+def eventually(check: Callable[[], object]) -> Any:
+    """The first true value that ``check`` returns."""
+    until = time.monotonic() + MAX_WAIT_S
     while time.monotonic() < until:
-        if found := seen():
+        if found := check():
             return found
         time.sleep(0.1)
-    raise AssertionError("it has not come about")
+    raise AssertionError(f"not within {MAX_WAIT_S:g} s")
 
 
 @dataclass(frozen=True)
 class Served:
-    """An endpoint that answers."""
+    """A running endpoint."""
 
     url: str
     metrics: str
     process: subprocess.Popen[str]
 
     def stop(self) -> tuple[int, str]:
-        """Asks it to end; returns its exit code and what it has printed."""
+        """Sends SIGTERM; returns exit code and output."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> tuple[int, str]:
-        printed, _ = self.process.communicate(timeout=120)
-        return self.process.returncode, printed
+        output, _ = self.process.communicate(timeout=120)
+        return self.process.returncode, output
 
 
 def free_port() -> int:
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 def served(*command: str, settings: Callable[[str, object], list[str]], env: Mapping[str, str] = {}) -> Served:
-    """Starts an endpoint and waits until it says that it listens."""
+    """Starts an endpoint and waits until it listens."""
     port, metrics_port = free_port(), free_port()
     arguments = [*command, *settings("port", port), *settings("metrics_port", metrics_port)]
     process = subprocess.Popen(
@@ -68,20 +68,20 @@ def served(*command: str, settings: Callable[[str, object], list[str]], env: Map
         env={**os.environ, "RAY_AUTH_MODE": "disabled", **env},
     )
     assert process.stdout is not None
-    too_long = threading.Timer(START_S, process.kill)
-    too_long.start()
-    printed = ""
-    while "listening at" not in printed:
+    deadline = threading.Timer(START_S, process.kill)
+    deadline.start()
+    output = ""
+    while "listening at" not in output:
         line = process.stdout.readline()
-        assert line, f"the endpoint has ended:\n{printed}"
-        printed += line
-    too_long.cancel()
-    [url] = re.findall(r"listening at (\S+);", printed)
+        assert line, f"the endpoint has exited:\n{output}"
+        output += line
+    deadline.cancel()
+    [url] = re.findall(r"listening at (\S+);", output)
     return Served(url, f"http://127.0.0.1:{metrics_port}/metrics", process)
 
 
-def served_mortal(folder: Path, *settings: str) -> Served:
-    """An endpoint on engines that do what they are told through a folder (``tests.serve.scripted``)."""
+def served_scripted(folder: Path, *settings: str) -> Served:
+    """An endpoint on engines that are controlled through a folder (``tests.serve.scripted``)."""
     return served(
         *("-m", "tests.serve.scripted", str(folder), "model=demo/model", *settings),
         settings=lambda name, value: [f"{name}={value}"],
@@ -89,10 +89,10 @@ def served_mortal(folder: Path, *settings: str) -> Served:
 
 
 @pytest.fixture(scope="module")
-def mortal(needs_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
-    """Two engines that do what they are told, and the folder through which they are told."""
-    folder = tmp_path_factory.mktemp("mortal")
-    endpoint = served_mortal(folder, "engines=2", "max_requests=4", "max_upload_mib=2", "drain_s=60")
+def scripted(needs_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
+    """An endpoint on two engines, and the folder that controls them."""
+    folder = tmp_path_factory.mktemp("scripted")
+    endpoint = served_scripted(folder, "engines=2", "max_requests=4", "max_upload_mib=2", "drain_s=60")
     yield endpoint, folder
     if endpoint.process.poll() is None:
         endpoint.stop()
@@ -106,7 +106,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="package")
 def demo(needs_engine: None, needs_ray: None, collector: Collector) -> Iterator[Served]:
-    """``rayscribe serve`` on the demo model: one for OpenAI's client and for the page."""
+    """``rayscribe serve`` on the demo model, shared by the tests of OpenAI's client and of the page."""
     endpoint = served(
         *("-m", "rayscribe", "serve", "--model", "demo/model", "--names", "whisper-1"),
         settings=lambda name, value: [f"--{name.replace('_', '-')}", str(value)],

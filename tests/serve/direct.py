@@ -1,4 +1,4 @@
-"""The endpoint without Ray: its HTTP in this process, over the real Listener and an engine that a test gives."""
+"""The endpoint without Ray: its HTTP in this process, over the real Listener and a given engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -6,8 +6,10 @@ from typing import Any, BinaryIO
 
 from starlette.testclient import TestClient
 
+from serve.backend import ListenSummary
 from serve.metrics import RequestMetrics
-from serve.routes import Listened, TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.engines.base import Engine
 from speech.listener import Listener, ListenResult
@@ -23,7 +25,7 @@ MODEL = "demo/model"
 
 
 class DirectBackend:
-    """``serve.routes.Backend`` in this process."""
+    """``serve.backend.Backend`` in this process."""
 
     def __init__(self, engine: Engine, max_audio_s: float = 3600.0) -> None:
         self.listener = Listener(clip_s=GRANITE_4_0.clip_s, max_duration_s=max_audio_s)
@@ -36,9 +38,9 @@ class DirectBackend:
             self._transcriber = Transcriber(self._engine, GRANITE_4_0, MODEL, concurrent_clips=8)
         return self._transcriber
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> Listened:
+    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
         listened = await asyncio.to_thread(self.listener.listen, recording, audio)
-        return Listened(listened, listened)
+        return ListenSummary(listened.duration_s, listened)
 
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         return await self.transcriber.transcribe(recording, handle)
@@ -48,14 +50,14 @@ class DirectBackend:
 
 
 def client_of(engine: Engine, *, peer: str = "127.0.0.1", **settings: Any) -> TestClient:
-    """A client of an endpoint with these settings, calling from ``peer``."""
+    """A client of an endpoint with these settings; ``peer`` is the client's address."""
     asked = ServeSettings.from_settings({"model": MODEL, **settings})
     app = http_app(asked, TranscriptionService(asked, DirectBackend(engine, asked.max_audio_s), RequestMetrics()))
     return TestClient(app, base_url="http://localhost:8000", client=(peer, 5000), raise_server_exceptions=False)
 
 
 def post(client: TestClient, path: str = "transcriptions", audio: bytes | None = None, **fields: Any) -> Any:
-    """Asks for a transcript, of ``CALL`` unless other audio is given."""
+    """Requests a transcript, of ``CALL`` unless other audio is given."""
     data = {"model": MODEL, **fields}
     upload = ("call.wav", CALL if audio is None else audio)
     return client.post(f"/v1/audio/{path}", data=data, files={"file": upload})

@@ -1,9 +1,10 @@
-"""An endpoint as ``rayscribe serve`` runs it, on engines that wait and die as a folder and keywords say.
+"""An endpoint as ``rayscribe serve`` runs it, on engines that a folder and keywords control.
 
     python -m tests.serve.scripted FOLDER NAME=VALUE …     settings by name
 
-Keywords tell an engine what to do: ``wait`` until there is a file FOLDER/go, ``die`` as vLLM's do. An engine that
-waits leaves a file FOLDER/waits-PID; a clip that is cancelled meanwhile one FOLDER/given-up.
+The keyword ``wait`` makes an engine wait until FOLDER/go exists; ``die`` raises EngineDied; the others are those of
+``tests.pipelines.jobs``. An engine that waits
+creates FOLDER/waits-PID; a clip that is cancelled while it waits creates FOLDER/cancelled.
 """
 
 import asyncio
@@ -18,22 +19,24 @@ from serve.settings import ServeSettings
 from speech.engines.base import ClipRequest
 from speech.engines.fake import reply_with_options, start_fake
 from speech.errors import EngineDied
+from tests.pipelines.jobs import obey_keywords
 
 
 async def obey_folder(clip: ClipRequest, folder: Path) -> None:
+    await obey_keywords(clip)
     if "die" in clip.options.keywords:
-        raise EngineDied("engine_died", "as asked")
+        raise EngineDied("engine_died", "by keyword")
     try:
         while "wait" in clip.options.keywords and not (folder / "go").exists():
             (folder / f"waits-{os.getpid()}").touch()
             await asyncio.sleep(0.05)
     except asyncio.CancelledError:
-        (folder / "given-up").touch()
+        (folder / "cancelled").touch()
         raise
 
 
 def main() -> None:
-    # Started as a script, this module has another name; replicas are to find it by its own.
+    # As a script this module is __main__; replicas must import it by name.
     from tests.serve import scripted
 
     folder, *settings = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Who is let in: API keys, and without them this machine alone."""
+"""Authentication: API keys, and without them only this machine."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ def status(client: object, key: str | None, **headers: str) -> int:
     return client.get("/v1/models", headers=given | headers).status_code  # type: ignore[attr-defined]
 
 
-def test_with_keys_only_their_holders_are_answered(keys: Path) -> None:
+def test_with_keys_only_requests_with_a_key_are_answered(keys: Path) -> None:
     with client_of(scripted_engine(), api_keys=str(keys), host="0.0.0.0", peer="203.0.113.7") as client:
         assert status(client, "sk-plain") == 200
         assert status(client, "sk-hashed") == 200
@@ -36,21 +36,21 @@ def test_with_keys_only_their_holders_are_answered(keys: Path) -> None:
         assert refused.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_a_changed_file_of_keys_counts_at_once(keys: Path) -> None:
+def test_a_changed_key_file_takes_effect_at_once(keys: Path) -> None:
     known = ApiKeys(str(keys))
-    assert known.admit("sk-plain")
+    assert known.contains("sk-plain")
     keys.write_text("sk-new\n")
     os.utime(keys, ns=(1, 1))
-    assert known.admit("sk-new")
-    assert not known.admit("sk-plain")
+    assert known.contains("sk-new")
+    assert not known.contains("sk-plain")
 
 
-def test_keys_are_held_as_hashes(keys: Path) -> None:
+def test_keys_are_kept_as_hashes(keys: Path) -> None:
     assert "sk-plain" not in repr(vars(ApiKeys(str(keys))))
 
 
 @pytest.mark.parametrize("content", [None, "", "# nothing\n", "sha256:abc\n", "sha256:zz\n"])
-def test_a_file_that_gives_no_key_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_a_key_file_without_a_valid_key_is_refused(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "keys"
     if content is not None:
         file.write_text(content)
@@ -59,25 +59,25 @@ def test_a_file_that_gives_no_key_is_refused(tmp_path: Path, content: str | None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "calls.example.org"])
-def test_without_keys_nothing_but_localhost_is_listened_on(host: str) -> None:
+def test_without_keys_the_host_must_be_loopback(host: str) -> None:
     with pytest.raises(UsageError, match="api-keys"):
         ServeSettings.from_settings({"model": MODEL, "host": host})
     for own in ("127.0.0.1", "localhost", "::1"):
         ServeSettings.from_settings({"model": MODEL, "host": own})
 
 
-def test_without_keys_only_this_machine_is_answered_and_no_page_but_ours() -> None:
+def test_without_keys_only_local_requests_and_our_own_page_are_answered() -> None:
     with client_of(scripted_engine()) as client:
         assert status(client, None) == 200
         assert status(client, None, origin="http://localhost:8000") == 200
         assert status(client, None, origin="https://example.org") == 403
         assert status(client, None, origin="null") == 403
-        assert status(client, None, host="example.org") == 403  # a name of theirs that leads here
+        assert status(client, None, host="example.org") == 403  # DNS rebinding
     with client_of(scripted_engine(), peer="203.0.113.7") as client:
         assert status(client, None) == 403
 
 
-def test_no_answer_is_readable_to_pages_of_other_sites(keys: Path) -> None:
+def test_no_cors_headers_by_default(keys: Path) -> None:
     with client_of(scripted_engine(), api_keys=str(keys)) as client:
         headers = {"origin": "https://example.org", "authorization": "Bearer sk-plain"}
         answer = client.get("/v1/models", headers=headers)

@@ -1,4 +1,4 @@
-"""The endpoint when it is full, and when its clients leave."""
+"""The endpoint when it is overloaded, and when clients disconnect."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 
 from serve.metrics import RequestMetrics
-from serve.routes import TranscriptionService, http_app
+from serve.routes import http_app
+from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.engines.base import ClipRequest
 from speech.engines.fake import FakeEngine
@@ -16,20 +17,20 @@ from tests.serve.direct import CALL, MODEL, DirectBackend
 
 
 class StuckEngine(FakeEngine):
-    """Decodes nothing until it is released; tells that it has begun, and how many clips were cancelled."""
+    """Decodes nothing until ``released`` is set; sets ``begun``, and counts cancelled clips."""
 
     def __init__(self) -> None:
         super().__init__(before=self._wait)
         self.begun = asyncio.Event()
         self.released = asyncio.Event()
-        self.given_up = 0
+        self.cancellations = 0
 
     async def _wait(self, clip: ClipRequest) -> None:
         self.begun.set()
         try:
             await self.released.wait()
         except asyncio.CancelledError:
-            self.given_up += 1
+            self.cancellations += 1
             raise
 
 
@@ -37,7 +38,7 @@ class StuckEngine(FakeEngine):
 async def endpoint(
     engine: StuckEngine, **settings: Any
 ) -> AsyncIterator[Callable[..., Coroutine[None, None, httpx.Response]]]:
-    asked = ServeSettings(model=MODEL, **settings)
+    asked = ServeSettings.from_settings({"model": MODEL, **settings})
     service = TranscriptionService(asked, DirectBackend(engine), RequestMetrics())
     app = http_app(asked, service)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 5000))
@@ -50,8 +51,8 @@ async def endpoint(
         yield ask
 
 
-def test_a_full_endpoint_says_when_to_come_back_and_finishes_what_it_has() -> None:
-    async def scene() -> None:
+def test_an_overloaded_endpoint_sends_retry_after_and_finishes_requests_in_flight() -> None:
+    async def scenario() -> None:
         engine = StuckEngine()
         async with endpoint(engine, max_requests=2) as ask:
             held = [asyncio.create_task(ask()) for _ in range(2)]
@@ -64,27 +65,27 @@ def test_a_full_endpoint_says_when_to_come_back_and_finishes_what_it_has() -> No
             assert [(await task).status_code for task in held] == [200, 200]
             assert (await ask()).status_code == 200
 
-    asyncio.run(scene())
+    asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_frees_its_place_and_its_clips() -> None:
-    async def scene(**fields: Any) -> None:
+def test_a_client_that_disconnects_frees_its_admission_and_cancels_its_clips() -> None:
+    async def scenario(**fields: Any) -> None:
         engine = StuckEngine()
         async with endpoint(engine, max_requests=1) as ask:
-            left = asyncio.create_task(ask(**fields))
+            disconnected = asyncio.create_task(ask(**fields))
             await engine.begun.wait()
-            left.cancel()
-            await asyncio.gather(left, return_exceptions=True)
-            assert engine.given_up >= 4
+            disconnected.cancel()
+            await asyncio.gather(disconnected, return_exceptions=True)
+            assert engine.cancellations >= 4
             engine.released.set()
             assert (await ask(**fields)).status_code == 200
 
-    asyncio.run(scene())
-    asyncio.run(scene(stream="true"))
+    asyncio.run(scenario())
+    asyncio.run(scenario(stream="true"))
 
 
-def test_an_upload_that_is_refused_frees_its_place() -> None:
-    async def scene() -> None:
+def test_a_refused_upload_frees_its_admission() -> None:
+    async def scenario() -> None:
         engine = StuckEngine()
         engine.released.set()
         async with endpoint(engine, max_requests=1) as ask:
@@ -92,4 +93,4 @@ def test_an_upload_that_is_refused_frees_its_place() -> None:
             assert (await ask(stream="true")).status_code == 200
             assert (await ask()).status_code == 200
 
-    asyncio.run(scene())
+    asyncio.run(scenario())

@@ -27,7 +27,7 @@ FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 
 @pytest.fixture(scope="module")
 def batch(shell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the batch job wrote for the samples."""
+    """The bulk job's rows for the samples, by id."""
     assert shell
     table = pads.dataset("out/readme/transcripts", partitioning="hive").to_table()
     return {str(row["recording_id"]): row for row in table.to_pylist()}
@@ -40,7 +40,7 @@ def client(batch: dict[str, dict[str, Any]], demo: Served) -> Iterator[openai.Op
 
 
 def transcribe(client: openai.OpenAI, row: dict[str, Any], **asked: Any) -> Any:
-    """Asks for what a row of the manifest asks for; what OpenAI's client has no argument for goes beside."""
+    """Requests a manifest row with its options; those that OpenAI's client lacks go into ``extra_body``."""
     extras = {name: row[name] for name in ("language", "target_language", "keywords", "speakers") if name in row}
     create = client.audio.translations if row.get("task") == "translate" else client.audio.transcriptions
     return create.create(file=SAMPLES / row["audio"], model="whisper-1", extra_body=extras, **asked)
@@ -72,7 +72,7 @@ def test_a_call_in_each_format(client: openai.OpenAI, batch: dict[str, dict[str,
         assert text.strip() == expected["text"]
 
 
-def test_a_stream_says_the_same_part_by_part(client: openai.OpenAI, batch: dict[str, dict[str, Any]]) -> None:
+def test_a_stream_has_the_same_text_in_parts(client: openai.OpenAI, batch: dict[str, dict[str, Any]]) -> None:
     row = SHORT
     events = list(transcribe(client, row, stream=True))
     assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1)
@@ -90,7 +90,7 @@ def test_a_request_is_one_trace_from_the_endpoint_to_the_engine(client: openai.O
     assert text.encode() not in sent
 
 
-def test_mistakes_are_the_client_s_own_exceptions(client: openai.OpenAI) -> None:
+def test_errors_are_the_clients_own_exceptions(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="whisper-1"):
         client.audio.transcriptions.create(file=SAMPLES / "billing-001.wav", model="gpt-9")
     with pytest.raises(openai.BadRequestError) as caught:
@@ -115,7 +115,7 @@ def test_live_audio_has_the_text_of_its_recording(demo: Served, batch: dict[str,
     soundfile.write(raw, samples[:, 0], 8000, "ULAW", format="RAW")
     frames = [base64.b64encode(raw.getvalue()[start : start + 1600]).decode() for start in range(0, len(samples), 1600)]
 
-    async def hear() -> list[str]:
+    async def transcribe_live() -> list[str]:
         async with (
             openai.AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none") as client,
             client.realtime.connect(model="demo/model", extra_query={"intent": "transcription"}) as connection,
@@ -134,5 +134,5 @@ def test_live_audio_has_the_text_of_its_recording(demo: Served, batch: dict[str,
                         break
             return listened
 
-    listened = asyncio.run(asyncio.wait_for(hear(), 120))
+    listened = asyncio.run(asyncio.wait_for(transcribe_live(), 120))
     assert [text for text in listened if text in said] == said

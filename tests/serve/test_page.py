@@ -1,4 +1,4 @@
-"""The page at /, in a browser, before the endpoint's own HTTP with canned halves (``canned.py``)."""
+"""The page at /, in a browser, on the endpoint's HTTP over a canned backend (``canned.py``)."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def backend() -> CannedBackend:
 
 @pytest.fixture
 def address(backend: CannedBackend) -> Iterator[str]:
-    with served(ServeSettings(model=MODEL), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL}), backend) as address:
         yield address
 
 
@@ -73,7 +73,7 @@ def browser(needs_browser: None) -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page at an address, ready; in the end nothing has gone wrong in it unseen."""
+    """Opens the page at an address; fails at the end if a script raised an error."""
     contexts, faults = [], []
 
     def open_page(address: str, **settings: Any) -> Any:
@@ -104,7 +104,7 @@ def _expect(locator: Any) -> Any:
 
 
 def _transcribe(page: Any, call: Path) -> None:
-    """Chooses a call and starts; returns when all of it is there."""
+    """Chooses a call and starts; returns when the transcript is complete."""
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.get_by_role("status")).to_contain_text("of audio in")
@@ -130,17 +130,19 @@ def test_no_other_host_is_contacted(opened: Callable[..., Any], address: str) ->
     assert all(url.startswith(address) for url in asked)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", "".join(map(Path.read_text, PAGE.iterdir())))
     reached = page.evaluate("fetch('http://localhost:9').then(() => '', error => error.name)")
-    assert reached == "TypeError"  # and the browser would not let it, either
+    assert reached == "TypeError"  # blocked by the content security policy
     assert "connect-src 'self'" in page.content()
 
 
-def test_a_call_comes_line_by_line_by_speaker_and_time(page: Any, backend: CannedBackend, call: Path) -> None:
+def test_lines_appear_as_they_are_transcribed_with_speaker_and_time(
+    page: Any, backend: CannedBackend, call: Path
+) -> None:
     backend.go_on.clear()
     page.get_by_role("textbox", name="Speakers").fill("Agent, Customer")
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
     lines = page.locator("#lines li")
-    _expect(lines).to_have_count(1)  # the others are still being decoded
+    _expect(lines).to_have_count(1)  # the others are pending
     _expect(page.get_by_role("button", name="Stop")).to_be_visible()
     backend.go_on.set()
     _expect(page.get_by_role("status")).to_have_text(re.compile(r"^3 lines, 0:12 of audio in \d"))
@@ -150,13 +152,13 @@ def test_a_call_comes_line_by_line_by_speaker_and_time(page: Any, backend: Canne
     assert backend.uploads == [call.read_bytes()]
 
 
-def test_speakers_without_names_are_told_by_channel(page: Any, call: Path) -> None:
+def test_speakers_without_names_are_shown_by_channel(page: Any, call: Path) -> None:
     _transcribe(page, call)
     _expect(page.locator("#lines strong")).to_have_text(["Channel 1", "Channel 2", "Channel 1"])
     _expect(page.get_by_text("Channel 2")).to_be_visible()
 
 
-def test_the_choices_are_the_models_and_are_sent(page: Any, backend: CannedBackend, call: Path) -> None:
+def test_the_form_offers_what_the_model_supports_and_sends_it(page: Any, backend: CannedBackend, call: Path) -> None:
     language, task = page.get_by_label("Language"), page.get_by_label("Task")
     offered = language.locator("option").evaluate_all("options => options.map((option) => option.value)")
     assert set(offered) == GRANITE_4_0.languages
@@ -167,9 +169,9 @@ def test_the_choices_are_the_models_and_are_sent(page: Any, backend: CannedBacke
     page.get_by_label("Keywords").fill(" Kuhn, Acorn Insurance,")
     page.get_by_label("Channels").select_option(label="A speaker each")
     page.get_by_role("textbox", name="Speakers").fill("Frau Kuhn, Herr Acker")
-    _expect(page.get_by_label("Punctuation and capitals")).to_be_hidden()  # this model has none
+    _expect(page.get_by_label("Punctuation and capitals")).to_be_hidden()  # not a capability of this model
     _transcribe(page, call)
-    [asked] = backend.asked
+    [asked] = backend.requests
     assert (asked.audio, asked.speakers) == ("call.wav", ("Frau Kuhn", "Herr Acker"))
     assert asked.options.model_dump(exclude_defaults=True) == {
         "language": "de",
@@ -180,7 +182,7 @@ def test_the_choices_are_the_models_and_are_sent(page: Any, backend: CannedBacke
     }
 
 
-def test_a_line_that_is_clicked_is_heard(page: Any, call: Path) -> None:
+def test_clicking_a_line_plays_it(page: Any, call: Path) -> None:
     _transcribe(page, call)
     line = page.locator("#lines li").nth(2)
     line.click()
@@ -190,7 +192,7 @@ def test_a_line_that_is_clicked_is_heard(page: Any, call: Path) -> None:
     assert SEGMENTS[2].start_s <= _time(page) < SEGMENTS[2].end_s
 
 
-def test_the_keyboard_is_enough(page: Any, call: Path) -> None:
+def test_everything_works_by_keyboard(page: Any, call: Path) -> None:
     page.locator("body").press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
     _choose(page, call)
@@ -220,8 +222,8 @@ def test_the_keyboard_is_enough(page: Any, call: Path) -> None:
     _expect(page.get_by_role("button", name="0:00, play from here")).to_be_focused()
 
 
-def test_downloads_are_what_the_server_would_write(page: Any, call: Path) -> None:
-    page.get_by_role("textbox", name="Speakers").fill("Agent")  # the other has no name
+def test_downloads_equal_the_servers_formats(page: Any, call: Path) -> None:
+    page.get_by_role("textbox", name="Speakers").fill("Agent")  # the other channel has no name
     _transcribe(page, call)
     named = tuple(replace(segment, speaker="Agent") if segment.channel == 0 else segment for segment in SEGMENTS)
     transcript = Transcript(Recording(id="call", audio="call.wav"), MODEL, " ".join(LINES), named)
@@ -243,7 +245,7 @@ def _downloaded(page: Any, button: str) -> tuple[str, str]:
     return download.value.suggested_filename, Path(download.value.path()).read_text()
 
 
-def test_the_waveform_has_a_lane_a_channel_and_the_colours_of_its_segments(page: Any, call: Path) -> None:
+def test_the_waveform_has_a_lane_per_channel_and_the_colours_of_speakers(page: Any, call: Path) -> None:
     _choose(page, call)
     grey = _colours(page)
     page.get_by_role("button", name="Transcribe").click()
@@ -254,7 +256,7 @@ def test_the_waveform_has_a_lane_a_channel_and_the_colours_of_its_segments(page:
 
 
 def _colours(page: Any) -> list[str]:
-    """What colour is mixed into the first segment of each lane: its average pixel says."""
+    """The colour of the first segment of each lane, by its average pixel."""
     found: list[str] = page.locator("#waveform").evaluate(
         """(canvas, spans) => spans.map(([lane, start, end]) => {
           const [x, y] = [start * canvas.width, (lane * canvas.height) / 2];
@@ -271,18 +273,18 @@ def _colours(page: Any) -> list[str]:
     return found
 
 
-def test_stop_hangs_up(page: Any, backend: CannedBackend, call: Path) -> None:
+def test_stop_cancels_the_request(page: Any, backend: CannedBackend, call: Path) -> None:
     backend.go_on.clear()
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.locator("#lines li")).to_have_count(1)
     page.get_by_role("button", name="Stop").click()
     _expect(page.get_by_role("status")).to_have_text("Stopped.")
-    assert backend.given_up.wait(WAIT_MS / 1000)
-    _expect(page.locator("#lines li")).to_have_count(1)  # what has come stays
+    assert backend.cancelled.wait(WAIT_MS / 1000)
+    _expect(page.locator("#lines li")).to_have_count(1)  # received lines stay
 
 
-def test_an_error_says_what_to_do(page: Any, backend: CannedBackend, call: Path) -> None:
+def test_errors_are_shown(page: Any, backend: CannedBackend, call: Path) -> None:
     backend.failure, backend.refuses = AudioError("unreadable", "call.wav is not audio"), True
     _choose(page, call)
     page.get_by_role("button", name="Transcribe").click()
@@ -290,16 +292,16 @@ def test_an_error_says_what_to_do(page: Any, backend: CannedBackend, call: Path)
     backend.failure, backend.refuses = EngineError("engine_refused", "the clip is too long"), False
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.get_by_role("alert")).to_have_text("the clip is too long")
-    _expect(page.locator("#lines p")).to_have_text(LINES)  # what came before it
+    _expect(page.locator("#lines p")).to_have_text(LINES)  # lines before the error
     backend.failure = None
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.get_by_role("status")).to_contain_text("3 lines")
     _expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_full_server_says_when_to_come_again(opened: Callable[..., Any], backend: CannedBackend, call: Path) -> None:
+def test_overload_shows_when_to_retry(opened: Callable[..., Any], backend: CannedBackend, call: Path) -> None:
     backend.go_on.clear()
-    with served(ServeSettings(model=MODEL, max_requests=1), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL, "max_requests": 1}), backend) as address:
         first, second = opened(address), opened(address)
         for page in (first, second):
             _choose(page, call)
@@ -308,12 +310,12 @@ def test_a_full_server_says_when_to_come_again(opened: Callable[..., Any], backe
         _expect(second.get_by_role("alert")).to_contain_text(re.compile(r"Try again in \d+ seconds"))
 
 
-def test_a_server_with_keys_is_given_one(
+def test_the_page_asks_for_an_api_key(
     opened: Callable[..., Any], backend: CannedBackend, call: Path, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("a-key-that-is-long-enough-for-anybody\n")
-    with served(ServeSettings(model=MODEL, api_keys=str(keys)), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL, "api_keys": str(keys)}), backend) as address:
         page = opened(address)
         asked = page.get_by_role("dialog", name="This server asks for a key")
         for key in ("wrong", keys.read_text().strip()):
@@ -332,17 +334,15 @@ def test_a_file_that_the_browser_cannot_play_is_transcribed(page: Any, call: Pat
     _expect(page.get_by_role("status")).to_contain_text("cannot play")
     page.get_by_role("button", name="Transcribe").click()
     _expect(page.get_by_role("status")).to_contain_text("3 lines")
-    _expect(page.locator("#length")).to_have_text("0:12")  # the server has said so
+    _expect(page.locator("#length")).to_have_text("0:12")  # from the server
     assert page.get_by_role("button", name="Play", exact=True).is_disabled()
-    page.locator("#lines li").first.click()  # there is nothing to hear, and no harm
+    page.locator("#lines li").first.click()  # nothing to play
 
 
-def test_a_file_that_the_server_would_refuse_is_not_sent(
-    opened: Callable[..., Any], backend: CannedBackend, tmp_path: Path
-) -> None:
+def test_a_file_over_the_limit_is_not_sent(opened: Callable[..., Any], backend: CannedBackend, tmp_path: Path) -> None:
     big = tmp_path / "big.wav"
     big.write_bytes(bytes((1 << 20) + 1))
-    with served(ServeSettings(model=MODEL, max_upload_mib=1), backend) as address:
+    with served(ServeSettings.from_settings({"model": MODEL, "max_upload_mib": 1}), backend) as address:
         page = opened(address)
         _expect(page.locator("#model")).to_have_text(MODEL)
         page.get_by_label("Choose a recording").set_input_files(big)
@@ -363,7 +363,7 @@ def test_the_microphone_is_recorded_as_wav(page: Any, backend: CannedBackend) ->
     assert np.abs(samples).max() > 0.01
 
 
-def test_a_dropped_file_is_taken(page: Any, call: Path) -> None:
+def test_a_file_can_be_dropped_on_the_page(page: Any, call: Path) -> None:
     page.evaluate(
         """(bytes) => {
           const transfer = new DataTransfer();
@@ -377,7 +377,7 @@ def test_a_dropped_file_is_taken(page: Any, call: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone(opened: Callable[..., Any], address: str, call: Path, scheme: str) -> None:
+def test_the_page_fits_a_phone(opened: Callable[..., Any], address: str, call: Path, scheme: str) -> None:
     page = opened(address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme=scheme)
     _transcribe(page, call)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -418,7 +418,7 @@ def test_a_stereo_call_on_the_whole_endpoint_shows_both_speakers(opened: Callabl
     ("name", "ratio"),
     [(name, 4.5) for name in ("ink", "quiet", "bad", "voice-0", "voice-1", "voice-2", "voice-3")] + [("edge", 3.0)],
 )
-def test_colours_stand_out(scheme: int, name: str, ratio: float) -> None:
+def test_colours_have_enough_contrast(scheme: int, name: str, ratio: float) -> None:
     style = (PAGE / "style.css").read_text()
     colours = dict(re.findall(r"--([\w-]+): (#\w{6});", re.findall(r":root \{(.*?)\}", style, re.DOTALL)[scheme]))
     for ground in ("paper", "surface"):

@@ -57,7 +57,7 @@ def append(session: WebSocketTestSession, pieces: list[bytes]) -> None:
 
 
 def until(session: WebSocketTestSession, type: str, count: int = 1) -> list[dict[str, Any]]:
-    """Events as they come, to the ``count``-th of a type."""
+    """Receives events up to the ``count``-th of a type."""
     events: list[dict[str, Any]] = []
     while sum(event["type"] == type for event in events) < count:
         events.append(session.receive_json())
@@ -69,7 +69,7 @@ def of_type(events: list[dict[str, Any]], type: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_each_stretch_of_speech_is_an_item(client: TestClient, binary: bool) -> None:
+def test_each_utterance_is_an_item(client: TestClient, binary: bool) -> None:
     with opened(client, transcription={"model": MODEL, "language": "de", "keywords": ["Kuhn"]}) as session:
         if binary:
             for piece in ulaw():
@@ -92,7 +92,7 @@ def test_each_stretch_of_speech_is_an_item(client: TestClient, binary: bool) -> 
             assert "".join(deltas) == "de Kuhn"
 
 
-def test_words_come_while_the_speaker_still_speaks(client: TestClient) -> None:
+def test_deltas_are_sent_before_the_utterance_ends(client: TestClient) -> None:
     with opened(client) as session:
         long = np.concatenate([sentence("agent")] * 3)
         for piece in ulaw(long):
@@ -101,7 +101,7 @@ def test_words_come_while_the_speaker_still_speaks(client: TestClient) -> None:
         assert not of_type(events, "input_audio_buffer.committed")
 
 
-def test_a_commit_ends_what_is_being_said(client: TestClient) -> None:
+def test_a_commit_ends_the_current_utterance(client: TestClient) -> None:
     with opened(client) as session:
         append(session, ulaw()[:15])  # into the middle of the first sentence
         session.send_json({"type": "input_audio_buffer.commit"})
@@ -113,7 +113,7 @@ def test_a_commit_ends_what_is_being_said(client: TestClient) -> None:
         assert error["error"]["event_id"] == "mine"
 
 
-def test_without_turn_detection_the_client_says_what_an_item_is(client: TestClient) -> None:
+def test_without_turn_detection_an_item_ends_at_a_commit(client: TestClient) -> None:
     with opened(client, turn_detection=None) as session:
         append(session, ulaw())
         session.send_json({"type": "input_audio_buffer.commit"})
@@ -122,7 +122,7 @@ def test_without_turn_detection_the_client_says_what_an_item_is(client: TestClie
         assert events[-1]["transcript"] == "en en"
 
 
-def test_what_is_cleared_is_not_heard(client: TestClient) -> None:
+def test_cleared_audio_is_not_transcribed(client: TestClient) -> None:
     with opened(client, turn_detection=None) as session:
         append(session, ulaw())
         session.send_json({"type": "input_audio_buffer.clear"})
@@ -132,7 +132,7 @@ def test_what_is_cleared_is_not_heard(client: TestClient) -> None:
         assert until(session, f"{TRANSCRIPTION}.completed")[-1]["transcript"] == "en"
 
 
-def test_the_session_tells_what_is_in_force(client: TestClient) -> None:
+def test_session_updated_states_what_is_in_force(client: TestClient) -> None:
     with opened(client) as session:
         asked = {"turn_detection": {"type": "server_vad", "silence_duration_ms": 1}, "noise_reduction": None}
         input = configure(session, **asked)["session"]["audio"]["input"]
@@ -162,7 +162,7 @@ def test_the_session_tells_what_is_in_force(client: TestClient) -> None:
         ),
     ],
 )
-def test_a_mistake_is_answered_and_the_session_goes_on(client: TestClient, message: str, code: str) -> None:
+def test_an_error_is_answered_and_the_session_goes_on(client: TestClient, message: str, code: str) -> None:
     with opened(client) as session:
         session.send_text(message)
         error = session.receive_json()
@@ -171,20 +171,20 @@ def test_a_mistake_is_answered_and_the_session_goes_on(client: TestClient, messa
         assert until(session, f"{TRANSCRIPTION}.completed")
 
 
-def test_speech_that_the_engine_refuses_fails_alone(client: TestClient) -> None:
+def test_an_item_that_the_engine_refuses_fails_alone(client: TestClient) -> None:
     with opened(client, transcription={"keywords": ["refuse me"]}) as session:
         append(session, ulaw())
         events = until(session, f"{TRANSCRIPTION}.failed", 2)
         assert {event["error"]["code"] for event in of_type(events, f"{TRANSCRIPTION}.failed")} == {"engine_refused"}
 
 
-def test_too_much_audio_ends_the_session() -> None:
+def test_audio_over_the_limit_ends_the_session() -> None:
     with client_of(scripted_engine(), max_audio_s=1.0) as client, opened(client) as session:
         append(session, ulaw())
         assert until(session, "error")[-1]["error"]["code"] == "too_long"
 
 
-def test_the_key_comes_as_a_header_or_as_a_subprotocol(tmp_path: Path) -> None:
+def test_the_key_is_a_header_or_a_subprotocol(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
     with client_of(scripted_engine(), api_keys=str(tmp_path / "keys")) as client:
         with client.websocket_connect(URL, headers={"authorization": "Bearer sk-one"}) as session:
@@ -195,12 +195,12 @@ def test_the_key_comes_as_a_header_or_as_a_subprotocol(tmp_path: Path) -> None:
             client.websocket_connect(URL).__enter__()
 
 
-def test_no_page_of_another_site_may_listen_in(client: TestClient) -> None:
+def test_pages_of_other_sites_may_not_connect(client: TestClient) -> None:
     with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
         client.websocket_connect(URL, headers={"origin": "https://example.org"}).__enter__()
 
 
-def test_a_full_endpoint_takes_no_session() -> None:
+def test_an_overloaded_endpoint_refuses_a_session() -> None:
     with client_of(scripted_engine(), max_requests=1) as client, client.websocket_connect(URL) as session:
         assert session.receive_json()["type"] == "session.created"
         with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):

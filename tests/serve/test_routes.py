@@ -1,4 +1,4 @@
-"""The endpoint's HTTP, as a client sees it: answers, streams, refusals."""
+"""The endpoint's HTTP: answers, streams, errors."""
 
 import io
 import itertools
@@ -54,7 +54,7 @@ def test_a_transcript_in_each_format(client: TestClient) -> None:
     assert all(0 <= part["start"] < part["end"] <= verbose["duration"] for part in verbose["segments"])
 
 
-def test_keywords_come_as_a_list_as_one_field_or_in_the_prompt(client: TestClient) -> None:
+def test_keywords_may_be_a_list_one_field_or_in_the_prompt(client: TestClient) -> None:
     asked: list[dict[str, Any]] = [
         {"keywords[]": ["Kuhn", "van der Berg"]},
         {"keywords": "Kuhn, van der Berg"},
@@ -77,11 +77,11 @@ def test_a_stream_is_the_same_text_in_parts(client: TestClient) -> None:
         assert event["segment"] == {name: segment[name] for name in ("channel", "speaker", "start", "end", "text")}
 
 
-def test_translation_says_into_what(client: TestClient) -> None:
+def test_translations_need_a_target_language(client: TestClient) -> None:
     assert post(client, "translations", language="de").json()["text"]
     answer = post(client, "translations", language="en", target_language="fr", response_format="verbose_json").json()
     assert (answer["task"], answer["language"]) == ("translate", "fr")
-    assert error_of(post(client, "translations")) == (400, "unsupported_task")  # English into what?
+    assert error_of(post(client, "translations")) == (400, "unsupported_task")  # no target for English
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_translation_says_into_what(client: TestClient) -> None:
         ({"keywords[]": "break me"}, (500, "internal")),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_its_reason(
+def test_unsupported_requests_are_refused_with_a_code(
     client: TestClient, fields: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     assert error_of(post(client, **fields)) == expected
@@ -121,7 +121,7 @@ def test_what_cannot_be_done_is_refused_with_its_reason(
         (b"x" * ((1 << 20) + 1), (413, "too_large")),
     ],
 )
-def test_bad_audio_is_refused_with_its_reason(client: TestClient, audio: bytes, expected: tuple[int, str]) -> None:
+def test_bad_audio_is_refused_with_a_code(client: TestClient, audio: bytes, expected: tuple[int, str]) -> None:
     assert error_of(post(client, audio=audio)) == expected
 
 
@@ -131,7 +131,7 @@ def test_errors_before_the_first_text_of_a_stream_have_a_status(client: TestClie
     assert error_of(post(client, **asked)) == (500, "engine_refused")
 
 
-def test_a_body_over_the_limit_is_refused_before_it_has_come(client: TestClient) -> None:
+def test_a_body_over_the_limit_is_refused_before_it_is_received(client: TestClient) -> None:
     def body() -> Iterator[bytes]:
         yield from [b"x" * (1 << 20)] * 3
 
@@ -141,7 +141,7 @@ def test_a_body_over_the_limit_is_refused_before_it_has_come(client: TestClient)
     assert error_of(client.post("/v1/audio/transcriptions", content=body(), headers=form)) == (413, "too_large")
 
 
-def test_what_is_no_form_is_refused(client: TestClient) -> None:
+def test_malformed_forms_are_refused(client: TestClient) -> None:
     url = "/v1/audio/transcriptions"
     assert error_of(client.post(url, json={"file": "https://example.org/a.wav"})) == (415, "not_multipart")
     form = {"content-type": "multipart/form-data; boundary=b"}
@@ -157,7 +157,7 @@ def test_a_recording_that_is_too_long_is_413() -> None:
         assert error_of(post(client)) == (413, "too_long")
 
 
-def test_models_are_listed_with_what_they_can_do() -> None:
+def test_models_are_listed_with_capabilities() -> None:
     with client_of(scripted_engine(), names="whisper-1, calls") as client:
         listed = client.get("/v1/models").json()["data"]
         assert [entry["id"] for entry in listed] == [MODEL, "whisper-1", "calls"]
@@ -169,7 +169,7 @@ def test_models_are_listed_with_what_they_can_do() -> None:
         assert post(client, model="whisper-1").status_code == 200
 
 
-def test_errors_of_paths_and_methods_have_openai_s_shape(client: TestClient) -> None:
+def test_errors_of_paths_and_methods_have_openais_shape(client: TestClient) -> None:
     assert error_of(client.get("/v1/nothing")) == (404, "not_found")
     assert error_of(client.get("/v1/audio/transcriptions")) in ((404, "not_found"), (405, "method_not_allowed"))
 
@@ -178,7 +178,7 @@ def test_the_description_names_every_field_and_no_other_host(client: TestClient)
     described = client.get("/openapi.json").json()
     form = described["paths"]["/v1/audio/transcriptions"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert {"file", "model", "keywords[]", "response_format"} <= form["schema"]["properties"].keys()
-    assert client.get("/docs").status_code == 404  # it would load its scripts from elsewhere
+    assert client.get("/docs").status_code == 404  # it would load scripts from another host
 
 
 def test_speakers_are_named_by_channel(client: TestClient) -> None:
@@ -193,7 +193,7 @@ def test_speakers_are_named_by_channel(client: TestClient) -> None:
 
 
 def failing_engine(error: Exception) -> FakeEngine:
-    """Decodes its first clip and fails at the others."""
+    """Decodes its first clip and fails on the others."""
     decoded = itertools.count()
 
     async def fail(clip: ClipRequest) -> None:
@@ -218,7 +218,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(error: Exception, 
         assert last["error"]["code"] == code
 
 
-def test_a_dead_engine_is_503_and_asks_to_come_back() -> None:
+def test_a_dead_engine_is_503_with_retry_after() -> None:
     engine = failing_engine(EngineDied("engine_died", "gone"))
     with client_of(engine) as client:
         response = post(client)

@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve, whole: what its clients see when engines die, clients leave, and it is told to end."""
+"""The whole endpoint on Ray Serve: dead engines, disconnected clients, overload, shutdown."""
 
 import json
 import threading
@@ -12,13 +12,13 @@ import httpx
 import psutil
 import pytest
 
-from tests.serve.conftest import PATIENCE_S, Served, eventually, served_mortal
+from tests.serve.conftest import MAX_WAIT_S, Served, eventually, served_scripted
 from tests.serve.direct import CALL, MODEL
 
 pytestmark = pytest.mark.ray
 
-# Three requests are mostly given to both engines; where they were not within so long, they are asked anew.
-GIVEN_OUT_S = 5.0
+# Three requests mostly reach both engines; if they have not within this time, three more are sent.
+SPREAD_S = 5.0
 
 
 def ask(endpoint: Served, *, timeout: float = 90.0, audio: bytes = CALL, **fields: Any) -> httpx.Response:
@@ -35,10 +35,10 @@ def keywords(word: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def waiting(mortal: tuple[Served, Path]) -> Path:
-    """The folder in which a test sees that a request waits, and lets it go."""
-    forget(mortal[1])
-    return mortal[1]
+def waiting(scripted: tuple[Served, Path]) -> Path:
+    """The folder that controls the engines, empty."""
+    clear(scripted[1])
+    return scripted[1]
 
 
 def ask_in_halves(endpoint: Served, rest: threading.Event) -> httpx.Response:
@@ -47,40 +47,40 @@ def ask_in_halves(endpoint: Served, rest: threading.Event) -> httpx.Response:
     whole = httpx.Request("POST", url, data={"model": MODEL}, files={"file": ("call.wav", CALL)})
     body = whole.read()
 
-    def backend() -> Iterator[bytes]:
+    def halves() -> Iterator[bytes]:
         yield body[: len(body) // 2]
-        rest.wait(PATIENCE_S)
+        rest.wait(MAX_WAIT_S)
         yield body[len(body) // 2 :]
 
     headers = {"content-type": whole.headers["content-type"], "content-length": str(len(body))}
-    return httpx.post(url, content=backend(), headers=headers, timeout=90.0)
+    return httpx.post(url, content=halves(), headers=headers, timeout=90.0)
 
 
-def forget(folder: Path) -> None:
+def clear(folder: Path) -> None:
     for file in folder.iterdir():
         file.unlink()
 
 
-def working(folder: Path) -> list[Path]:
-    """A file for each engine that has a request that waits."""
+def waiting_engines(folder: Path) -> list[Path]:
+    """A file for each engine with a waiting request."""
     return list(folder.glob("waits-*"))
 
 
-def both_work(endpoint: Served, folder: Path) -> bool:
-    """Whether requests that wait together wait in two engines."""
+def spread(endpoint: Served, folder: Path) -> bool:
+    """Whether concurrent requests are spread over both engines."""
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask, endpoint, **keywords("wait")) for _ in range(3)]
-        until = time.monotonic() + GIVEN_OUT_S
-        while not (both := len(working(folder)) == 2) and time.monotonic() < until:
+        until = time.monotonic() + SPREAD_S
+        while not (both := len(waiting_engines(folder)) == 2) and time.monotonic() < until:
             time.sleep(0.1)
         (folder / "go").touch()
         assert {one.result().status_code for one in asked} == {200}
-    forget(folder)
+    clear(folder)
     return both
 
 
-def test_an_upload_goes_through_both_halves(mortal: tuple[Served, Path]) -> None:
-    endpoint, _ = mortal
+def test_an_upload_is_transcribed_whole_and_as_a_stream(scripted: tuple[Served, Path]) -> None:
+    endpoint, _ = scripted
     whole = ask(endpoint, response_format="verbose_json", **keywords("Kuhn")).json()
     assert len(whole["segments"]) == 4
     assert whole["text"] == " ".join(["en Kuhn"] * 4)
@@ -95,8 +95,8 @@ def test_an_upload_goes_through_both_halves(mortal: tuple[Served, Path]) -> None
     assert [event["type"] for event in events] == ["transcript.text.delta"] * 4 + ["transcript.text.done"]
 
 
-def test_errors_cross_from_the_halves_as_they_are(mortal: tuple[Served, Path]) -> None:
-    endpoint, _ = mortal
+def test_errors_of_all_deployments_reach_the_client(scripted: tuple[Served, Path]) -> None:
+    endpoint, _ = scripted
     refused: list[tuple[dict[str, Any], bytes, tuple[int, str]]] = [
         ({}, b"", (422, "empty")),
         ({}, b"not audio at all\n" * 100_000, (422, "unreadable")),
@@ -109,31 +109,31 @@ def test_errors_cross_from_the_halves_as_they_are(mortal: tuple[Served, Path]) -
         assert (answer.status_code, answer.json()["error"]["code"]) == expected
 
 
-def test_a_client_that_leaves_frees_its_work(mortal: tuple[Served, Path], waiting: Path) -> None:
-    endpoint, _ = mortal
+def test_a_client_that_disconnects_cancels_its_work(scripted: tuple[Served, Path], waiting: Path) -> None:
+    endpoint, _ = scripted
     for fields in ({}, {"stream": "true"}):
         with pytest.raises(httpx.ReadTimeout):
             ask(endpoint, timeout=3.0, **(keywords("wait") | fields))
-        eventually((waiting / "given-up").exists)
-        (waiting / "given-up").unlink()
+        eventually((waiting / "cancelled").exists)
+        (waiting / "cancelled").unlink()
 
 
-def test_a_dead_engine_takes_only_its_own_requests_along(mortal: tuple[Served, Path], waiting: Path) -> None:
-    endpoint, _ = mortal
-    eventually(lambda: both_work(endpoint, waiting))
+def test_a_dead_engine_fails_only_its_own_requests(scripted: tuple[Served, Path], waiting: Path) -> None:
+    endpoint, _ = scripted
+    eventually(lambda: spread(endpoint, waiting))
     with ThreadPoolExecutor(1) as pool:
-        elsewhere = pool.submit(ask, endpoint, **keywords("wait"))
-        eventually(lambda: working(waiting))
-        fallen = ask(endpoint, **keywords("die"))  # the other engine has less to do
-        assert (fallen.status_code, fallen.json()["error"]["code"]) == (503, "replica_died")
-        assert int(fallen.headers["retry-after"]) > 0
+        other = pool.submit(ask, endpoint, **keywords("wait"))
+        eventually(lambda: waiting_engines(waiting))
+        failed = ask(endpoint, **keywords("die"))  # the other engine has fewer requests
+        assert (failed.status_code, failed.json()["error"]["code"]) == (503, "replica_died")
+        assert int(failed.headers["retry-after"]) > 0
         (waiting / "go").touch()
-        assert elsewhere.result().status_code == 200
+        assert other.result().status_code == 200
     assert ask(endpoint).status_code == 200
 
 
-def test_a_full_endpoint_refuses_at_once(mortal: tuple[Served, Path], waiting: Path) -> None:
-    endpoint, _ = mortal
+def test_an_overloaded_endpoint_refuses_at_once(scripted: tuple[Served, Path], waiting: Path) -> None:
+    endpoint, _ = scripted
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(ask, endpoint, **keywords("wait")) for _ in range(8)]
         eventually(lambda: sum(one.done() for one in asked) == 4)
@@ -144,8 +144,8 @@ def test_a_full_endpoint_refuses_at_once(mortal: tuple[Served, Path], waiting: P
         assert sorted(one.result().status_code for one in asked) == [200] * 4 + [503] * 4
 
 
-def test_metrics_of_all_replicas_are_at_one_place(mortal: tuple[Served, Path]) -> None:
-    endpoint, _ = mortal
+def test_metrics_of_all_replicas_are_at_one_port(scripted: tuple[Served, Path]) -> None:
+    endpoint, _ = scripted
 
     def exported() -> str | None:
         text = httpx.get(endpoint.metrics, timeout=30).text
@@ -157,13 +157,13 @@ def test_metrics_of_all_replicas_are_at_one_place(mortal: tuple[Served, Path]) -
     assert "call.wav" not in text
 
 
-def test_told_to_end_it_finishes_what_it_has(mortal: tuple[Served, Path], waiting: Path) -> None:
-    endpoint, _ = mortal
+def test_sigterm_finishes_the_requests_in_flight(scripted: tuple[Served, Path], waiting: Path) -> None:
+    endpoint, _ = scripted
     rest = threading.Event()
     with ThreadPoolExecutor(2) as pool:
         uploading = pool.submit(ask_in_halves, endpoint, rest)
         decoding = pool.submit(ask, endpoint, **keywords("wait"))
-        eventually(lambda: working(waiting))
+        eventually(lambda: waiting_engines(waiting))
         endpoint.process.terminate()
         eventually(lambda: ask(endpoint).status_code == 503)
         rest.set()
@@ -175,16 +175,16 @@ def test_told_to_end_it_finishes_what_it_has(mortal: tuple[Served, Path], waitin
     assert code == 0
 
 
-def test_an_engine_comes_with_a_request_and_goes_when_there_is_no_more(tmp_path: Path) -> None:
-    endpoint = served_mortal(tmp_path, "engines=1", "min_engines=0", "engine_idle_s=0")
+def test_an_engine_starts_with_a_request_and_stops_when_idle(tmp_path: Path) -> None:
+    endpoint = served_scripted(tmp_path, "engines=1", "min_engines=0", "engine_idle_s=0")
     try:
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(ask, endpoint, **keywords("wait"))
-            [waits] = eventually(lambda: working(tmp_path))
+            [waits] = eventually(lambda: waiting_engines(tmp_path))
             (tmp_path / "go").touch()
             assert asked.result().status_code == 200
         engine = int(waits.name.removeprefix("waits-"))
-        # Serve looks back over half a minute before it believes that nobody asks.
+        # Serve averages over half a minute before it scales down.
         eventually(lambda: not psutil.pid_exists(engine))
     finally:
         endpoint.stop()

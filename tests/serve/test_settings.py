@@ -1,4 +1,4 @@
-"""What the endpoint is told: flags, YAML, Serve's config."""
+"""The endpoint's settings: flags, YAML, Serve's config."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 import rayscribe
-from serve.settings import SERVE_SETTINGS, ServeSettings
+from serve.settings import ServeSettings
 from speech.errors import UsageError
 
 
@@ -15,7 +15,7 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text("port: 9000\nmax-requests: 7\nnames: [whisper-1]\n")
     parsed = rayscribe._parser().parse_args(["serve", "--config", str(config), "--port", "9001"])
-    settings = ServeSettings.from_settings(rayscribe._settings(parsed, SERVE_SETTINGS))
+    settings = ServeSettings.from_settings(rayscribe._settings(parsed, ServeSettings.flat_fields()))
     assert (settings.port, settings.max_requests, settings.names) == (9001, 7, ("whisper-1",))
 
 
@@ -26,16 +26,17 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
         (["--max-requests", "none"], "max_requests"),
         (["--port", "70000"], "port"),
         (["--model", "no-model"], "no-model"),
+        (["--model", "demo/model", "--engine", "transformers", "--speculation", "ctc"], "transformers"),
     ],
 )
-def test_what_is_wrong_is_refused_before_anything_starts(
+def test_bad_settings_are_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
 ) -> None:
     assert rayscribe.main(["serve", *arguments]) == 2
     assert named in capsys.readouterr().err
 
 
-def test_keys_that_are_not_there_are_refused_before_anything_starts(
+def test_a_missing_key_file_is_refused_before_anything_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert rayscribe.main(["serve", "--model", "demo/model", "--api-keys", str(tmp_path / "none")]) == 2
@@ -47,11 +48,12 @@ def test_an_unknown_setting_is_named() -> None:
         ServeSettings.from_settings({"max_request": 1})
 
 
-def test_the_engine_s_settings_are_among_them() -> None:
-    assert ServeSettings(model="demo/model", concurrent_clips=3).engine_config.concurrent_clips == 3
+def test_engine_settings_are_included() -> None:
+    settings = ServeSettings.from_settings({"model": "demo/model", "concurrent_clips": 3})
+    assert settings.engine_config.concurrent_clips == 3
 
 
-def test_the_serve_config_is_what_serve_and_we_take() -> None:
+def test_the_serve_config_is_valid() -> None:
     config = yaml.safe_load(Path("serve/config.yaml").read_text())
     schema = ServeDeploySchema.model_validate(config)
     [application] = schema.applications

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.protocol import ENDPOINT_CODES
+from serve.http_errors import ENDPOINT_CODES
 from speech import errors
 from speech.errors import AUDIO_CODES, REQUEST_CODES, RayscribeError
 

@@ -1,4 +1,4 @@
-"""Transcripts as files: what players and parsers rely on."""
+"""Rendered transcripts: what players and parsers rely on."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_webvtt() -> None:
     )
 
 
-def test_nobody_is_named_where_there_is_one_and_each_channel_where_there_are_two() -> None:
+def test_channels_are_named_only_where_there_are_several() -> None:
     first, second = Segment(0, None, 0.0, 1.0, "one"), Segment(1, None, 1.0, 2.0, "two")
     assert "\none\n" in render_transcript(transcript(first), "srt")
     both = render_transcript(transcript(first, second), "srt")
@@ -45,7 +45,7 @@ def test_nobody_is_named_where_there_is_one_and_each_channel_where_there_are_two
 
 
 @pytest.mark.parametrize("format", ["srt", "vtt", "text", "json", "verbose_json"])
-def test_silence_is_a_valid_file(format: str) -> None:
+def test_a_transcript_without_text_is_a_valid_file(format: str) -> None:
     silent = transcript(Segment(0, None, 0.0, 1.0, ""))
     assert " --> " not in render_transcript(silent, format)  # type: ignore[arg-type]
     assert render_transcript(transcript(), "vtt") == "WEBVTT\n"
@@ -71,7 +71,7 @@ def test_verbose_json_has_times_channels_and_words() -> None:
     ]
 
 
-def test_a_row_read_back_is_written_alike() -> None:
+def test_a_row_read_back_renders_the_same() -> None:
     again = Transcript.from_row(CALL.to_row())
     assert again.segments == CALL.segments
     for format in ("srt", "vtt", "text", "json", "verbose_json"):

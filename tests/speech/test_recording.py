@@ -1,4 +1,4 @@
-"""What a manifest row asks for: defaults, what the row says, and every way it can be malformed."""
+"""Parsing of manifest rows: defaults, options of the row, ids, and malformed rows."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ def read(defaults: Options | None = None, **row: Any) -> Recording:
 
 
 @pytest.mark.parametrize(
-    ("given", "cleaned"),
+    ("given", "expected"),
     [
         (" Acme  Corp ,Kim", ("Acme Corp", "Kim")),
         (["Kim", "Acme\tCorp", "Kim "], ("Kim", "Acme Corp")),
@@ -27,8 +27,8 @@ def read(defaults: Options | None = None, **row: Any) -> Recording:
         ([], ()),
     ],
 )
-def test_keywords_as_they_enter_a_prompt(given: Any, cleaned: tuple[str, ...]) -> None:
-    assert clean_keywords(given) == cleaned
+def test_clean_keywords(given: Any, expected: tuple[str, ...]) -> None:
+    assert clean_keywords(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_keywords_as_they_enter_a_prompt(given: Any, cleaned: tuple[str, ...]) -
         [7],
     ],
 )
-def test_keywords_that_no_prompt_can_hold(given: Any) -> None:
+def test_bad_keywords(given: Any) -> None:
     with pytest.raises(RequestError) as caught:
         clean_keywords(given)
     assert caught.value.code == "bad_keywords"
@@ -60,22 +60,22 @@ def test_bad_keywords_in_a_row_fail_the_row(given: Any) -> None:
 # Options
 
 
-def test_the_row_wins_over_the_run() -> None:
+def test_the_rows_options_override_the_runs() -> None:
     run = Options(language="de", keywords="Acme", channels="mix")
     row = read(run, language=" FR ", channels="split").options
     assert (row.language, row.keywords, row.channels) == ("fr", ("Acme",), "split")
 
 
-def test_translation_is_into_english_unless_said() -> None:
+def test_translation_is_into_english_by_default() -> None:
     assert read(task="translate", language="de").options.target_language == "en"
     with pytest.raises(RequestError, match="into what"):
         read(task="translate")
     with pytest.raises(RequestError, match="needs task 'translate'"):
         read(target_language="de")
-    assert read(target_language="en").options.task == "transcribe"  # as NeMo writes it
+    assert read(target_language="en").options.task == "transcribe"  # as in NeMo manifests
 
 
-def test_a_row_that_transcribes_does_not_inherit_a_target() -> None:
+def test_a_row_with_task_transcribe_does_not_inherit_target_language() -> None:
     run = Options(task="translate", target_language="de")
     assert read(run).options.target_language == "de"
     assert read(run, task="transcribe").options.target_language is None
@@ -84,7 +84,7 @@ def test_a_row_that_transcribes_does_not_inherit_a_target() -> None:
 # Rows
 
 
-def test_the_whole_row() -> None:
+def test_a_row_with_every_column() -> None:
     recording = Recording.from_row(
         {
             "audio_filepath": " s3://b/a.wav ",
@@ -136,16 +136,16 @@ def test_a_malformed_row_names_its_column(row: dict[str, Any], column: str) -> N
     assert caught.value.code == "bad_row"
 
 
-def test_a_message_does_not_repeat_a_transcript() -> None:
+def test_a_message_is_short_even_if_the_value_is_long() -> None:
     with pytest.raises(RequestError) as caught:
         read(text=["the patient said that " * 20])
     assert len(caught.value.message) < 150
 
 
-def test_a_malformed_row_can_still_be_reported() -> None:
+def test_malformed_accepts_every_row() -> None:
     for row in ({}, {"audio": ["x"]}, {"id": "a", "offset": -1, "branch": 3}, {"audio": "a.wav", "language": 5}):
-        stand_in = Recording.malformed(row)
-        assert stand_in.id == row_id(row)
+        recording = Recording.malformed(row)
+        assert recording.id == row_id(row)
     assert Recording.malformed({"id": "a", "offset": -1, "branch": 3}).metadata == {"branch": 3}
 
 
@@ -153,11 +153,11 @@ def test_a_malformed_row_can_still_be_reported() -> None:
 
 
 def test_ids_are_stable_across_versions() -> None:
-    """An output folder is resumed by its ids: this value must never change."""
+    """An output is resumed by its ids: this value must never change."""
     assert row_id({"audio": "s3://bucket/call.wav"}) == "5fa8b658f02753ff"
 
 
-def test_ids_follow_uri_and_offset_alone() -> None:
+def test_default_ids_depend_on_uri_and_offset_only() -> None:
     plain = row_id({"audio": "a.wav"})
     same: list[dict[str, Any]] = [
         {"audio_filepath": "a.wav"},

@@ -1,4 +1,4 @@
-"""What of a URI may be shown."""
+"""Credentials are removed from URIs."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from speech.redaction import redact_uri
 
 
 @pytest.mark.parametrize(
-    ("uri", "shown"),
+    ("uri", "redacted"),
     [
         ("https://bob:sesame@host/a.wav?token=sesame#x", "https://host/a.wav"),
         ("ftp://bob:sesame@host/a.wav", "ftp://host/a.wav"),
@@ -14,5 +14,5 @@ from speech.redaction import redact_uri
         ("/data/a@b?.wav", "/data/a@b?.wav"),
     ],
 )
-def test_what_of_a_uri_may_be_shown(uri: str, shown: str) -> None:
-    assert redact_uri(uri) == shown
+def test_credentials_are_removed(uri: str, redacted: str) -> None:
+    assert redact_uri(uri) == redacted

@@ -1,4 +1,4 @@
-"""The Transcriber with an engine that answers last things first."""
+"""The Transcriber with a fake engine that finishes its requests last in, first out."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -10,7 +10,7 @@ import pytest
 from speech.audio.clips import Clip
 from speech.engines.base import ClipRequest
 from speech.engines.fake import FakeEngine
-from speech.errors import EngineDied, EngineError, RequestError
+from speech.errors import EngineDied, EngineError
 from speech.listener import ListenResult
 from speech.models.families import GRANITE_4_0, GRANITE_4_1_PLUS, Family
 from speech.recording import Options, Recording
@@ -19,7 +19,7 @@ from speech.transcript import Transcript, Usage, Word
 
 
 def clip(number: int, start_s: float = 0.0, end_s: float = 2.0, channel: int = 0) -> Clip:
-    """A clip that ``numbered_engine`` knows by its number, which is its first sample."""
+    """A clip whose samples are its number, by which ``numbered_engine`` identifies it."""
     return Clip(channel, start_s, end_s, np.full(round((end_s - start_s) * 100), number, np.int16))
 
 
@@ -30,14 +30,14 @@ def number_of(request: ClipRequest) -> int:
 def numbered_engine(
     texts: Mapping[int, str] | None = None, *, fails: Collection[int] = (), dies: Collection[int] = (), **kwargs: Any
 ) -> FakeEngine:
-    """Answers clip N with ``texts[N]``, or "clip N"; clips of ``fails`` and ``dies`` raise at once."""
+    """Decodes clip N as ``texts[N]``, or "clip N"; clips in ``fails`` and ``dies`` raise at once."""
 
     async def fail(request: ClipRequest) -> None:
         number = number_of(request)
         if number in fails:
-            raise EngineError("engine_failed", f"clip {number} is too much")
+            raise EngineError("engine_failed", f"clip {number} failed")
         if number in dies:
-            raise EngineDied("engine_died", f"clip {number} was the last")
+            raise EngineDied("engine_died", f"clip {number} ended the engine")
 
     return FakeEngine(
         lambda request: (texts or {}).get(number_of(request), f"clip {number_of(request)}"),
@@ -53,7 +53,7 @@ def listened(*clips: Clip, duration_s: float = 10.0, speech_s: float = 5.0, chan
 
 def transcribe(
     engine: FakeEngine,
-    what: ListenResult,
+    result: ListenResult,
     *,
     family: Family = GRANITE_4_0,
     concurrent_clips: int = 100,
@@ -62,10 +62,10 @@ def transcribe(
 ) -> Transcript:
     transcriber = Transcriber(engine, family, "a-model", concurrent_clips)
     recording = Recording(id="call", audio="call.wav", speakers=speakers, options=Options(**options))
-    return asyncio.run(transcriber.transcribe(recording, what))
+    return asyncio.run(transcriber.transcribe(recording, result))
 
 
-def test_answers_come_back_in_the_order_of_time() -> None:
+def test_segments_are_in_time_order() -> None:
     engine = numbered_engine(batch=5)
     transcript = transcribe(engine, listened(*(clip(n, start_s=2 * n, end_s=2 * n + 1.5) for n in range(5))))
     assert transcript.text == "clip 0 clip 1 clip 2 clip 3 clip 4"
@@ -75,12 +75,12 @@ def test_answers_come_back_in_the_order_of_time() -> None:
     assert (transcript.model, transcript.duration_s, transcript.speech_s, transcript.channels) == ("a-model", 10, 5, 1)
 
 
-def test_usage_is_that_of_all_clips() -> None:
+def test_usage_is_summed_over_clips() -> None:
     usage = transcribe(numbered_engine(), listened(*map(clip, range(4)))).usage
     assert (usage.audio_tokens, usage.output_tokens) == (40, 0 + 1 + 2 + 3)
 
 
-def test_the_engine_gets_samples_options_and_an_id_of_its_own_for_every_clip() -> None:
+def test_every_clip_is_a_request_with_samples_options_and_a_unique_id() -> None:
     engine = numbered_engine()
     transcribe(engine, listened(*map(clip, range(3))), keywords="Kim")
     assert len({request.id for request in engine.requests}) == 3
@@ -88,7 +88,7 @@ def test_the_engine_gets_samples_options_and_an_id_of_its_own_for_every_clip() -
     np.testing.assert_array_equal(engine.requests[2].samples, clip(2).samples)
 
 
-def test_one_recording_twice_at_once_has_no_id_twice() -> None:
+def test_request_ids_are_unique_across_concurrent_transcriptions_of_a_recording() -> None:
     engine = numbered_engine(batch=4)
 
     async def both() -> None:
@@ -101,8 +101,8 @@ def test_one_recording_twice_at_once_has_no_id_twice() -> None:
 
 
 def test_speakers_are_named_by_channel() -> None:
-    what = listened(clip(0, channel=0), clip(1, channel=1), clip(2, channel=2), channels=3)
-    transcript = transcribe(numbered_engine(), what, speakers=("agent", "customer"))
+    result = listened(clip(0, channel=0), clip(1, channel=1), clip(2, channel=2), channels=3)
+    transcript = transcribe(numbered_engine(), result, speakers=("agent", "customer"))
     assert [(one.channel, one.speaker) for one in transcript.segments] == [(0, "agent"), (1, "customer"), (2, None)]
 
 
@@ -115,7 +115,7 @@ def test_speakers_are_named_by_channel() -> None:
         ({"task": "translate", "target_language": "zh"}, "goodmorning"),
     ],
 )
-def test_texts_are_joined_as_the_language_is_written(options: dict[str, Any], text: str) -> None:
+def test_texts_are_joined_by_the_separator_of_the_language(options: dict[str, Any], text: str) -> None:
     engine = numbered_engine({0: "good", 1: "", 2: "morning"})
     assert transcribe(engine, listened(clip(0), clip(1), clip(2)), **options).text == text
 
@@ -123,20 +123,20 @@ def test_texts_are_joined_as_the_language_is_written(options: dict[str, Any], te
 # Flags
 
 
-def test_flags_stand_at_their_segment_and_once_at_the_recording() -> None:
+def test_flags_are_at_their_segment_and_once_at_the_recording() -> None:
     engine = numbered_engine({0: "hello", 1: "", 2: ""})
     transcript = transcribe(engine, listened(*map(clip, range(3))))
     assert [segment.flags for segment in transcript.segments] == [(), ("no_text",), ("no_text",)]
     assert transcript.flags == ("no_text",)
 
 
-def test_what_the_engine_says_of_its_text_is_flagged() -> None:
+def test_incomplete_and_improbable_text_is_flagged() -> None:
     transcript = transcribe(numbered_engine(complete=False, avg_logprob=-2.0), listened(clip(0)))
     assert transcript.flags == ("cut_off", "low_confidence")
     assert transcript.segments[0].avg_logprob == -2.0
 
 
-def test_silence_and_nearly_silence() -> None:
+def test_no_speech_and_little_speech_are_flagged() -> None:
     silent = transcribe(numbered_engine(), listened(speech_s=0.0))
     assert (silent.text, silent.segments, silent.flags, silent.status) == ("", (), ("no_speech",), "ok")
     assert transcribe(numbered_engine(), listened(clip(0), duration_s=600, speech_s=2)).flags == ("little_speech",)
@@ -145,7 +145,7 @@ def test_silence_and_nearly_silence() -> None:
 # Tags
 
 
-def test_turns_that_the_model_tells_apart_become_segments() -> None:
+def test_speaker_turns_become_segments() -> None:
     engine = numbered_engine({0: "[Speaker 1]: hello [Speaker 2]: hi", 1: "no tag"})
     transcript = transcribe(
         engine, listened(clip(0), clip(1)), family=GRANITE_4_1_PLUS, speaker_tags=True, speakers=("agent",)
@@ -155,21 +155,21 @@ def test_turns_that_the_model_tells_apart_become_segments() -> None:
     assert transcript.text == "hello hi no tag"
 
 
-def test_a_clip_without_text_is_still_a_segment_where_turns_are_told_apart() -> None:
+def test_a_clip_without_text_is_a_segment_with_speaker_tags_too() -> None:
     transcript = transcribe(numbered_engine({0: ""}), listened(clip(0)), family=GRANITE_4_1_PLUS, speaker_tags=True)
     assert [(segment.text, segment.flags) for segment in transcript.segments] == [("", ("no_text",))]
 
 
 def test_word_times_count_from_the_start_of_the_file() -> None:
-    what = listened(clip(0, start_s=60, end_s=62))
+    result = listened(clip(0, start_s=60, end_s=62))
     transcript = transcribe(
-        numbered_engine({0: "hello [T:45] world [T:82]"}), what, family=GRANITE_4_1_PLUS, word_timestamps=True
+        numbered_engine({0: "hello [T:45] world [T:82]"}), result, family=GRANITE_4_1_PLUS, word_timestamps=True
     )
     assert transcript.text == "hello world"
     assert transcript.segments[0].words == (Word("hello", 60.0, 60.45), Word("world", 60.45, 60.82))
 
 
-def test_time_tags_do_not_look_like_too_much_speech() -> None:
+def test_time_tags_do_not_count_in_the_speaking_rate() -> None:
     words = "one two three four five six seven eight nine ten eleven twelve".split()
     tagged = " ".join(f"{word} [T:{20 * n}]" for n, word in enumerate(words, 1))
     transcript = transcribe(
@@ -178,37 +178,37 @@ def test_time_tags_do_not_look_like_too_much_speech() -> None:
     assert transcript.flags == ()
 
 
-def test_tags_are_left_alone_where_they_were_not_asked_for() -> None:
+def test_tags_are_kept_where_they_were_not_requested() -> None:
     assert transcribe(numbered_engine({0: "[Speaker 1]: hello"}), listened(clip(0))).text == "[Speaker 1]: hello"
 
 
-# When something fails
+# Failures
 
 
-def test_a_clip_that_fails_fails_its_recording_and_gives_up_the_rest() -> None:
+def test_a_failed_clip_fails_its_recording_and_cancels_the_rest() -> None:
     engine = numbered_engine(batch=100, fails={2})
 
     async def fail() -> list[int]:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", 100)
         with pytest.raises(EngineError, match="clip 2"):
             await transcriber.transcribe(Recording(id="call", audio="call.wav"), listened(*map(clip, (2, 0, 1, 3))))
-        # Looked at by now: at its end the loop would cancel what is left, and hide a leak.
+        # Checked before the loop ends: at its end asyncio.run would cancel leaked tasks and hide the leak.
         return sorted(map(number_of, engine.cancelled))
 
     assert asyncio.run(fail()) == [0, 1, 3]
 
 
-def test_the_engine_goes_on_after_a_failed_recording() -> None:
+def test_the_engine_is_usable_after_a_failed_recording() -> None:
     engine = numbered_engine(fails={1})
 
-    async def one_after_another() -> str:
+    async def in_sequence() -> str:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", concurrent_clips=1)
-        for _ in range(5):  # a place that is not given back would stop the fifth
+        for _ in range(5):  # a slot that is not released would block a later one
             with pytest.raises(EngineError):
                 await transcriber.transcribe(Recording(id="bad", audio="bad.wav"), listened(clip(0), clip(1), clip(2)))
         return (await transcriber.transcribe(Recording(id="good", audio="good.wav"), listened(clip(0)))).text
 
-    assert asyncio.run(one_after_another()) == "clip 0"
+    assert asyncio.run(in_sequence()) == "clip 0"
 
 
 def test_a_dead_engine_is_not_a_failed_recording() -> None:
@@ -216,17 +216,10 @@ def test_a_dead_engine_is_not_a_failed_recording() -> None:
         transcribe(numbered_engine(dies={0}), listened(clip(0), clip(1)))
 
 
-def test_what_the_model_cannot_do_never_reaches_the_engine() -> None:
-    engine = numbered_engine()
-    with pytest.raises(RequestError):
-        transcribe(engine, listened(clip(0)), language="it")
-    assert engine.requests == []
-
-
-def test_a_listener_who_hangs_up_ends_the_work() -> None:
+def test_cancellation_cancels_the_clips_in_flight() -> None:
     engine = numbered_engine(batch=100)
 
-    async def hang_up() -> list[int]:
+    async def cancel() -> list[int]:
         transcriber = Transcriber(engine, GRANITE_4_0, "a-model", 100)
         call = transcriber.transcribe(Recording(id="call", audio="call.wav"), listened(*map(clip, range(3))))
         work = asyncio.ensure_future(call)
@@ -237,14 +230,14 @@ def test_a_listener_who_hangs_up_ends_the_work() -> None:
             await work
         return sorted(map(number_of, engine.cancelled))
 
-    assert asyncio.run(hang_up()) == [0, 1, 2]
+    assert asyncio.run(cancel()) == [0, 1, 2]
 
 
-# How much at once
+# Concurrency
 
 
-def test_the_engine_is_kept_full_and_no_fuller() -> None:
-    """Ten places and one clip waiting at the door; clips of all recordings share them."""
+def test_clips_in_flight_are_limited_across_recordings() -> None:
+    """Ten slots and a tenth more for the queue, shared by the clips of all recordings."""
     engine = numbered_engine(batch=11)
 
     async def several() -> list[Transcript]:
@@ -262,7 +255,7 @@ def test_the_engine_is_kept_full_and_no_fuller() -> None:
     assert engine.max_in_flight == 11
 
 
-def test_clips_are_handed_out_as_soon_as_those_before_them() -> None:
+def test_the_stream_yields_clips_in_time_order() -> None:
     engine = numbered_engine({1: "second"})
 
     async def first_two() -> list[str]:

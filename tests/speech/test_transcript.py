@@ -1,4 +1,4 @@
-"""The output row and its Parquet schema belong together."""
+"""The output row agrees with its Parquet schema."""
 
 import json
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ OK = Transcript(
 FAILED = Transcript(recording=Recording(id="call-2", audio="2.wav"), model="m", error=AudioError("empty", "2.wav: …"))
 
 
-def test_rows_go_through_parquet_and_come_back(tmp_path: Path) -> None:
+def test_rows_survive_a_parquet_round_trip(tmp_path: Path) -> None:
     rows = [OK.to_row(), FAILED.to_row()]
     table = pa.Table.from_pylist(rows, schema=parquet_schema())
     pa.parquet.write_table(table, tmp_path / "t.parquet")
@@ -59,7 +59,7 @@ def test_rows_go_through_parquet_and_come_back(tmp_path: Path) -> None:
 
 
 def test_row_and_schema_name_the_same_columns_in_the_same_order() -> None:
-    """``from_pylist`` drops a column that the schema lacks, and fills one that the row lacks, in silence."""
+    """``from_pylist`` silently drops a column that the schema lacks, and fills one that the row lacks."""
     schema = parquet_schema()
     row = OK.to_row()
     assert list(row) == schema.names

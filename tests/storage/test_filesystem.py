@@ -1,4 +1,4 @@
-"""Storage against local files, memory, a real S3 protocol server and a web server."""
+"""Storage with local files, memory, an S3 server (moto) and a web server."""
 
 import pickle
 import threading
@@ -20,21 +20,21 @@ from tests.storage.remote import open_remote
 
 
 class _Web(BaseHTTPRequestHandler):
-    """Answers with the status that the path names: /200/…, /403/…; 200 with ten thousand bytes."""
+    """Responds with the status in the path: /200/…, /403/…; 200 with ten thousand bytes."""
 
     body = b"0123456789" * 1000
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._respond(with_body=False)
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._respond(with_body=True)
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(with_body=False)
+        self._respond(with_body=False)
 
-    def _answer(self, with_body: bool) -> None:
+    def _respond(self, with_body: bool) -> None:
         status = int(self.path.split("/")[1])
         body = self.body if status == 200 else b""
         self.send_response(status)
@@ -64,13 +64,13 @@ def storage(s3: S3) -> Storage:
 # Audio
 
 
-def test_local_audio_is_a_path_for_the_decoder(tmp_path: Path) -> None:
+def test_local_audio_is_returned_as_a_path(tmp_path: Path) -> None:
     name = tmp_path / "a call (100%).wav"
     assert Storage().open_audio(str(name)) == str(name)
     assert Storage().open_audio(name.as_uri()) == str(name)
 
 
-def test_remote_audio_can_be_read_and_sought(s3: S3, storage: Storage) -> None:
+def test_remote_audio_is_seekable(s3: S3, storage: Storage) -> None:
     content = bytes(range(256)) * 80_000  # more than one block, and more than stays in memory
     storage.write_bytes(f"{s3.bucket}/call.wav", content)
     with open_remote(storage, f"{s3.bucket}/call.wav") as file:
@@ -80,7 +80,7 @@ def test_remote_audio_can_be_read_and_sought(s3: S3, storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["wav", "ogg", "mp3"])
-def test_remote_audio_decodes_as_local_audio_does(s3: S3, storage: Storage, tmp_path: Path, suffix: str) -> None:
+def test_remote_audio_decodes_like_local_audio(s3: S3, storage: Storage, tmp_path: Path, suffix: str) -> None:
     name = tmp_path / f"call.{suffix}"
     soundfile.write(name, np.sin(np.arange(48_000) / 20).astype(np.float32), 16_000)
     storage.write_bytes(f"{s3.bucket}/{name.name}", name.read_bytes())
@@ -107,10 +107,10 @@ def test_web_errors_have_codes_and_hide_the_query(web: str, path: str, code: str
     assert caught.value.code == code
     assert f"{web}{path}" in caught.value.message
     assert "sesame" not in caught.value.message
-    assert caught.value.__cause__ is None  # a driver's own error would show it in the log
+    assert caught.value.__cause__ is None  # the driver's error would log it
 
 
-def test_a_dead_server_is_not_a_missing_file() -> None:
+def test_an_unreachable_server_is_unreadable_not_missing() -> None:
     with pytest.raises(AudioError) as caught:
         Storage(retry_for_s=0).open_audio("http://127.0.0.1:9/a.wav")
     assert caught.value.code == "unreadable"
@@ -122,20 +122,22 @@ def test_missing_audio_in_s3(s3: S3, storage: Storage) -> None:
     assert caught.value.code == "not_found"
 
 
-@pytest.mark.parametrize(("uri", "named"), [("gs://bucket/a.wav", "pip install gcsfs"), ("tape://1/a.wav", "tape://")])
-def test_audio_in_unknown_storage_fails_as_a_row(uri: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("uri", "expected"), [("gs://bucket/a.wav", "pip install gcsfs"), ("tape://1/a.wav", "tape://")]
+)
+def test_audio_in_unknown_storage_fails_as_a_row(uri: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(AudioError, match=named) as caught:
+    with pytest.raises(AudioError, match=expected) as caught:
         Storage().open_audio(uri)
     assert caught.value.code == "unreadable"
 
 
-# Checks before any work
+# Checks before the run
 
 
-def test_a_folder_and_a_file_that_are_there_pass(s3: S3, storage: Storage, tmp_path: Path) -> None:
+def test_checks_pass_for_existing_files_and_folders(s3: S3, storage: Storage, tmp_path: Path) -> None:
     storage.check_writable(f"{s3.bucket}/out")
-    assert storage.list(s3.bucket) == []  # the probe is gone
+    assert storage.list(s3.bucket) == []  # the probe was deleted
     storage.write_bytes(f"{s3.bucket}/in/m.jsonl", b"{}")
     storage.check_readable(f"{s3.bucket}/in/m.jsonl")
     storage.check_readable(f"{s3.bucket}/in")
@@ -144,21 +146,21 @@ def test_a_folder_and_a_file_that_are_there_pass(s3: S3, storage: Storage, tmp_p
     assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
-def test_a_bucket_that_does_not_exist_is_named(storage: Storage) -> None:
+def test_a_missing_bucket_is_named(storage: Storage) -> None:
     for check in (storage.check_readable, storage.check_writable):
         with pytest.raises(UsageError, match="there is no bucket s3://no-such-bucket") as caught:
             check("s3://no-such-bucket/folder/file")
         assert caught.value.code == "not_found"
 
 
-def test_a_file_that_does_not_exist_is_named(s3: S3, storage: Storage, tmp_path: Path) -> None:
+def test_a_missing_file_is_named(s3: S3, storage: Storage, tmp_path: Path) -> None:
     for uri in (f"{s3.bucket}/m.jsonl", str(tmp_path / "m.jsonl"), f"{s3.bucket}/*.jsonl"):
         with pytest.raises(UsageError, match=r"m\.jsonl|no file matches") as caught:
             storage.check_readable(uri)
         assert caught.value.code == "not_found"
 
 
-def test_wrong_credentials_are_said_and_not_shown(web: str) -> None:
+def test_wrong_credentials_are_reported_without_their_values(web: str) -> None:
     storage = Storage({"key": "AKIASESAME", "secret": "sesame", "endpoint_url": f"{web}/403"})
     for check in (storage.check_readable, storage.check_writable):
         with pytest.raises(UsageError, match="check the credentials") as caught:
@@ -167,7 +169,7 @@ def test_wrong_credentials_are_said_and_not_shown(web: str) -> None:
         assert "sesame" not in str(caught.value).lower()
 
 
-def test_no_credentials_at_all_are_forbidden(monkeypatch: pytest.MonkeyPatch, s3: S3) -> None:
+def test_missing_credentials_are_forbidden(monkeypatch: pytest.MonkeyPatch, s3: S3) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UsageError) as caught:
@@ -175,7 +177,7 @@ def test_no_credentials_at_all_are_forbidden(monkeypatch: pytest.MonkeyPatch, s3
     assert caught.value.code == "forbidden"
 
 
-def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_output(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match="cannot be written") as caught:
         Storage().check_writable(str(tmp_path / "file" / "out"))
@@ -190,14 +192,14 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_credentials_and_endpoint_from_the_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
-    # Other options than elsewhere, as a process keeps the filesystems that it has.
+    # Options that no other test uses, because a process caches its filesystems by options.
     storage = Storage({"default_block_size": 6 << 20})
     storage.write_bytes(f"{s3.bucket}/a", b"1")
     with storage.open(f"{s3.bucket}/a") as file:
         assert file.read() == b"1"
 
 
-def test_options_by_protocol_reach_their_protocol_alone(s3: S3, web: str) -> None:
+def test_options_by_protocol_are_used_for_that_protocol_only(s3: S3, web: str) -> None:
     storage = Storage({"s3": s3.options, "gs": {"token": "sesame"}})
     storage.write_bytes(f"{s3.bucket}/a", b"1")
     assert storage.exists(f"{s3.bucket}/a")
@@ -205,7 +207,7 @@ def test_options_by_protocol_reach_their_protocol_alone(s3: S3, web: str) -> Non
         assert file.read(3) == b"012"
 
 
-def test_options_travel_and_are_never_shown(s3: S3) -> None:
+def test_options_are_pickled_but_not_in_repr(s3: S3) -> None:
     for options in ({"key": "K1", "secret": "sesame"}, {"s3": {"secret": "sesame"}}):
         storage = pickle.loads(pickle.dumps(Storage(options)))
         assert "sesame" not in f"{storage!r} {storage}"
@@ -214,7 +216,7 @@ def test_options_travel_and_are_never_shown(s3: S3) -> None:
     assert copy.list(s3.bucket) == [f"{s3.bucket}/a"]
 
 
-def test_connections_are_shared_between_threads_and_copies(s3: S3) -> None:
+def test_threads_and_copies_share_one_filesystem(s3: S3) -> None:
     found = [Storage(s3.options).filesystem(s3.bucket)[0]]
     thread = threading.Thread(target=lambda: found.append(Storage(s3.options).filesystem(s3.bucket)[0]))
     thread.start()
@@ -222,7 +224,7 @@ def test_connections_are_shared_between_threads_and_copies(s3: S3) -> None:
     assert found[0] is found[1]
 
 
-def test_options_that_a_driver_refuses_are_usage_errors() -> None:
+def test_invalid_options_are_usage_errors() -> None:
     with pytest.raises(UsageError, match="plain JSON"):
         Storage({"key": object()})
     with pytest.raises(UsageError, match="max_concurrency") as caught:
@@ -244,7 +246,7 @@ def test_write_list_read(root: str, s3: S3, storage: Storage, tmp_path: Path) ->
     assert [uri.replace(":///", "://") for uri in listed] == both
     assert storage.sizes(f"{root}/x") == dict.fromkeys(listed, 3)
     assert storage.sizes(f"{root}/y") == {}
-    assert len(storage.list(f"{root}/x/*")) == 1  # a file; the folder is none
+    assert len(storage.list(f"{root}/x/*")) == 1  # the file, not the folder
     assert len(storage.list(f"{root}/**/*.txt")) == 2
     with storage.open(listed[0]) as file:
         assert file.read() == b"two"
@@ -252,11 +254,11 @@ def test_write_list_read(root: str, s3: S3, storage: Storage, tmp_path: Path) ->
     assert not storage.exists(f"{root}/y")
 
 
-@pytest.mark.parametrize("root", ["local", "s3"])  # fsspec's memory:// raises KeyError for what is not there
-def test_small_files_that_appear_once_and_go(root: str, s3: S3, storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["local", "s3"])  # fsspec's memory:// raises KeyError for a missing file
+def test_create_replace_and_remove_small_files(root: str, s3: S3, storage: Storage, tmp_path: Path) -> None:
     uri = {"local": str(tmp_path), "s3": s3.bucket}[root] + "/deep/lease.json"
     assert storage.read_bytes(uri) is None
-    storage.remove(uri)  # what is not there need not go
+    storage.remove(uri)  # no error for a missing file
     assert storage.create_bytes(uri, b"first")
     assert not storage.create_bytes(uri, b"second")
     assert storage.read_bytes(uri) == b"first"
@@ -268,7 +270,7 @@ def test_small_files_that_appear_once_and_go(root: str, s3: S3, storage: Storage
 
 
 @pytest.mark.parametrize("root", ["local", "s3"])
-def test_of_many_who_create_a_file_at_once_one_does(root: str, s3: S3, storage: Storage, tmp_path: Path) -> None:
+def test_one_of_many_concurrent_creators_succeeds(root: str, s3: S3, storage: Storage, tmp_path: Path) -> None:
     uri = {"local": str(tmp_path), "s3": s3.bucket}[root] + "/lease.json"
     names = [str(number).encode() for number in range(8)]
     with ThreadPoolExecutor(len(names)) as pool:
@@ -277,20 +279,20 @@ def test_of_many_who_create_a_file_at_once_one_does(root: str, s3: S3, storage: 
     assert storage.read_bytes(uri) == names[created.index(True)]
 
 
-def test_a_listing_is_never_stale(s3: S3, storage: Storage) -> None:
+def test_listings_are_not_cached(s3: S3, storage: Storage) -> None:
     assert storage.list(s3.bucket) == []
     Storage(s3.options | {"default_block_size": 7 << 20}).write_bytes(f"{s3.bucket}/a", b"")  # another machine
     assert storage.list(s3.bucket) == [f"{s3.bucket}/a"]
 
 
-def test_a_failed_local_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_local_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage()
     storage.write_bytes(str(tmp_path / "run.json"), b"old")
 
-    def full(*_: object) -> None:
+    def raise_no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.replace", raise_no_space)
     with pytest.raises(UsageError, match="No space left"):
         storage.write_bytes(str(tmp_path / "run.json"), b"new")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
@@ -312,11 +314,11 @@ def test_a_failed_local_write_leaves_what_was_there(tmp_path: Path, monkeypatch:
         ("gs://other/a.wav", "s3://bucket/m", "gs://other/a.wav"),
     ],
 )
-def test_where_a_manifests_audio_is(audio: str, folder: str, resolved: str) -> None:
+def test_resolve(audio: str, folder: str, resolved: str) -> None:
     assert resolve(audio, folder) == resolved
 
 
-def test_a_relative_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve_returns_absolute_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve("a.wav", parent("m.jsonl")) == str(tmp_path / "a.wav")
 

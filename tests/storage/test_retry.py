@@ -1,4 +1,4 @@
-"""What passes is waited for, what was decided is not asked twice, and nobody waits for ever."""
+"""Transient errors are retried, permanent ones are not, and every operation has a time limit."""
 
 import random
 import threading
@@ -16,15 +16,15 @@ from testing.fault_proxy import FAULTS, FaultProxy, faults_before
 from tests.conftest import S3
 from tests.storage.remote import open_remote
 
-# Ranges are small here, so that no healthy answer takes long: three requests, and a HEAD before them.
+# Small ranges, so that a response without faults is fast. The file takes a HEAD and three range requests.
 RANGE_BYTES = 64 << 10
 CALL = random.Random(0).randbytes(2 * RANGE_BYTES + RANGE_BYTES // 2)
 Faulty = Callable[..., AbstractContextManager[FaultProxy]]
 
 
 @pytest.fixture(autouse=True)
-def small_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small ranges, and short waits before something is tried again."""
+def small_ranges_and_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ranges and short waits between attempts."""
     for module in ("remote", "filesystem"):
         monkeypatch.setattr(f"storage.{module}.BLOCK_BYTES", RANGE_BYTES)
     monkeypatch.setattr("storage.retry._FIRST_WAIT_S", 0.05)
@@ -32,23 +32,25 @@ def small_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def faulty(s3: S3) -> Faulty:
-    """The server behind a bad network; ``call.wav`` is there."""
+    """A fault proxy before the S3 server, whose bucket holds ``call.wav``."""
     Storage(s3.options).write_bytes(f"{s3.bucket}/call.wav", CALL)
     return partial(faults_before, s3.endpoint)
 
 
-def behind(proxy: FaultProxy, retry_for_s: float = 30.0, attempts: int = 3, read_timeout_s: float = 0.4) -> Storage:
-    """Storage that is reached through a proxy, and notices soon that nobody answers."""
+def storage_through(
+    proxy: FaultProxy, retry_for_s: float = 30.0, attempts: int = 3, read_timeout_s: float = 0.4
+) -> Storage:
+    """Storage through the proxy, with a short read timeout."""
     config = {"read_timeout": read_timeout_s, "retries": {"mode": "standard", "total_max_attempts": attempts}}
     options = {"key": "testing", "secret": "testing", "endpoint_url": proxy.endpoint, "config_kwargs": config}
     return Storage(options, retry_for_s)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_costs_one_range_and_not_the_file(faulty: Faulty, s3: S3, fault: str) -> None:
+def test_a_fault_repeats_one_range_not_the_file(faulty: Faulty, s3: S3, fault: str) -> None:
     with faulty(script=[None, None, fault]) as proxy:  # in the second range
-        # Long enough that on a busy machine nothing else times out, and so that requests can be counted.
-        storage = behind(proxy, read_timeout_s=2.0 if fault == "stall" else 20.0)
+        # Long enough that on a busy machine no other request times out, since requests are counted.
+        storage = storage_through(proxy, read_timeout_s=2.0 if fault == "stall" else 20.0)
         with open_remote(storage, f"{s3.bucket}/call.wav") as audio:
             assert audio.read() == CALL
         assert proxy.injected == {fault: 1}
@@ -56,10 +58,10 @@ def test_a_fault_costs_one_range_and_not_the_file(faulty: Faulty, s3: S3, fault:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_one_fault_in_any_operation_is_not_seen(faulty: Faulty, s3: S3, fault: str) -> None:
+def test_every_operation_retries_a_fault(faulty: Faulty, s3: S3, fault: str) -> None:
     root = s3.bucket
     with faulty() as proxy:
-        storage = behind(proxy, attempts=1)  # none of the driver's, so that it is ours that are tried
+        storage = storage_through(proxy, attempts=1)  # no retries by the driver, so that Storage's are tested
         operations: list[Callable[[], object]] = [
             lambda: storage.write_bytes(f"{root}/x/new", b"new"),
             lambda: storage.read_bytes(f"{root}/x/new"),
@@ -82,17 +84,17 @@ def test_one_fault_in_any_operation_is_not_seen(faulty: Faulty, s3: S3, fault: s
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_who_has_written_first_is_known_though_the_answer_was_lost(faulty: Faulty, s3: S3, fault: str) -> None:
-    with faulty(script=[None, None, fault]) as proxy:  # not there, not below, and then the PUT
-        storage = behind(proxy)
+def test_create_bytes_is_exact_when_the_response_is_lost(faulty: Faulty, s3: S3, fault: str) -> None:
+    with faulty(script=[None, None, fault]) as proxy:  # no such file, no such folder, then the PUT
+        storage = storage_through(proxy)
         assert storage.create_bytes(f"{s3.bucket}/lease", b"mine")
         assert not storage.create_bytes(f"{s3.bucket}/lease", b"another's")
         assert storage.read_bytes(f"{s3.bucket}/lease") == b"mine"
 
 
-def test_faults_of_every_kind_all_the_time(faulty: Faulty, s3: S3) -> None:
+def test_frequent_faults_of_every_kind(faulty: Faulty, s3: S3) -> None:
     with faulty(share=0.25, seed=1) as proxy:
-        storage = behind(proxy)
+        storage = storage_through(proxy)
         for number in range(25):
             storage.write_bytes(f"{s3.bucket}/many/{number:02}", bytes([number]) * 1000)
         assert len(storage.list(f"{s3.bucket}/many")) == 25
@@ -101,29 +103,29 @@ def test_faults_of_every_kind_all_the_time(faulty: Faulty, s3: S3) -> None:
         assert set(proxy.injected) == set(FAULTS)
 
 
-def test_a_service_that_stays_busy_fails_the_row_in_the_end(faulty: Faulty, s3: S3) -> None:
+def test_permanent_throttling_fails_after_the_retry_limit(faulty: Faulty, s3: S3) -> None:
     with faulty(share=1.0, kinds=["slow_down"]) as proxy, pytest.raises(AudioError) as caught:
-        behind(proxy, retry_for_s=1.5, attempts=1).open_audio(f"{s3.bucket}/call.wav")
+        storage_through(proxy, retry_for_s=1.5, attempts=1).open_audio(f"{s3.bucket}/call.wav")
     assert caught.value.code == "unreadable"
     assert f"{s3.bucket}/call.wav cannot be read: " in caught.value.message
     assert caught.value.message.count("\n") == 0
     assert proxy.injected["slow_down"] > 1
 
 
-def test_an_object_that_stalls_is_given_up_and_others_are_read_meanwhile(faulty: Faulty, s3: S3) -> None:
+def test_a_stalled_object_times_out_and_does_not_block_others(faulty: Faulty, s3: S3) -> None:
     with faulty(script=[None, "stall", "stall", "stall"]) as proxy:
-        storage, ended = behind(proxy, retry_for_s=0.1), threading.Event()
+        storage, ended = storage_through(proxy, retry_for_s=0.1), threading.Event()
 
-        def read_the_stalled() -> None:
+        def read_stalled() -> None:
             with pytest.raises(AudioError, match="cannot be read"):
                 storage.open_audio(f"{s3.bucket}/call.wav")
             ended.set()
 
         start = time.monotonic()
-        threading.Thread(target=read_the_stalled).start()
+        threading.Thread(target=read_stalled).start()
         while proxy.injected["stall"] < 1:
             time.sleep(0.01)
-        # The same process, the same connections: another answer comes while that one waits.
+        # In the same process, another object can be read meanwhile.
         with Storage(s3.options | {"default_block_size": 5 << 20}).open(f"{s3.bucket}/call.wav") as other:
             assert other.read(4) == CALL[:4]
         assert not ended.is_set()
@@ -132,26 +134,25 @@ def test_an_object_that_stalls_is_given_up_and_others_are_read_meanwhile(faulty:
 
 
 @pytest.mark.parametrize(("status", "code"), [(403, "forbidden"), (404, "not_found")])
-def test_what_storage_has_decided_is_not_asked_twice(s3: S3, status: int, code: str) -> None:
-    asked: list[str] = []
+def test_not_found_and_forbidden_are_not_retried(s3: S3, status: int, code: str) -> None:
+    requests: list[str] = []
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        asked.append(handler.command)
+        requests.append(handler.command)
         _plain(handler, status)
 
     with _web(answer) as address:
         with pytest.raises(AudioError) as caught:
             Storage().open_audio(f"{address}/call.wav")
         assert caught.value.code == code
-        assert len(asked) <= 2  # HEAD, and GET for servers that do not know HEAD
+        assert len(requests) <= 2  # HEAD, and GET for servers without HEAD
     with faults_before(s3.endpoint) as proxy:
         with pytest.raises(AudioError):
-            behind(proxy).open_audio(f"{s3.bucket}/none.wav")
-        assert proxy.passed <= 2  # is it a file, is it a folder
+            storage_through(proxy).open_audio(f"{s3.bucket}/none.wav")
+        assert proxy.passed <= 2  # as a file, as a folder
 
 
-@pytest.mark.slow
-def test_a_dead_endpoint_is_reported_soon() -> None:
+def test_an_unreachable_endpoint_is_reported_within_seconds() -> None:
     storage = Storage({"key": "k", "secret": "s", "endpoint_url": "http://127.0.0.1:9"})
     start = time.monotonic()
     for check in (storage.check_readable, storage.check_writable):
@@ -160,22 +161,22 @@ def test_a_dead_endpoint_is_reported_soon() -> None:
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize("ranges", ["bytes", "none", None])  # as it says itself, or does not say
-def test_a_web_server_that_stumbles(ranges: str | None) -> None:
-    answers_ranges = ranges == "bytes"
-    body, stumbles = CALL[: RANGE_BYTES + 1000], iter([0, 503, 429, "half", 0, 503])
+@pytest.mark.parametrize("ranges", ["bytes", "none", None])  # Accept-Ranges; None: no such header
+def test_a_web_server_with_transient_faults(ranges: str | None) -> None:
+    has_ranges = ranges == "bytes"
+    body, faults = CALL[: RANGE_BYTES + 1000], iter([0, 503, 429, "half", 0, 503])
 
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        stumble = next(stumbles, 0)
-        if isinstance(stumble, int) and stumble:
-            _plain(handler, stumble)
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        fault = next(faults, 0)
+        if isinstance(fault, int) and fault:
+            _plain(handler, fault)
             return
         first, last = 0, len(body) - 1
-        if answers_ranges and (asked := handler.headers.get("Range")):
-            first, last = map(int, asked.removeprefix("bytes=").split("-"))
+        if has_ranges and (requested := handler.headers.get("Range")):
+            first, last = map(int, requested.removeprefix("bytes=").split("-"))
             last = min(last, len(body) - 1)
-        handler.send_response(206 if handler.headers.get("Range") and answers_ranges else 200)
-        if answers_ranges:
+        handler.send_response(206 if handler.headers.get("Range") and has_ranges else 200)
+        if has_ranges:
             handler.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
         if ranges:
             handler.send_header("Accept-Ranges", ranges)
@@ -183,10 +184,10 @@ def test_a_web_server_that_stumbles(ranges: str | None) -> None:
         handler.end_headers()
         if handler.command == "GET":
             content = body[first : last + 1]
-            handler.wfile.write(content[: len(content) // 2] if stumble == "half" else content)
+            handler.wfile.write(content[: len(content) // 2] if fault == "half" else content)
             handler.close_connection = True
 
-    with _web(answer) as address, open_remote(Storage(), f"{address}/call.wav") as audio:
+    with _web(respond) as address, open_remote(Storage(), f"{address}/call.wav") as audio:
         assert audio.read() == body
 
 
@@ -196,13 +197,13 @@ def _plain(handler: BaseHTTPRequestHandler, status: int) -> None:
     handler.end_headers()
 
 
-def _web(answer: Callable[[BaseHTTPRequestHandler], object]) -> AbstractContextManager[str]:
-    """A web server of which each request is answered as told."""
+def _web(respond: Callable[[BaseHTTPRequestHandler], object]) -> AbstractContextManager[str]:
+    """A web server that responds with ``respond``."""
     import contextlib
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            answer(self)
+            respond(self)
 
         do_HEAD = do_GET  # noqa: N815
 

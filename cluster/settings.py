@@ -1,0 +1,82 @@
+"""Settings that both faces compose: flat for the user, in groups for the code that reads them.
+
+A flag, a line of YAML and an argument of a Serve config each name one setting. Its field, with default, description and
+checks, stands in one place: in the face's own model, or in a group that faces share (``EngineConfig``, ``Options``,
+``ClusterConfig``).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from speech.errors import RequestError, UsageError, first_error
+
+
+class ClusterConfig(BaseModel):
+    """Where the work runs, and on how many actors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = Field(None, description="Ray cluster to run on, as ray://… or auto (default: this machine)")
+    listeners: int | None = Field(
+        None, ge=1, description="CPU actors that decode and find speech, at most (default: by the machine)"
+    )
+    engines: int | None = Field(
+        None, ge=1, description="engine actors, at most (default: one a GPU; without a GPU, one)"
+    )
+
+
+class Settings(BaseModel):
+    """Base of a face's settings. A field that is itself a model is a group, whose fields are given flat.
+
+    ``Job(manifest="calls.jsonl", output="out", dtype="float32")`` has ``job.engine_config.dtype == "float32"``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def groups(cls) -> dict[str, type[BaseModel]]:
+        """The groups, by the names of their fields."""
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+
+    @classmethod
+    def flat_fields(cls) -> dict[str, FieldInfo]:
+        """Every setting by its flat name: what flags and their help texts are made from."""
+        groups = cls.groups()
+        own = {name: field for name, field in cls.model_fields.items() if name not in groups}
+        return own | {name: field for group in groups.values() for name, field in group.model_fields.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _group(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        flat = dict(given)
+        nested: dict[str, Any] = {name: flat.pop(name) for name in cls.groups() if name in flat}
+        for name, group in cls.groups().items():
+            if inner := {key: flat.pop(key) for key in group.model_fields if key in flat}:
+                nested[name] = inner
+        return flat | nested
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Builds the settings from one flat mapping, as flags and YAML have it.
+
+        Raises:
+            UsageError: ``bad_option`` naming the option, or a code of ``Options``.
+        """
+        known = cls.flat_fields().keys()
+        if unknown := sorted(settings.keys() - known):
+            raise UsageError(
+                "bad_option",
+                f"there is no option {', '.join(map(repr, unknown))}; there are {', '.join(sorted(known))}",
+            )
+        try:
+            return cls(**settings)
+        except RequestError as error:
+            raise UsageError(error.code, error.message) from error
+        except ValidationError as error:
+            raise UsageError("bad_option", first_error(error, "option", whole_path=False)) from error

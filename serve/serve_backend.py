@@ -1,0 +1,98 @@
+"""``serve.backend.Backend`` over two Ray Serve deployments.
+
+An upload is copied once, from disk into Ray's object store. The Listener replica answers with a summary and a
+reference to its result, which is resolved in the Transcriber replica: samples never enter the Endpoint. The
+replica that put the result owns it; where the replica dies first, the reference is lost, and the request is
+answered ``replica_died`` (503) as for any other replica that dies.
+"""
+
+import asyncio
+import contextlib
+import mmap
+import os
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import ray
+from ray.exceptions import ObjectLostError, RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from serve.backend import ListenSummary
+from speech.errors import EngineDied, RayscribeError, RequestError
+from speech.recording import Recording
+from speech.transcriber import ClipTranscript
+from speech.transcript import Transcript
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class ServeBackend:
+    """Listener and Transcriber as deployments. A call that is cancelled here is cancelled in its replica."""
+
+    listener: DeploymentHandle
+    transcriber: DeploymentHandle
+
+    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
+        stored = await asyncio.to_thread(_put_file, audio)
+        summary: ListenSummary = await _result(self.listener.listen.remote(recording, stored))
+        return summary
+
+    async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
+        transcript: Transcript = await _result(self.transcriber.transcribe.remote(recording, handle))
+        return transcript
+
+    async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
+        clips = self.transcriber.options(stream=True).stream.remote(recording, handle)
+        try:
+            with _map_serve_errors():
+                async for clip in clips:
+                    yield _raise_error(clip)
+        except (asyncio.CancelledError, GeneratorExit):
+            clips.cancel()
+            raise
+
+
+async def _result(response: DeploymentResponse) -> Any:
+    """A deployment's answer; an error that is returned as a value is raised."""
+    try:
+        with _map_serve_errors():
+            return _raise_error(await response)
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+def _raise_error(answer: Answer | RayscribeError) -> Answer:
+    if isinstance(answer, RayscribeError):
+        raise answer
+    return answer
+
+
+@contextlib.contextmanager
+def _map_serve_errors() -> Iterator[None]:
+    """Maps exceptions of Serve and Ray to ours.
+
+    Raises:
+        RequestError: ``overloaded``.
+        EngineDied: ``replica_died``.
+    """
+    try:
+        yield
+    except (BackPressureError, DeploymentUnavailableError) as error:
+        raise RequestError("overloaded", "no replica can take the request; try again in a moment") from error
+    except (RayActorError, ObjectLostError) as error:
+        raise EngineDied(
+            "replica_died", "the process that worked on the request has died and is being replaced; try again"
+        ) from error
+
+
+def _put_file(audio: BinaryIO) -> ray.ObjectRef:
+    """Puts a file's bytes into Ray's object store, from the page cache and never through Python's heap."""
+    audio.flush()
+    if not os.fstat(audio.fileno()).st_size:  # mmap refuses an empty file
+        return ray.put(np.empty(0, np.uint8))
+    return ray.put(np.frombuffer(mmap.mmap(audio.fileno(), 0, access=mmap.ACCESS_READ), np.uint8))

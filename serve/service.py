@@ -1,0 +1,176 @@
+"""One request, from its form to its answer; and one live session.
+
+    admission ──► form, audio on disk ──► can the model do it? ──► Listener ──► engine ──► answer
+    503           413, 415, 400           404, 400                 422, 413     500, 503
+
+Independent of Ray: the work is done by a ``Backend``.
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from starlette.exceptions import WebSocketException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.status import WS_1013_TRY_AGAIN_LATER
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from serve.backend import Backend, ListenSummary
+from serve.form import SpeechForm
+from serve.http_errors import INTERNAL, ErrorBody
+from serve.limits import AdmissionLimiter
+from serve.live_session import LiveSession
+from serve.metrics import LIVE, RequestMetrics
+from serve.responses import Capabilities, ModelEntry, SegmentPart, TextDelta, TextDone
+from serve.settings import ServeSettings
+from serve.upload import receive_form
+from speech.audio.vad import load_silero
+from speech.errors import RayscribeError, RequestError
+from speech.formats import CONTENT_TYPES, render_transcript, token_usage
+from speech.models.checkpoint import family_of
+from speech.preflight import check_request
+from speech.recording import Recording, Task
+from speech.transcriber import ClipTranscript, segment_separator
+from speech.transcript import Usage
+
+
+class TranscriptionService:
+    """Answers requests, on a backend.
+
+    Raises:
+        UsageError: the model is unknown.
+    """
+
+    def __init__(self, settings: ServeSettings, backend: Backend, metrics: RequestMetrics) -> None:
+        self._settings = settings
+        self._model = settings.engine_config.model
+        self._backend = backend
+        self._metrics = metrics
+        self._family = family_of(self._model)
+        self._vad = load_silero()
+        self.limiter = AdmissionLimiter(settings.max_requests, metrics)
+        capabilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
+        now = int(time.time())
+        self.models = {
+            name: ModelEntry(id=name, created=now, rayscribe=capabilities) for name in (self._model, *settings.names)
+        }
+
+    def model(self, name: str) -> ModelEntry:
+        """The model of that name.
+
+        Raises:
+            RequestError: ``model_not_found``.
+        """
+        if name not in self.models:
+            raise RequestError("model_not_found", f"there is no model {name!r}; there is {', '.join(self.models)}")
+        return self.models[name]
+
+    async def answer(self, request: Request, task: Task) -> Response:
+        """Answers one request for a transcript, whole or as a stream."""
+        try:
+            async with contextlib.AsyncExitStack() as resources:
+                resources.enter_context(self.limiter.acquire())
+                form, name, audio = await resources.enter_async_context(receive_form(request, self._settings, task))
+                start = time.perf_counter()
+                recording = self._recording(form, name)
+                listened = await self._backend.listen(recording, audio)
+                if form.stream:
+                    clips = self._backend.stream(recording, listened.handle)
+                    await resources.enter_async_context(contextlib.aclosing(clips))
+                    first = await anext(clips, None)  # an error up to here has an HTTP status of its own
+                    events = self._events(recording, listened, first, clips, start)
+                    await resources.enter_async_context(contextlib.aclosing(events))
+                    return EventStream(events, resources.pop_all())
+                transcript = await self._backend.transcribe(recording, listened.handle)
+                self._metrics.answered(task, listened.duration_s, time.perf_counter() - start)
+                return Response(
+                    render_transcript(transcript, form.response_format), media_type=CONTENT_TYPES[form.response_format]
+                )
+        except RayscribeError as error:
+            self._metrics.refused(task, error.code)
+            raise
+
+    async def live(self, websocket: WebSocket) -> None:
+        """Serves one session of live audio."""
+        try:
+            with self.limiter.acquire():
+                session = LiveSession(
+                    websocket,
+                    self._backend,
+                    self._live_recording,
+                    self._family.clip_s,
+                    self._vad,
+                    self._settings.max_audio_s,
+                )
+                try:
+                    await session.run()
+                finally:
+                    self._metrics.received_live(session.received_s)
+        except RequestError as overloaded:
+            self._metrics.refused(LIVE, overloaded.code)
+            raise WebSocketException(WS_1013_TRY_AGAIN_LATER, overloaded.message) from overloaded
+
+    def _live_recording(self, form: SpeechForm) -> Recording:
+        return self._recording(form if form.model else form.model_copy(update={"model": self._model}), LIVE)
+
+    def _recording(self, form: SpeechForm, name: str) -> Recording:
+        """The recording that a form describes, once the model is known to support what it asks for."""
+        self.model(form.model)
+        recording = form.recording(uuid.uuid4().hex, name)
+        check_request(self._family, self._settings.engine_config.speculation, recording.options)
+        return recording
+
+    async def _events(
+        self,
+        recording: Recording,
+        listened: ListenSummary,
+        clip: ClipTranscript | None,
+        rest: AsyncIterator[ClipTranscript],
+        start: float,
+    ) -> AsyncGenerator[bytes, None]:
+        """A transcript as events; ``clip`` is the first, ``rest`` the others."""
+        texts: list[str] = []
+        usage = Usage()
+        separator = segment_separator(recording.options)
+        self._metrics.first_text(time.perf_counter() - start)
+        try:
+            while clip is not None:
+                usage += clip.usage
+                for segment in clip.segments:
+                    if segment.text:
+                        delta = separator + segment.text if texts else segment.text
+                        texts.append(delta)
+                        yield _event(TextDelta(delta=delta, segment=SegmentPart.of(segment)))
+                clip = await anext(rest, None)
+        except RayscribeError as error:
+            self._metrics.refused(recording.options.task, error.code)
+            yield _event(ErrorBody.of(error))
+            return
+        except Exception:
+            self._metrics.refused(recording.options.task, INTERNAL.code)
+            yield _event(ErrorBody.of(INTERNAL))
+            raise
+        self._metrics.answered(recording.options.task, listened.duration_s, time.perf_counter() - start)
+        yield _event(TextDone(text="".join(texts), duration=listened.duration_s, usage=token_usage(usage)))
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. ``resources`` are released when the stream has ended, however it ends."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], resources: contextlib.AsyncExitStack) -> None:
+        # x-accel-buffering asks proxies that buffer whole responses not to.
+        super().__init__(events, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        self._resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._resources:
+            await super().__call__(scope, receive, send)
+
+
+def _event(body: TextDelta | TextDone | ErrorBody) -> bytes:
+    return f"data: {body.model_dump_json()}\n\n".encode()

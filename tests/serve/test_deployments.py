@@ -1,0 +1,118 @@
+"""The deployments on Ray Serve, called from this process as the Endpoint calls them."""
+
+import asyncio
+import io
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from cluster.nodes import plan_layout
+from cluster.session import connect_ray
+from serve.app import application
+from serve.serve_backend import ServeBackend
+from serve.server import APP, stop
+from serve.settings import ServeSettings
+from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
+from speech.engines.fake import FakeEngine
+from speech.errors import EngineDied
+from speech.listener import Listener, ListenResult
+from speech.models.families import Family
+from speech.recording import Recording
+from tests.serve.conftest import MAX_WAIT_S, eventually, free_port
+from tests.serve.direct import CALL, MODEL
+
+RECORDING = Recording(id="one", audio="call.wav")
+SUMMARY_BYTES = 2000  # as Ray serializes it; the samples of CALL are over a hundred times as much
+
+
+class ForgetfulEngine(FakeEngine):
+    """Keeps no requests: a reference to their samples would pin them in the object store."""
+
+    async def decode(self, request: ClipRequest) -> DecodingResult:
+        try:
+            return await super().decode(request)
+        finally:
+            self.requests.clear()
+
+
+def start_engine(config: EngineConfig, family: Family) -> FakeEngine:
+    return ForgetfulEngine()
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[ServeBackend]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        connect_ray(None)
+        serve.start(http_options={"port": free_port()})
+        settings = ServeSettings.from_settings({"model": MODEL})
+        serve.run(application(settings, plan_layout({}, cores=2), start_engine), name=APP)
+        yield ServeBackend(
+            serve.get_deployment_handle("Listener", APP), serve.get_deployment_handle("Transcriber", APP)
+        )
+        stop()
+
+
+def object_store_bytes() -> int:
+    """Bytes of all objects in this node's object store."""
+    from ray._private.internal_api import node_stats
+
+    [node] = ray.nodes()
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    used: int = stats.store_stats.object_store_bytes_used
+    return used
+
+
+def serialized_bytes(value: Any) -> int:
+    size: int = ray._private.worker.global_worker.get_serialization_context().serialize(value).total_bytes
+    return size
+
+
+def test_the_endpoint_receives_a_summary_and_a_reference_but_no_samples(backend: ServeBackend) -> None:
+    before = object_store_bytes()
+    expected = Listener(clip_s=30.0).listen(RECORDING, io.BytesIO(CALL))
+
+    async def request() -> None:
+        with tempfile.TemporaryFile() as audio:
+            audio.write(CALL)
+            summary = await backend.listen(RECORDING, audio)
+        assert isinstance(summary.handle, ray.ObjectRef)
+        assert summary.duration_s == expected.duration_s
+        assert serialized_bytes(summary) < SUMMARY_BYTES
+        transcript = await backend.transcribe(RECORDING, summary.handle)
+        assert [segment.start_s for segment in transcript.segments] == [
+            round(clip.start_s, 3) for clip in expected.clips
+        ]
+        clips = [clip async for clip in backend.stream(RECORDING, summary.handle)]
+        assert len(clips) == len(expected.clips)
+        listened = await summary.handle  # a reference to all of it
+        assert isinstance(listened, ListenResult)
+        assert sum(clip.samples.nbytes for clip in listened.clips) > 100 * SUMMARY_BYTES
+
+    asyncio.run(request())
+    eventually(lambda: object_store_bytes() <= before)
+
+
+async def transcribe_until_it_fails(backend: ServeBackend, handle: ray.ObjectRef) -> None:
+    """Ray notices the owner's death after a moment."""
+    while True:
+        await backend.transcribe(RECORDING, handle)
+
+
+def test_a_result_whose_listener_has_died_is_answered_replica_died(backend: ServeBackend) -> None:
+    async def request() -> None:
+        with tempfile.TemporaryFile() as audio:
+            audio.write(CALL)
+            summary = await backend.listen(RECORDING, audio)
+        [name] = [actor["name"] for actor in ray.util.list_named_actors(True) if "Listener" in actor["name"]]
+        ray.kill(ray.get_actor(name, namespace="serve"))
+        with pytest.raises(EngineDied, match="replica_died"):
+            await asyncio.wait_for(transcribe_until_it_fails(backend, summary.handle), MAX_WAIT_S)
+        with pytest.raises(EngineDied, match="replica_died"):
+            await anext(backend.stream(RECORDING, summary.handle))
+
+    asyncio.run(request())
