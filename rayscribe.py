@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_flag(serve, name, field)
     serve.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
 
-    doctor = commands.add_parser("doctor", help="checks this machine, and prints the command that fixes what is missing")
+    doctor = commands.add_parser(
+        "doctor", help="checks this machine, and prints the command that fixes what is missing"
+    )
     doctor.set_defaults(command=_doctor)
     doctor.add_argument(
         "--model", default=JOB_FIELDS["model"].default, help="which is to be run (default: %(default)s)"
