@@ -75,8 +75,10 @@ def _status(parsed: argparse.Namespace) -> int:
 def _export(parsed: argparse.Namespace) -> int:
     from pipelines.export import export
 
-    count = export(parsed.output, parsed.format, parsed.to, _storage_options(parsed))
-    print(f"{count} transcripts in {parsed.to}")
+    exported = export(parsed.output, parsed.format, parsed.to, _storage_options(parsed))
+    print(f"{exported.files} transcripts in {parsed.to}")
+    if exported.shortened:
+        print(f"{exported.shortened} ids are too long for a file name: cut, and ended with a hash of the id")
     return EXIT_OK
 
 
@@ -140,9 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_flag(serve, name, field)
     serve.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
 
-    doctor = commands.add_parser(
-        "doctor", help="checks this machine, and prints the command that fixes what is missing"
-    )
+    doctor = commands.add_parser("doctor", help="checks this machine; prints the command that fixes each problem")
     doctor.set_defaults(command=_doctor)
     doctor.add_argument(
         "--model", default=JOB_FIELDS["model"].default, help="which is to be run (default: %(default)s)"

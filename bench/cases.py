@@ -36,7 +36,8 @@ from speech.transcript import Transcript
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = {"M": "billing-009-dual-mono.wav", "N": "names-014.flac", "A": "travel-004.wav"}
-LOSSLESS, LOSSY = 0.1, 0.3  # word error rates; the demo model changes words with small changes of its input
+# Word error rates: of PCM; of codecs that keep the band (measured: 0 to 5 %); of those that do not, or of cut words.
+LOSSLESS, LOSSY, NARROW = 0.05, 0.15, 0.3
 DURATION_TOLERANCE_S = TIME_TOLERANCE_S = 0.3
 
 
@@ -74,10 +75,10 @@ class Case:
 CASES = (
     Case("chained.opus", "MN", seconds=(23.2,)),
     Case("chained.ogg", "MN", seconds=(23.2,)),
-    Case("gap.opus", "M", seconds=(22.8, 12.8)),
+    Case("gap.opus", "M", NARROW, seconds=(22.8, 12.8)),
     Case("mp3-in.wav", "A", channels=2),
     Case("starts-at-5s.webm", "M"),
-    Case("dtx.amr", "M"),
+    Case("dtx.amr", "M", NARROW),
     Case("mono-then-stereo.mp3", "MA"),
     Case("raw.g722", "M"),
     Case("two-tracks.mkv", "MN", by_channel=True),
@@ -89,7 +90,7 @@ CASES = (
     Case("inverted.wav", "M", LOSSLESS),
     Case("inverted.wav", "M", LOSSLESS, row={"channels": "mix"}),
     Case("dc.wav", "A", LOSSLESS, channels=2),
-    Case("with-hum.wav", "A", channels=2),
+    Case("with-hum.wav", "A", LOSSLESS, channels=2),
     Case("beep-first.wav", "A", LOSSLESS, channels=2, offset_s=2.0),
     Case("right-only-0.9s.wav", clip_channels=(1,)),
 )

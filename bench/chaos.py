@@ -56,8 +56,8 @@ from speech.engines.fake import start_fake
 from speech.transcriber import WARM_UP_ID
 from storage.filesystem import Storage
 from testing.fault_proxy import faults_before
+from testing.synthetic_audio import DATA
 
-CALLS = Path("tests/speech/data")
 NAMES = ("agent", "customer")
 MODEL = "demo/model"
 TRIALS = ("driver", "engine", "listener", "node", "storage", "vllm")
@@ -98,7 +98,7 @@ class Bench:
         self._random = random.Random(seed)
         self._storage.filesystem("s3://chaos")[0].mkdir("chaos")
         for name in NAMES:
-            self._storage.write_bytes(f"s3://chaos/{name}.flac", (CALLS / f"{name}.flac").read_bytes())
+            self._storage.write_bytes(f"s3://chaos/{name}.flac", (DATA / f"{name}.flac").read_bytes())
         rows: list[dict[str, Any]] = [
             {"audio": f"{NAMES[number % 2]}.flac", "id": f"call-{number:03}"} for number in range(recordings)
         ]

@@ -73,7 +73,7 @@ class TopLogitsEngine(VllmEngine):
         return sampling
 
     async def _answer(self, clip: ClipRequest) -> Any:
-        output = await super()._answer(clip)
+        output = await super()._generate(clip)
         self.logits[int(clip.id.partition("/")[0])] = [
             {token: top.logprob for token, top in position.items()} for position in output.outputs[0].logprobs
         ]

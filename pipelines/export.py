@@ -1,6 +1,8 @@
 """Exports an output's transcripts as text, subtitle or JSON files, one a recording."""
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -17,13 +19,24 @@ SUFFIXES: dict[TranscriptFormat, str] = {
     "json": "json",
     "verbose_json": "json",
 }
+# File systems allow 255 bytes (ext4, XFS, NTFS: 255 characters); temporary files have a suffix besides.
+MAX_NAME_CHARS = 200
+_HASH_CHARS = 16
 
 
-def export(output_uri: str, format: TranscriptFormat, to: str, storage_options: Mapping[str, Any]) -> int:
+@dataclass
+class Exported:
+    """What was written."""
+
+    files: int = 0
+    shortened: int = 0  # of them, files whose names do not contain the whole id
+
+
+def export(output_uri: str, format: TranscriptFormat, to: str, storage_options: Mapping[str, Any]) -> Exported:
     """Writes one file per transcript into the folder ``to``, named by recording id. Failed recordings have none.
 
     Returns:
-        The number of files written.
+        How many files were written.
 
     Raises:
         UsageError: ``not_found`` if ``output_uri`` holds no run; or a code of ``Storage``.
@@ -32,10 +45,28 @@ def export(output_uri: str, format: TranscriptFormat, to: str, storage_options: 
     output = Output(output_uri, storage)
     output.require_job()
     storage.check_writable(to)
-    count = 0
+    exported = Exported()
     for batch in output.batches("ok"):
         for row in batch.to_pylist():
-            name = f"{quote(row['recording_id'], safe=' ')}.{SUFFIXES[format]}"  # an id may contain a slash
-            storage.write_bytes(join(to, name), render_transcript(Transcript.from_row(row), format).encode())
-            count += 1
-    return count
+            name = file_name(row["recording_id"])
+            text = render_transcript(Transcript.from_row(row), format)
+            storage.write_bytes(join(to, f"{name}.{SUFFIXES[format]}"), text.encode())
+            exported.files += 1
+            exported.shortened += name != _quoted(row["recording_id"])
+    return exported
+
+
+def file_name(recording_id: str) -> str:
+    """The id as a file name: percent-encoded, as it may contain a slash.
+
+    One that is too long is cut, and ends with a hyphen and the first 16 hex digits of the id's SHA-256.
+    """
+    name = _quoted(recording_id)
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    digest = hashlib.sha256(recording_id.encode()).hexdigest()[:_HASH_CHARS]
+    return f"{name[: MAX_NAME_CHARS - _HASH_CHARS - 1]}-{digest}"
+
+
+def _quoted(recording_id: str) -> str:
+    return quote(recording_id, safe=" ")

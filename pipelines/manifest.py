@@ -11,7 +11,7 @@ invalid row fails alone. Errors that affect the whole run are raised here, befor
 transcribed: a line that cannot be parsed, a table without an audio column, no rows, and two rows with
 the same id. Duplicate ids are an error even where the rows are identical: the output holds each id
 once, so one of the two would be lost, and a repeated row may be a wrong join as well as a harmless
-copy; the message says which rows are identical.
+copy; the message says which rows are identical. Rows without any value are skipped.
 
 NeMo's column names are accepted (``audio_filepath``, and Canary's ``source_lang``, ``target_lang``,
 ``taskname``). Relative paths are relative to the manifest's folder.
@@ -28,23 +28,29 @@ import posixpath
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NoReturn, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from speech.errors import UsageError
-from speech.recording import row_id
+from speech.recording import escape_surrogates, row_id
 from speech.redaction import redact_uri
 from storage.filesystem import Storage
 from storage.uris import is_glob, parent, resolve
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # The files of a folder or a glob that are taken for audio: suffixes of recorders and telephone systems for
 # formats that speech.audio.decoders reads. A manifest may name files with any suffix.
 AUDIO_SUFFIXES = (
-    *(".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".avi", ".awb", ".caf", ".flac"),
-    *(".gsm", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".nist", ".oga"),
-    *(".ogg", ".opus", ".rf64", ".snd", ".sph", ".tta", ".voc", ".w64", ".wav", ".wave", ".webm", ".wma", ".wv"),
+    *(".3g2", ".3gp", ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".alaw", ".amr", ".ape", ".asf", ".au"),
+    *(".avi", ".awb", ".caf", ".dts", ".eac3", ".ec3", ".f4v", ".flac", ".flv", ".g722", ".g726", ".gsm", ".m2ts"),
+    *(".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpa", ".mpc", ".mpeg"),
+    *(".mpg", ".mpga", ".mts", ".nist", ".oga", ".ogg", ".ogv", ".opus", ".rf64", ".sln", ".snd", ".sph", ".spx"),
+    *(".ts", ".tta", ".ulaw", ".voc", ".vox", ".w64", ".wav", ".wave", ".webm", ".wma", ".wmv", ".wv"),
 )
 KINDS = ".jsonl .ndjson .json .csv .tsv (each also .gz), .parquet, a folder of audio, or a glob"
 _AUDIO_COLUMNS = ("audio", "audio_filepath")
@@ -52,6 +58,8 @@ _NEMO_NAMES = {"source_lang": "language", "target_lang": "target_language", "tas
 _NEMO_TASKS = {"asr": "transcribe", "ast": "translate", "s2t_translation": "translate"}
 # One CSV cell may hold the reference text of a whole call; the csv module's default limit is 128 kB.
 _MAX_CELL_CHARS = 1 << 27
+# Bytes that are not UTF-8 become lone surrogates, for which Recording.from_row rejects that row alone.
+_NOT_UTF8 = "surrogateescape"
 _PARQUET_ROWS = 1024  # read at a time
 _REPEATS_SHOWN = 5
 
@@ -59,15 +67,32 @@ Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # by line, or by row where there are no lines
 
 
-def read(uri: str, storage: Storage) -> Iterator[tuple[str, Row]]:
+@dataclass(frozen=True)
+class Manifest:
+    """The rows of a manifest with their ids; iterating reads them from storage.
+
+    Raises, while iterating:
+        UsageError: as of ``read``.
+    """
+
+    uri: str
+    storage: Storage
+    files: list[str]  # manifest files, or the recordings themselves
+    skipped: list[str]  # files of the folder or glob that are neither
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        return _checked(self.uri, self.files, self.storage)
+
+
+def read(uri: str, storage: Storage) -> Manifest:
     """The rows of a manifest with their ids, ``audio`` resolved. Its kind, and that it exists, are checked at once.
 
     Raises:
         UsageError: ``not_found``, ``forbidden``, ``unreadable``; ``bad_manifest`` naming file and line;
             ``duplicate_id``, after the last row.
     """
-    files = _files(uri, storage)
-    return _checked(uri, files, storage)
+    files, skipped = _files(uri, storage)
+    return Manifest(uri, storage, files, skipped)
 
 
 def _checked(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, Row]]:
@@ -112,13 +137,13 @@ def _check_repeated(uri: str, files: list[str], storage: Storage, suspects: set[
         )
 
 
-def _files(uri: str, storage: Storage) -> list[str]:
-    """The URIs of the manifest files or of the audio files."""
+def _files(uri: str, storage: Storage) -> tuple[list[str], list[str]]:
+    """The URIs of the manifest files or of the audio files; and those of a folder's other files."""
     if not (is_glob(uri) and not storage.exists(uri)) and not storage.is_folder(uri):
         storage.check_readable(uri)
         if not _is_audio(uri) and _reader(uri) is None:
             raise UsageError("bad_manifest", f"{redact_uri(uri)} has an unknown suffix; a manifest is {KINDS}")
-        return [uri]
+        return [uri], []
     found = storage.list(uri)
     visible = [file for file in found if not posixpath.basename(file).startswith((".", "_"))]
     # Beside audio files, a .json or .csv is taken for notes on a recording, not for a manifest.
@@ -131,7 +156,8 @@ def _files(uri: str, storage: Storage) -> list[str]:
             f"{redact_uri(uri)}: none of the {len(found)} files there is audio ({' '.join(AUDIO_SUFFIXES)}) "
             "or a manifest",
         )
-    return files
+    taken = set(files)
+    return files, [file for file in visible if file not in taken]
 
 
 def _rows(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, int, Row]]:
@@ -168,32 +194,29 @@ def _json_lines(file: str, storage: Storage) -> NumberedRows:
             if not line:
                 continue
             try:
-                row = json.loads(line.decode())
-            except UnicodeDecodeError as error:
-                _raise_bad_line(file, number, "is not UTF-8; save the file in UTF-8", error)
+                row = json.loads(line.decode(errors=_NOT_UTF8))
             except (ValueError, RecursionError) as error:
                 _raise_bad_line(file, number, f"is not JSON ({error}); write one object a line", error)
             if not isinstance(row, dict):
                 _raise_bad_line(file, number, 'is not a JSON object; write one a line, like {"audio": "call.wav"}')
-            yield number, row
+            if row:
+                yield number, row
 
 
 def _separated(file: str, storage: Storage, delimiter: str) -> NumberedRows:
     csv.field_size_limit(_MAX_CELL_CHARS)
-    with _open(file, storage) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as lines:
+    with _open(file, storage) as raw, io.TextIOWrapper(raw, "utf-8-sig", _NOT_UTF8, newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
             if header:
                 _check_columns(file, header)
             for cells in reader:
-                if not cells:  # a blank line
+                if not any(cell.strip() for cell in cells):  # a blank line, or a spreadsheet's empty row
                     continue
                 if len(cells) != len(header):
                     _raise_bad_line(file, reader.line_num, f"has {len(cells)} cells where the header has {len(header)}")
                 yield reader.line_num, {name: cell for name, cell in zip(header, cells, strict=True) if cell.strip()}
-        except UnicodeDecodeError as error:
-            _raise_bad_line(file, reader.line_num + 1, "or a later one is not UTF-8; save the file in UTF-8", error)
         except csv.Error as error:
             _raise_bad_line(file, reader.line_num, f"is not CSV ({error}); check its quotes", error)
 
@@ -216,11 +239,29 @@ def _parquet(file: str, storage: Storage) -> NumberedRows:
             _check_columns(file, table.schema_arrow.names)
             number = 0
             for batch in table.iter_batches(_PARQUET_ROWS):
-                for row in batch.to_pylist():
+                for row in _batch_rows(batch):
                     number += 1
-                    yield number, {name: cell for name, cell in row.items() if cell is not None}
+                    if cells := {name: cell for name, cell in row.items() if cell is not None}:
+                        yield number, cells
     except pa.ArrowException as error:
         raise UsageError("bad_manifest", f"{redact_uri(file)} is not readable as Parquet: {error}") from error
+
+
+def _batch_rows(batch: "pa.RecordBatch") -> list[Row]:
+    """The batch's rows. Parquet's readers do not check that text is UTF-8; pyarrow's conversion to str does."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [_cells(column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _cells(column: "pa.Array") -> list[Any]:
+    import pyarrow as pa
+
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column.to_pylist()
+    return [cell and cell.decode(errors=_NOT_UTF8) for cell in column.cast(pa.large_binary()).to_pylist()]
 
 
 _READERS: dict[str, Callable[[str, Storage], NumberedRows]] = {
@@ -256,8 +297,10 @@ def _open(file: str, storage: Storage) -> BinaryIO:
 
 
 def _check_columns(file: str, columns: list[str]) -> None:
+    if any(name != escape_surrogates(name) for name in columns):
+        raise UsageError("bad_manifest", f"{redact_uri(file)}: the column names are not UTF-8; save the file in UTF-8")
     if not set(_AUDIO_COLUMNS) & set(columns):
-        has = ", ".join(map(repr, columns[:20]))
+        has = ", ".join(repr(redact_uri(name)) for name in columns[:20])  # without a header, these are URIs
         raise UsageError(
             "bad_manifest",
             f"{redact_uri(file)} has no column 'audio' (nor 'audio_filepath') but {has}: "

@@ -140,7 +140,7 @@ class _Run:
 class _Counted:
     """Iterates, and knows afterwards how many there were."""
 
-    def __init__(self, rows: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
         self._rows = rows
         self.count = 0
 
@@ -155,7 +155,7 @@ def _work(rows: Iterable[tuple[str, dict[str, Any]]], attempt_of: AttemptOf) -> 
     for recording_id, row in rows:
         attempt = attempt_of(recording_id)
         if attempt is not None:
-            yield {"row": json.dumps(row, ensure_ascii=False, default=str), "attempt": attempt}
+            yield {"row": json.dumps(row, default=str), "attempt": attempt}  # ASCII: Arrow refuses lone surrogates
 
 
 def _put_work(rows: Iterator[dict[str, Any]]) -> tuple[list[Any], int]:

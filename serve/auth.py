@@ -5,6 +5,7 @@ Only hashes of the keys are kept in memory.
 
 import hashlib
 import hmac
+from collections.abc import Collection
 from pathlib import Path
 
 from starlette.exceptions import WebSocketException
@@ -67,11 +68,12 @@ class Authenticator:
     """Checks requests. Without ``keys`` it trusts processes on this machine, but not other sites' pages in a browser.
 
     A page of any site may send a request to localhost, or have its own host name resolve to localhost (DNS
-    rebinding). So without keys the Host must be localhost, and an Origin must be our own.
+    rebinding). So without keys the Host must be localhost, and an Origin must be our own or in ``cors_origins``.
     """
 
-    def __init__(self, keys: ApiKeys | None) -> None:
+    def __init__(self, keys: ApiKeys | None, cors_origins: Collection[str] = ()) -> None:
         self._keys = keys
+        self._cors_origins = cors_origins
 
     def check(self, connection: HTTPConnection) -> None:
         """A FastAPI dependency, for HTTP and WebSocket.
@@ -82,7 +84,7 @@ class Authenticator:
         """
         try:
             if self._keys is None:
-                _check_local(connection)
+                _check_local(connection, self._cors_origins)
             elif not self._keys.contains(_key(connection)):
                 raise RequestError("invalid_api_key", "give a valid key as 'Authorization: Bearer KEY'")
         except RequestError as error:
@@ -102,11 +104,13 @@ def _key(connection: HTTPConnection) -> str:
     )
 
 
-def _check_local(connection: HTTPConnection) -> None:
+def _check_local(connection: HTTPConnection, cors_origins: Collection[str]) -> None:
     client = connection.client
     host = connection.url.hostname or ""
     if client is None or not is_loopback(client.host) or not is_loopback(host):
         raise RequestError("forbidden", "without API keys this endpoint answers only requests to localhost")
     origin = connection.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != connection.headers.get("host"):
+    if origin is None or origin in cors_origins:
+        return
+    if origin.partition("://")[2] != connection.headers.get("host"):
         raise RequestError("forbidden", "without API keys this endpoint answers only its own page")

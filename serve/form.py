@@ -1,5 +1,10 @@
-"""The multipart form of a request for a transcript, as OpenAI's clients send it, with our extensions."""
+"""The multipart form of a request for a transcript, as OpenAI's clients send it, with our extensions.
 
+Fields that have no effect here are accepted with a warning, which the answer carries (``SpeechForm.warnings``).
+Fields whose loss would change the answer are refused, and so are unknown ones: one may be a misspelt option.
+"""
+
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
@@ -10,10 +15,21 @@ from speech.formats import TranscriptFormat
 from speech.recording import Options, Recording, Task
 
 KEYWORDS_PROMPT = "keywords:"
+# The subtags after the language in a BCP 47 tag, as in en-US or pt_BR.
+REGION = re.compile(r"(?<=^[A-Za-z]{2})[-_][A-Za-z0-9]+")
 # Fields that are lists. Clients send them as ``name[]``, once for each item.
 LIST_FIELDS = frozenset({"keywords", "speakers", "timestamp_granularities", "include"})
-# Options that are not fields of the form: the path names the task, timestamp_granularities asks for word times.
-NOT_IN_FORM = frozenset({"task", "word_timestamps"})
+# Fields of the model that are not fields of the form: the path names the task, timestamp_granularities asks for
+# word times.
+NOT_IN_FORM = frozenset({"task", "word_timestamps", "warnings"})
+# Fields of OpenAI's and vLLM's clients that have no effect here: decoding is greedy, and deterministic.
+IGNORED_FIELDS = frozenset(
+    {
+        *("user", "seed", "top_p", "top_k", "min_p", "stream_options"),
+        *("frequency_penalty", "presence_penalty", "repetition_penalty"),
+        *("stream_include_usage", "stream_continuous_usage_stats"),
+    }
+)
 
 
 class SpeechForm(Options):
@@ -23,7 +39,7 @@ class SpeechForm(Options):
     """
 
     model: str = Field(description="one of GET /v1/models")
-    prompt: str = Field("", description="'Keywords: a, b', and nothing else: the models follow no free text")
+    prompt: str = Field("", description="'Keywords: a, b'; other text has no effect: the models follow no prompt")
     response_format: TranscriptFormat = "json"
     temperature: float = Field(0.0, ge=0, le=1, description="no effect: decoding is greedy")
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = Field(
@@ -33,16 +49,37 @@ class SpeechForm(Options):
     chunking_strategy: str | None = Field(None, description="no effect: audio is always cut at pauses")
     include: tuple[str, ...] = Field((), max_length=0, description="nothing can be included")
     speakers: tuple[str, ...] = Field((), max_length=32, description="names by channel")
+    warnings: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _derive_options(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Adds a prompt's keywords to the others, and word_timestamps where they are asked for."""
-        keywords = (*fields.get("keywords", ()), _keywords_of_prompt(fields.get("prompt", "")))
-        return fields | {
-            "keywords": ",".join(part for part in keywords if part.strip()),
-            "word_timestamps": "word" in fields.get("timestamp_granularities", ()),
-        }
+        """Derives options from OpenAI's fields, and warns of fields without effect."""
+        warnings = [*fields.get("warnings", ())]
+        prompt = fields.get("prompt", "").strip()
+        prompted = prompt.lower().startswith(KEYWORDS_PROMPT)
+        if prompt and not prompted:
+            warnings.append("prompt has no effect: it may be 'Keywords: a, b'")
+        if "chunking_strategy" in fields:
+            warnings.append("chunking_strategy has no effect: audio is always cut at pauses")
+        if str(fields.get("temperature", "0")).strip(" 0."):  # not zero
+            warnings.append("temperature has no effect: decoding is greedy")
+        keywords = (*fields.get("keywords", ()), prompt[len(KEYWORDS_PROMPT) :].rstrip(" .") if prompted else "")
+        languages = {}
+        for name in ("language", "target_language"):
+            tag = fields.get(name) or ""
+            if region := REGION.search(tag.strip()):
+                languages[name] = tag.strip()[: region.start()]
+                warnings.append(f"the region in {name} has no effect")
+        return (
+            fields
+            | languages
+            | {
+                "keywords": ",".join(part for part in keywords if part.strip()),
+                "word_timestamps": "word" in fields.get("timestamp_granularities", ()),
+                "warnings": warnings,
+            }
+        )
 
     @classmethod
     def from_fields(cls, fields: Iterable[tuple[str, str]], task: Task) -> Self:
@@ -53,17 +90,27 @@ class SpeechForm(Options):
                 fields exclude each other.
         """
         form: dict[str, Any] = {}
-        for name, value in fields:
+        ignored: dict[str, None] = {}
+        for full_name, value in fields:
+            name, bracket, _ = full_name.partition("[")
             if name in NOT_IN_FORM:
                 raise RequestError("bad_field", f"there is no field {name!r}")
-            if name.removesuffix("[]") in LIST_FIELDS:
-                form.setdefault(name.removesuffix("[]"), []).append(value)
+            if not value.strip() and name != "speakers":  # as if absent; an empty name is of a channel without one
+                continue
+            if name in IGNORED_FIELDS:
+                ignored[name] = None
+            elif full_name.removesuffix("[]") in LIST_FIELDS:
+                form.setdefault(name, []).append(value)
+            elif name == "chunking_strategy":  # chunking_strategy[type]=server_vad, and further members
+                form[name] = value
+            elif bracket:
+                raise RequestError("bad_field", f"there is no field {full_name[:80]!r}")
             elif name in form:
                 raise RequestError("bad_field", f"field {name!r} is given twice")
             else:
                 form[name] = value
         try:
-            return cls(**form, task=task)
+            return cls(**form, task=task, warnings=tuple(f"{name} has no effect" for name in ignored))
         except ValidationError as error:
             raise RequestError("bad_field", first_error(error, "field")) from error
 
@@ -74,6 +121,11 @@ class SpeechForm(Options):
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise RequestError("unsupported_option", "timestamp_granularities need response_format verbose_json")
         return self
+
+    @property
+    def warning(self) -> str:
+        """All warnings in one line of ASCII; empty without any."""
+        return "; ".join(self.warnings)
 
     def recording(self, request_id: str, audio: str) -> Recording:
         """The request as the bulk job has it; ``audio`` is the upload's file name."""
@@ -91,17 +143,3 @@ def form_schema() -> dict[str, Any]:
     }
     file = {"type": "string", "format": "binary", "description": "the audio, in any container and codec"}
     return schema | {"properties": {"file": file, **fields}, "required": ["file", "model"]}
-
-
-def _keywords_of_prompt(prompt: str) -> str:
-    """The keywords that a prompt holds, separated by commas.
-
-    Raises:
-        RequestError: ``unsupported_option`` for free text.
-    """
-    prompt = prompt.strip()
-    if prompt and not prompt.lower().startswith(KEYWORDS_PROMPT):
-        raise RequestError(
-            "unsupported_option", "the models follow no free text: prompt may be 'Keywords: a, b', or use keywords[]"
-        )
-    return prompt[len(KEYWORDS_PROMPT) :].strip().removesuffix(".")

@@ -98,6 +98,7 @@ class LiveSession:
         self._session = Session()
         self._segmenter = self._new_segmenter(self._session.audio.input.format.live())
         self._recording: Recording  # the settings in force; set before session.created
+        self._warning: dict[str, str] = {}  # of settings without effect, for session.updated
         self._item: Item | None = None  # the utterance that has not ended
         self._uncommitted: list[Clip] = []  # without turn detection: clips since the last commit
         self._committed_s = 0.0  # seconds of audio up to the last commit
@@ -135,7 +136,8 @@ class LiveSession:
         finally:
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._tasks:
+                await asyncio.wait(self._tasks)  # gather would replace a cancellation of this task by its own
 
     async def _handle_message(self, message: MutableMapping[str, Any]) -> None:
         """Handles one message. An error in it is answered, and the session goes on."""
@@ -176,20 +178,21 @@ class LiveSession:
                 raise RequestError("bad_session", "the format cannot change after the first audio")
             self._segmenter = self._new_segmenter(session.audio.input.format.live())
         self._session, self._recording = session, recording
-        await self._send("session.updated", session=session.model_dump())
+        await self._send("session.updated", session=session.model_dump(), **self._warning)
 
     def _recording_of_session(self, session: Session) -> Recording:
         """A session's settings, as a recording."""
         transcription = session.audio.input.transcription
         model = transcription.model or self._websocket.query_params.get("model") or ""
-        return self._recording_for(
-            SpeechForm(
-                model=model,
-                language=transcription.language,
-                prompt=transcription.prompt,
-                keywords=transcription.keywords,
-            )
+        form = SpeechForm(
+            model=model,
+            language=transcription.language,
+            prompt=transcription.prompt,
+            keywords=transcription.keywords,
         )
+        recording = self._recording_for(form)
+        self._warning = {"warning": form.warning} if form.warning else {}
+        return recording
 
     async def _append(self, data: bytes) -> None:
         clips = await asyncio.to_thread(self._segmenter.push, data)

@@ -13,16 +13,18 @@ from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from serve.auth import ApiKeys, Authenticator
 from serve.form import form_schema
 from serve.http_errors import INTERNAL, RETRY_AFTER_S, ErrorBody, http_status_of
 from serve.responses import ModelEntry, ModelList
-from serve.service import TranscriptionService
+from serve.service import WARNING_HEADER, TranscriptionService
 from serve.settings import ServeSettings
 from speech.errors import RayscribeError, RequestError
 
@@ -35,7 +37,8 @@ def http_app(settings: ServeSettings, service: TranscriptionService) -> FastAPI:
     Raises:
         UsageError: the file of API keys cannot be read.
     """
-    authenticator = Authenticator(ApiKeys(settings.api_keys) if settings.api_keys else None)
+    keys = ApiKeys(settings.api_keys) if settings.api_keys else None
+    authenticator = Authenticator(keys, settings.cors_origins)
     router = APIRouter(prefix="/v1", dependencies=[Depends(authenticator.check)])
     form = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form_schema()}}}}
 
@@ -49,11 +52,13 @@ def http_app(settings: ServeSettings, service: TranscriptionService) -> FastAPI:
         """Translates the speech of a recording."""
         return await service.answer(request, "translate")
 
+    @router.head("/models", include_in_schema=False)
     @router.get("/models")
     async def models() -> ModelList:
         """The model, once for each of its names."""
         return ModelList(data=list(service.models.values()))
 
+    @router.head("/models/{name:path}", include_in_schema=False)
     @router.get("/models/{name:path}")
     async def model(name: str) -> ModelEntry:
         """One model."""
@@ -69,9 +74,52 @@ def http_app(settings: ServeSettings, service: TranscriptionService) -> FastAPI:
     app.add_exception_handler(RayscribeError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_unexpected)
+    app.add_middleware(_UnslashedPaths)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],  # OpenAI's client in a browser sends a dozen x-stainless-… headers
+            expose_headers=["retry-after", WARNING_HEADER],
+        )
+    app.add_middleware(_SecurityHeaders)
     if PAGE.is_dir():
         app.mount("/", StaticFiles(directory=PAGE, html=True))
     return app
+
+
+class _UnslashedPaths:
+    """Routes a path of the API with a trailing slash as without: some clients append one to their base URL's path."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and scope["path"].startswith("/v1/"):
+            scope = {**scope, "path": scope["path"].rstrip("/")}
+        await self._app(scope, receive, send)
+
+
+class _SecurityHeaders:
+    """Adds headers that keep browsers from guessing content types and from showing the page in a frame."""
+
+    HEADERS = (
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"DENY"),
+        (b"content-security-policy", b"frame-ancestors 'none'"),
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *self.HEADERS]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ Independent of Ray: the work is done by a ``Backend``.
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 from starlette.exceptions import WebSocketException
 from starlette.requests import Request
@@ -35,6 +35,9 @@ from speech.preflight import check_request
 from speech.recording import Recording, Task
 from speech.transcriber import ClipTranscript, segment_separator
 from speech.transcript import Usage
+
+# Names fields of the request that had no effect. The JSON formats have it as their field ``warning``, too.
+WARNING_HEADER = "x-rayscribe-warning"
 
 
 class TranscriptionService:
@@ -74,6 +77,7 @@ class TranscriptionService:
             async with contextlib.AsyncExitStack() as resources:
                 resources.enter_context(self.limiter.acquire())
                 form, name, audio = await resources.enter_async_context(receive_form(request, self._settings, task))
+                headers = {WARNING_HEADER: form.warning} if form.warning else {}
                 start = time.perf_counter()
                 recording = self._recording(form, name)
                 listened = await self._backend.listen(recording, audio)
@@ -83,12 +87,11 @@ class TranscriptionService:
                     first = await anext(clips, None)  # an error up to here has an HTTP status of its own
                     events = self._events(recording, listened, first, clips, start)
                     await resources.enter_async_context(contextlib.aclosing(events))
-                    return EventStream(events, resources.pop_all())
+                    return EventStream(events, resources.pop_all(), headers)
                 transcript = await self._backend.transcribe(recording, listened.handle)
                 self._metrics.answered(task, listened.duration_s, time.perf_counter() - start)
-                return Response(
-                    render_transcript(transcript, form.response_format), media_type=CONTENT_TYPES[form.response_format]
-                )
+                content = render_transcript(transcript, form.response_format, form.warning)
+                return Response(content, headers=headers, media_type=CONTENT_TYPES[form.response_format])
         except RayscribeError as error:
             self._metrics.refused(task, error.code)
             raise
@@ -162,9 +165,11 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], resources: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], resources: contextlib.AsyncExitStack, headers: Mapping[str, str]
+    ) -> None:
         # x-accel-buffering asks proxies that buffer whole responses not to.
-        super().__init__(events, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        super().__init__(events, headers={**headers, "cache-control": "no-store", "x-accel-buffering": "no"})
         self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -27,6 +27,11 @@ class ServeSettings(Settings):
     names: tuple[str, ...] = Field(
         (), description="further names that the model answers to, separated by commas, as whisper-1"
     )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="origins whose web pages may use the endpoint, separated by commas, as https://calls.example.org; "
+        "* for all, which needs --api-keys",
+    )
     max_upload_mib: int = Field(2048, ge=1, description="largest upload, in MiB")
     max_audio_s: float = Field(8 * 3600.0, gt=0, description="longest recording, in seconds")
     max_requests: int = Field(
@@ -47,9 +52,9 @@ class ServeSettings(Settings):
         9464, ge=1, le=65535, description="port of the metrics, for Prometheus, where Ray is started here"
     )
 
-    @field_validator("names", mode="before")
+    @field_validator("names", "cors_origins", mode="before")
     @classmethod
-    def _split_names(cls, value: Any) -> Any:
+    def _split_list(cls, value: Any) -> Any:
         return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
     @property
@@ -67,6 +72,10 @@ class ServeSettings(Settings):
         if built.api_keys is None and not is_loopback(built.host):
             raise UsageError(
                 "no_api_keys", f"whoever reaches {built.host} could use the endpoint: give --api-keys FILE"
+            )
+        if built.api_keys is None and "*" in built.cors_origins:
+            raise UsageError(
+                "no_api_keys", "with --cors-origins '*' any web page could use the endpoint: give --api-keys FILE"
             )
         return built
 

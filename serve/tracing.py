@@ -1,9 +1,9 @@
-"""Traces: the spans of Ray Serve, sent to the OpenTelemetry collector that vLLM's go to as well.
+"""Traces: the spans of Ray Serve, exported to the OpenTelemetry collector that vLLM's spans go to as well.
 
-Told by OpenTelemetry's own environment variables alone: with ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` each request's
-way through Endpoint, Listener, Transcriber and vLLM is one trace. It begins here: Serve's proxy (2.60) hands no
-``traceparent`` of a client on. ``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`` is ``grpc`` unless it says ``http/protobuf``,
-as in vLLM.
+Configured by OpenTelemetry's own environment variables alone: with ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`` a request's
+spans in Endpoint, Listener, Transcriber and vLLM are one trace. It begins here: Serve's proxy (2.60) does not forward
+a client's ``traceparent``. ``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`` is ``grpc`` (the default, as in vLLM) or
+``http/protobuf``.
 """
 
 import os
@@ -12,15 +12,16 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from ray.serve.schema import TracingConfig
 
-ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+from speech.tracing import traces_endpoint
+
 PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 
 
 def tracing_config() -> TracingConfig | None:
-    """For ``serve.start``; None where no collector is named."""
-    if not os.environ.get(ENDPOINT):
+    """For ``serve.start``; None if traces are off."""
+    if traces_endpoint() is None:
         return None
-    # A trace for every request, of which there are few a second; who has many sets Serve's variable.
+    # Every request is traced, at a few requests a second; at higher rates set Serve's own variable.
     ratio = float(os.environ.get("RAY_SERVE_TRACING_SAMPLING_RATIO", 1.0))
     return TracingConfig(enabled=True, exporter_import_path=f"{__name__}:span_processors", sampling_ratio=ratio)
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import BinaryIO, cast
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -40,7 +41,7 @@ async def receive_form(
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise RequestError("not_multipart", "the body must be multipart/form-data with the audio in the field 'file'")
     limit = settings.max_upload_bytes + FORM_BYTES
-    parser = MultiPartParser(
+    parser = _FormParser(
         request.headers,
         _counted(request, limit, settings.max_upload_mib),
         max_files=1,
@@ -65,6 +66,17 @@ async def receive_form(
         yield SpeechForm.from_fields(fields, task), name or "the audio", cast(BinaryIO, upload.file)
     finally:
         await form.close()
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's parser, for which a part is a file only if it has a file name; here the part ``file`` always is."""
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        _, parameters = parse_options_header(part.content_disposition)
+        if parameters.get(b"name") == b"file" and b"filename" not in parameters:
+            part.content_disposition = (part.content_disposition or b"") + b'; filename=""'
+        super().on_headers_finished()
 
 
 async def _counted(request: Request, limit: int, limit_mib: int) -> AsyncGenerator[bytes, None]:

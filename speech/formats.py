@@ -28,9 +28,18 @@ CONTENT_TYPES: dict[TranscriptFormat, str] = {
 }
 
 
-def render_transcript(transcript: Transcript, format: TranscriptFormat) -> str:
-    """The transcript as the content of a file or an HTTP response."""
-    return _WRITERS[format](transcript)
+def render_transcript(transcript: Transcript, format: TranscriptFormat, warning: str = "") -> str:
+    """The transcript as the content of a file or an HTTP response.
+
+    Args:
+        transcript: of one recording.
+        format: one of the five.
+        warning: a field of that name in the JSON formats, unless empty.
+    """
+    if format in _JSON_WRITERS:
+        content = _JSON_WRITERS[format](transcript) | ({"warning": warning} if warning else {})
+        return json.dumps(content, ensure_ascii=False)
+    return _TEXT_WRITERS[format](transcript)
 
 
 def token_usage(usage: Usage) -> dict[str, Any]:
@@ -69,30 +78,28 @@ def _vtt(transcript: Transcript) -> str:
     return "WEBVTT\n" + "".join(cues)
 
 
-def _json(transcript: Transcript) -> str:
-    return _to_json({"text": transcript.text, "usage": token_usage(transcript.usage)})
+def _json(transcript: Transcript) -> dict[str, Any]:
+    return {"text": transcript.text, "usage": token_usage(transcript.usage)}
 
 
-def _verbose_json(transcript: Transcript) -> str:
+def _verbose_json(transcript: Transcript) -> dict[str, Any]:
     options = transcript.recording.options
     words = [
         {"word": word.text, "start": word.start_s, "end": word.end_s}
         for segment in transcript.segments
         for word in segment.words
     ]
-    return _to_json(
-        {
-            "task": options.task,
-            "language": options.target_language or options.language,
-            "duration": transcript.duration_s,
-            "text": transcript.text,
-            "segments": [_verbose_segment(number, segment) for number, segment in enumerate(transcript.segments)],
-            **({"words": words} if words else {}),
-            "usage": {"type": "duration", "seconds": transcript.duration_s},
-            "channels": transcript.channels,
-            "flags": list(transcript.flags),
-        }
-    )
+    return {
+        "task": options.task,
+        "language": options.target_language or options.language,
+        "duration": transcript.duration_s,
+        "text": transcript.text,
+        "segments": [_verbose_segment(number, segment) for number, segment in enumerate(transcript.segments)],
+        **({"words": words} if words else {}),
+        "usage": {"type": "duration", "seconds": transcript.duration_s},
+        "channels": transcript.channels,
+        "flags": list(transcript.flags),
+    }
 
 
 def _verbose_segment(number: int, segment: Segment) -> dict[str, Any]:
@@ -138,14 +145,8 @@ def _timestamp(seconds: float, separator: str) -> str:
     return f"{hours:02}:{minutes:02}:{milliseconds // 1000:02}{separator}{milliseconds % 1000:03}"
 
 
-def _to_json(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False)
-
-
-_WRITERS: dict[TranscriptFormat, Callable[[Transcript], str]] = {
+_JSON_WRITERS: dict[TranscriptFormat, Callable[[Transcript], dict[str, Any]]] = {
     "json": _json,
-    "text": _text,
-    "srt": _srt,
-    "vtt": _vtt,
     "verbose_json": _verbose_json,
 }
+_TEXT_WRITERS: dict[TranscriptFormat, Callable[[Transcript], str]] = {"text": _text, "srt": _srt, "vtt": _vtt}

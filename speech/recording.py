@@ -5,10 +5,13 @@ row and an HTTP form all build one, so that each default, help text and check is
 Whether a *model* supports the options is checked in ``speech.models.families``.
 """
 
+import ast
 import contextlib
 import hashlib
 import json
 import math
+import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
@@ -24,17 +27,41 @@ MAX_KEYWORDS = 200
 MAX_KEYWORD_CHARS = 100
 
 
+def as_list(value: Any) -> Any:
+    """A list that is given as text, as CSV cells and form fields have it; any other value unchanged.
+
+    Text in brackets is a list in JSON or, as pandas writes lists into CSV, in Python's syntax. All other text
+    is split at commas.
+
+    Raises:
+        ValueError: text in brackets is neither.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return [item.strip() for item in text.split(",")] if text else []
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        if not re.search(r"""['"]\s+['"]""", text):  # a numpy array, whose strings Python would concatenate
+            return ast.literal_eval(text)
+    raise ValueError(f'{reprlib.repr(text)} is not a list: write ["a", "b"], or a, b without brackets')
+
+
 def clean_keywords(keywords: str | Iterable[str]) -> tuple[str, ...]:
     """Keywords for the prompt: whitespace collapsed, duplicates dropped, order kept.
 
-    A single string is split at commas. The rules are those of IBM's ``granite_speech.prompts``.
+    Text is read by ``as_list``. The rules are those of IBM's ``granite_speech.prompts``.
 
     Raises:
-        RequestError: ``bad_keywords`` for a keyword that is empty, too long, or contains a comma, a control
-            character or ``<|``; or for too many keywords.
+        RequestError: ``bad_keywords`` for text in brackets that is no list; for a keyword that is empty, too
+            long, or contains a comma, a control character or ``<|``; or for too many keywords.
     """
-    if isinstance(keywords, str):
-        keywords = keywords.split(",") if keywords.strip() else []
+    try:
+        keywords = as_list(keywords)
+    except ValueError as error:
+        raise RequestError("bad_keywords", str(error)) from error
     cleaned: dict[str, None] = {}
     if not isinstance(keywords, Iterable):
         raise RequestError("bad_keywords", f"keywords must be a list, or text split at commas, not {keywords!r}")
@@ -111,6 +138,11 @@ class Recording(BaseModel):
     options: Options = Options()
     metadata: dict[str, Any] = Field(default_factory=dict, description="every other column, unchanged")
 
+    @field_validator("speakers", mode="before")
+    @classmethod
+    def _parse_speakers(cls, value: Any) -> Any:
+        return as_list(value)
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any], defaults: Options) -> Self:
         """Parses one manifest row; its options override ``defaults``.
@@ -119,9 +151,11 @@ class Recording(BaseModel):
         write a missing value) is absent. Columns that are not fields go to ``metadata``.
 
         Raises:
-            RequestError: ``bad_row`` naming the column, or a code of ``clean_keywords`` and ``Options``.
+            RequestError: ``bad_row`` naming the column, also for text that is not valid Unicode; or a code of
+                ``clean_keywords`` and ``Options``.
         """
         cells = {key: value for key, value in row.items() if not _is_missing(value)}
+        _check_unicode(cells)
         audio = cells.pop("audio", None) or cells.pop("audio_filepath", None)
         if not isinstance(audio, str) or not audio.strip():
             raise RequestError("bad_row", "the row has no 'audio' (nor 'audio_filepath'): give a URI or a path")
@@ -129,8 +163,6 @@ class Recording(BaseModel):
         for name in ("offset", "duration", "speakers", "text"):
             if name in cells:
                 fields[name] = cells.pop(name)
-        if isinstance(fields.get("speakers"), str):
-            fields["speakers"] = [name.strip() for name in fields["speakers"].split(",")]
         fields["id"] = row_id(row)
         cells.pop("id", None)
         options = {name: cells.pop(name) for name in Options.model_fields if name in cells}
@@ -148,15 +180,15 @@ class Recording(BaseModel):
         """A recording for a row that ``from_row`` rejects, so that the row can be reported as failed. Never raises."""
         audio = row.get("audio") or row.get("audio_filepath") or ""
         metadata = {name: cell for name, cell in row.items() if name not in cls.model_fields}
-        return cls(id=row_id(row), audio=str(audio), metadata=metadata)
+        return cls(id=row_id(row), audio=escape_surrogates(str(audio)), metadata=metadata)
 
     def speaker(self, channel: int) -> str | None:
         """The channel's speaker name, or None."""
-        return self.speakers[channel] if channel < len(self.speakers) else None
+        return self.speakers[channel] or None if channel < len(self.speakers) else None
 
     def metadata_json(self) -> str:
         """``metadata`` as JSON; values that JSON cannot represent (dates, decimals) are written as their str."""
-        return json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True)
+        return escape_surrogates(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
 
 
 def row_id(row: Mapping[str, Any]) -> str:
@@ -167,7 +199,7 @@ def row_id(row: Mapping[str, Any]) -> str:
     """
     given = row.get("id")
     if not _is_missing(given) and str(given).strip():
-        return str(given).strip()
+        return escape_surrogates(str(given).strip())
     audio, offset = row.get("audio") or row.get("audio_filepath"), row.get("offset")
     if not audio:
         hashed = json.dumps(dict(row), default=str, sort_keys=True)
@@ -175,7 +207,26 @@ def row_id(row: Mapping[str, Any]) -> str:
         with contextlib.suppress(TypeError, ValueError):  # 30, "30" and 30.0 are the same offset
             offset = float(0.0 if _is_missing(offset) else offset)  # type: ignore[arg-type]
         hashed = f"{str(audio).strip()}\n{offset}"
-    return hashlib.sha256(hashed.encode()).hexdigest()[:16]
+    return hashlib.sha256(hashed.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def escape_surrogates(text: str) -> str:
+    r"""Text with lone surrogates written as ``\udcXX``: Parquet and UTF-8 cannot represent them.
+
+    Python reads bytes of file names that are not UTF-8 as lone surrogates (PEP 383); JSON may contain them, too.
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _check_unicode(cells: Mapping[str, Any]) -> None:
+    for name, cell in cells.items():
+        try:
+            f"{name}{json.dumps(cell, ensure_ascii=False, default=str)}".encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "bad_row",
+                f"column '{escape_surrogates(name)}' is not valid Unicode text: save names and cells in UTF-8",
+            ) from error
 
 
 def _is_missing(value: Any) -> bool:

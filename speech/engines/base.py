@@ -1,8 +1,8 @@
-"""The seam between us and a model: one clip of speech in, its text out.
+"""The interface of an engine: one clip of speech in, its text out.
 
-An engine knows audio and tokens, and nothing of recordings, channels or files. Two implement it:
-``engine_vllm`` (continuous batching, GPU or CPU) and ``engine_transformers`` (the reference, and for
-CPUs without vLLM). At float32 the two give the same tokens; a test holds them to it.
+An engine handles audio and tokens; it knows nothing of recordings, channels or files. Two implement it:
+``speech.engines.vllm`` (continuous batching, GPU or CPU) and ``speech.engines.transformers`` (the reference, and for
+CPUs without vLLM). At float32 both output the same tokens, which a test asserts.
 """
 
 from collections.abc import Callable
@@ -23,39 +23,41 @@ if TYPE_CHECKING:
 
 
 class EngineConfig(BaseModel):
-    """How an engine is started."""
+    """Settings of an engine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(DEFAULT_MODEL, description="hub id or folder of the checkpoint")
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="what runs the model")
+    engine: Literal["vllm", "transformers"] = Field("vllm", description="the inference engine that runs the model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
     )
     concurrent_clips: int = Field(64, ge=1, description="clips decoded at once by one engine")
     speculation: Speculation = Field(
         "auto",
-        description="drafts that the model verifies, for speed; the text stays the same. ctc: what Granite's encoder "
-        "reads; ngram: repetitions; draft: what a small language model would say (draft_model); auto: ctc, as far as "
-        "it pays. ctc-accept changes words: it takes what the encoder reads where that is likely enough",
+        description="speculative decoding: drafts that the model verifies, for speed; the text stays the same. ctc: "
+        "the CTC hypothesis of Granite's encoder; ngram: repetitions; draft: a small language model (draft_model); "
+        "auto: ctc, as much as pays. ctc-accept may change words: it accepts the hypothesis where it is likely enough",
     )
     accept_entropy: float = Field(
-        0.7, ge=0, description="ctc-accept: a clip none of whose frames has a higher entropy (nats) is taken as read"
+        0.7,
+        ge=0,
+        description="ctc-accept: the CTC hypothesis is the text of a clip if no frame has a higher entropy (nats)",
     )
     accept_probability: float = Field(
-        0.2, ge=0, le=1, description="ctc-accept: else, a word piece to which the model gives so much is taken"
+        0.2, ge=0, le=1, description="ctc-accept: else, a draft token of at least this probability is accepted"
     )
     draft_model: str | None = Field(
-        None, description="draft: hub id or folder of a text model with the vocabulary of the model's own"
+        None, description="draft: hub id or folder of a text model with the same vocabulary as the model"
     )
     draft_tokens: int | None = Field(
-        None, ge=1, le=128, description="tokens of a draft verified at once, at most (default: by the way of drafting)"
+        None, ge=1, le=128, description="draft tokens verified at once, at most (default: by the method of drafting)"
     )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for the KV cache on a CPU, in GiB")
+    gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine reserves")
     clip_timeout_s: float = Field(
-        600.0, gt=0, description="an engine that takes longer over one clip, in seconds, is started anew"
+        600.0, gt=0, description="seconds for one clip; an engine that takes longer is restarted"
     )
-    gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine takes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,14 @@ class ClipRequest:
 
 @dataclass(frozen=True, slots=True)
 class DecodingResult:
-    """What an engine made of one clip."""
+    """The output of an engine for one clip."""
 
     text: str
     token_ids: tuple[int, ...]
-    avg_logprob: float | None
-    complete: bool  # False: cut off at the token limit
+    avg_logprob: float | None  # mean natural-log probability of the tokens, where known
+    complete: bool  # False: stopped at the token limit
     usage: Usage = field(default_factory=Usage)
-    flags: tuple[str, ...] = ()  # how it was made, where not by the model alone: ctc_text, ctc_words (ctc-accept)
+    flags: tuple[str, ...] = ()  # ctc_text, ctc_words (ctc-accept): the text is not the model's own, or not all of it
 
 
 class Engine(Protocol):
@@ -99,13 +101,13 @@ class Engine(Protocol):
         """Decodes one clip; concurrent calls share the engine's batch.
 
         Raises:
-            RequestError: what is asked cannot be done in the way that the engine drafts.
-            EngineError: this clip failed and the engine goes on.
-            EngineDied: the engine is gone and the process that holds it should exit.
+            RequestError: the engine's speculation cannot serve these options.
+            EngineError: this clip failed; the engine still works.
+            EngineDied: the engine is dead, and the process that holds it should exit.
         """
 
     async def check_health(self) -> None:
-        """Returns if the engine can take work; raises EngineDied otherwise."""
+        """Returns if the engine can decode; raises EngineDied otherwise."""
 
     def stop(self) -> None:
         """Ends the engine's processes and frees its memory."""
@@ -115,11 +117,11 @@ EngineStarter = Callable[[EngineConfig, Family], Engine]
 
 
 def start_engine(config: EngineConfig, family: Family) -> Engine:
-    """Loads the model and returns an engine ready for work.
+    """Loads the model and returns a running engine.
 
     Raises:
         UsageError: ``bad_engine`` where the engine's package is not installed, ``bad_model`` where the
-            checkpoint cannot be loaded, ``bad_option`` where it cannot draft as asked.
+            checkpoint cannot be loaded, ``bad_option`` where the speculation asked for is not available.
     """
     method_for(config.speculation, family, config.engine, config.draft_model)
     try:

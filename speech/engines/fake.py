@@ -1,8 +1,8 @@
 """An engine without a model, for tests and benchmarks of everything around the model.
 
-Its text is a function of the request, so that the same recording has the same transcript whatever happens to the
-process that works on it. What goes wrong, and when, is decided by a hook: ``before`` is awaited with each request
-and may wait, raise an error of ``speech.errors``, or end the process.
+Its text is a function of the request, so that a recording has the same transcript however often it is retried.
+Failures are injected by a hook: ``before`` is awaited with each request and may wait, raise an error of
+``speech.errors``, or end the process.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from speech.transcript import Usage
 
 
 def reply_with_length(clip: ClipRequest) -> str:
-    """The recording's id and the clip's length: tells one recording's text from another's."""
+    """The recording's id and the clip's length: different for every recording."""
     return f"{clip.recording_id}: {clip.seconds:.2f} seconds"
 
 
 def reply_with_options(clip: ClipRequest) -> str:
-    """The language and the keywords: tells which options have reached the engine."""
+    """The language and the keywords: shows which options have reached the engine."""
     return " ".join([clip.options.language, *clip.options.keywords])
 
 
@@ -34,14 +34,14 @@ class FakeEngine:
     Args:
         reply: the text of a clip.
         before: awaited with each request before it is answered.
-        usage: the tokens that a clip is said to have cost.
-        batch: no request is answered until so many wait; then all are, the last one first.
-        complete, avg_logprob: as of every ``DecodingResult``.
+        usage: reported for a clip.
+        batch: no request is answered until so many are in flight; then all are, in reverse order.
+        complete, avg_logprob: of every ``DecodingResult``.
 
     Attributes:
         requests: all that were received, in order.
-        cancelled: those that the caller gave up while they waited.
-        in_flight, max_in_flight: requests waiting now, and at most so far.
+        cancelled: those that the caller cancelled while in flight.
+        in_flight, max_in_flight: requests in flight now, and at most so far.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class FakeEngine:
 
     async def _join_batch(self) -> None:
         """Returns when the batch is full; its requests are answered in reverse order."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        answered = asyncio.get_running_loop().create_future()
+        self._waiting.append(answered)
         if len(self._waiting) >= self._batch:
             for waiting in reversed(self._waiting):
                 if not waiting.done():
                     waiting.set_result(None)
             self._waiting.clear()
-        await turn
+        await answered
 
     async def check_health(self) -> None:
-        """The engine is in this process, and well as long as that is."""
+        """Always healthy: the engine is in this process."""
 
     def stop(self) -> None:
         """Nothing to free."""

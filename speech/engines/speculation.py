@@ -1,12 +1,12 @@
-"""Which drafts the language model is given to verify, and for whom.
+"""Speculative decoding: the method of drafting by model and engine, and the requests that it applies to.
 
-The engine's ``speculation`` says how a run drafts; whether a clip is drafted for depends on what is
-asked of it as well. Verified drafts cost or save time and change no word, so where they cannot help
-they are left out without a word; only an explicit wish that cannot be met is refused.
+``speculation`` of the engine's settings chooses the method; whether a clip is drafted for depends on its options as
+well. Verified drafts cost or save time and never change the text, so where they cannot help they are silently left
+out; only an explicit choice that is not available is refused.
 
-``ctc-accept`` alone changes words: what CTC reads is accepted where the model might have written
-otherwise. It is never chosen by itself, and refused for whatever CTC cannot write: it would either ignore
-what was asked for, or not be what it says.
+``ctc-accept`` alone changes words: it accepts the CTC hypothesis where the model might have decoded otherwise. It is
+never chosen by default, and refused for options whose text CTC cannot produce: it would ignore either the options or
+its own name.
 """
 
 from typing import Literal
@@ -18,17 +18,17 @@ from speech.recording import Options
 Speculation = Literal["auto", "ctc", "ngram", "draft", "off", "ctc-accept"]
 Method = Literal["ctc", "ngram", "draft"]
 
-# Tokens of a draft that are verified at once, at most. What CTC has read is there anyway; a draft model takes a
-# step of its own for every token.
+# Draft tokens verified at once, at most. A CTC hypothesis is there anyway; a draft model takes a step of its own for
+# every token.
 DRAFT_TOKENS: dict[Method, int] = {"ctc": 32, "ngram": 8, "draft": 4}
 
 
 def method_for(asked: Speculation, family: Family, engine: str, draft_model: str | None = None) -> Method | None:
-    """How an engine drafts for a model, None for not at all.
+    """The method by which an engine drafts for a model; None for no drafts.
 
     Raises:
-        UsageError: ``bad_option`` where ``asked`` names a way that this model or engine has not, or where it
-            and ``draft_model`` do not go together.
+        UsageError: ``bad_option`` where ``asked`` names a method that this model or engine does not have, or where
+            ``asked`` and ``draft_model`` do not go together.
     """
     if (asked == "draft") != (draft_model is not None):
         raise UsageError("bad_option", "speculation 'draft' and a draft_model go together: give both or neither")
@@ -45,32 +45,32 @@ def method_for(asked: Speculation, family: Family, engine: str, draft_model: str
 
 
 def check_speculation(asked: Speculation, options: Options) -> None:
-    """Refuses ``ctc-accept`` for what CTC cannot write.
+    """Refuses ``ctc-accept`` for options whose text CTC cannot produce.
 
     Raises:
         RequestError: ``unsupported_option``.
     """
-    if asked == "ctc-accept" and (beyond := _beyond_ctc(options, keywords=True)):
+    if asked == "ctc-accept" and (lacking := _beyond_ctc(options, keywords=True)):
         raise RequestError(
             "unsupported_option",
-            f"speculation 'ctc-accept' takes what the encoder reads for the answer, which has no {beyond}; "
+            f"speculation 'ctc-accept' accepts the encoder's CTC hypothesis as text, which has no {lacking}; "
             "transcribe such recordings with speculation auto or off",
         )
 
 
 def ctc_can_help(options: Options) -> bool:
-    """Whether what the encoder's CTC head reads is near what the model is asked to write.
+    """Whether the CTC hypothesis is a useful draft of the text that these options ask for.
 
-    Keywords do no harm: the model, which knows them, verifies.
+    Keywords do no harm: they are in the prompt of the model that verifies.
     """
     return _beyond_ctc(options, keywords=False) is None
 
 
 def _beyond_ctc(options: Options, keywords: bool) -> str | None:
-    """What is asked for that the CTC head cannot write.
+    """The first option that a CTC hypothesis cannot fulfil; None if there is none.
 
-    It writes the spoken language in lower case without punctuation, in letters up to Latin Extended-A, and
-    knows no prompt.
+    A hypothesis is a transcript in the spoken language, lower case, without punctuation, in characters up to Latin
+    Extended-A, and does not depend on the prompt.
     """
     asked = {
         "translation": options.task == "translate",
@@ -80,4 +80,4 @@ def _beyond_ctc(options: Options, keywords: bool) -> str | None:
         "speaker tags": options.speaker_tags,
         "Japanese": options.language == "ja",
     }
-    return next((name for name, wanted in asked.items() if wanted), None)
+    return next((name for name, is_asked in asked.items() if is_asked), None)

@@ -1,8 +1,8 @@
 """The Transformers engine: one clip at a time, by Hugging Face's own generation loop.
 
-The second implementation of ``speech.engines.base``, against which the first is held, and what a machine
-without vLLM uses. Clips wait for one another; the work itself runs in a thread, so that the event
-loop stays free.
+The second implementation of ``speech.engines.base``: the reference that the vLLM engine is tested against, and the
+engine of machines without vLLM. Clips are decoded one after another, in a thread, so that the event loop is not
+blocked.
 """
 
 import asyncio
@@ -35,10 +35,10 @@ class TransformersEngine:
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"Transformers cannot load {config.model!r}: {error}") from error
         self._model = self._model.to("cuda" if on_gpu else "cpu").eval()
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
-        async with self._turn:
+        async with self._lock:
             try:
                 return await asyncio.to_thread(self._generate, clip)
             except (ValueError, RuntimeError) as error:
@@ -60,12 +60,12 @@ class TransformersEngine:
                 output_logits=True,
             )
         tokens = output.sequences[0, prompt_length:]
-        # Transformers leaves out Granite's scaling of the logits here, which changes no choice but the confidence.
+        # Transformers' logits here lack Granite's scaling, which changes the probabilities but not their order.
         scaling = getattr(self._model.config.get_text_config(), "logits_scaling", 1.0)
         logprobs = (torch.stack(output.logits, dim=1)[0].float() / scaling).log_softmax(-1)
         chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-        end = self._model.generation_config.eos_token_id
-        complete = int(tokens[-1]) in (end if isinstance(end, list) else [end])
+        eos = self._model.generation_config.eos_token_id
+        complete = int(tokens[-1]) in (eos if isinstance(eos, list) else [eos])
         audio_token = getattr(self._model.config, "audio_token_index", None)
         prompt_ids = output.sequences[0, :prompt_length].tolist()
         return DecodingResult(
@@ -81,7 +81,7 @@ class TransformersEngine:
         )
 
     def _inputs(self, clip: ClipRequest) -> tuple[dict[str, Any], int]:
-        """What generate takes, and how many tokens of its output are the prompt."""
+        """Arguments of ``generate``, and the length of the prompt in tokens."""
         import torch
 
         prompt = self._family.prompt(clip.options, self._processor.tokenizer)
@@ -99,7 +99,7 @@ class TransformersEngine:
         return dict(inputs), length
 
     async def check_health(self) -> None:
-        """Always well: it is this very process."""
+        """Always healthy: the engine is in this process."""
 
     def stop(self) -> None:
         del self._model

@@ -1,6 +1,6 @@
 """The vLLM engine: continuous batching of clips from any number of recordings.
 
-Prompts are built here from ``speech.models.families`` and not by vLLM's transcription route, which drops
+Prompts are built from ``speech.models.families`` and not by vLLM's transcription route, which drops
 keywords. Audio goes in as an array, decoded by the Listener, so that no engine process spends its
 time on codecs.
 
@@ -16,20 +16,20 @@ from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
+from speech.granite import plugin
 from speech.models.families import AUDIO_TOKEN, Family, Whisper
+from speech.tracing import trace_headers, traces_endpoint
 from speech.transcript import Usage
 
-# Set before vLLM is imported, and only where the user has not.
+# Set before vLLM is imported, where the user has not set them.
 _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",  # no telemetry unless the user asks for it
     "VLLM_LOGGING_LEVEL": "WARNING",
-    # vLLM would pin itself to every core of the node, unaware of the other actors there.
+    # By default vLLM binds its threads to all cores of the node, also those of other actors.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 GIB = 1 << 30
-# OpenTelemetry's own variable: where a collector of traces is. Spans hold times and counts, no text.
-TRACES = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
-# Flags of texts made by ctc-accept: what CTC read, whole; with words of it that the model would not have chosen.
+# Flags of texts made by ctc-accept: the CTC hypothesis, whole; with words of it that were not the model's first choice.
 CTC_TEXT, CTC_WORDS = "ctc_text", "ctc_words"
 
 
@@ -51,42 +51,43 @@ class VllmEngine:
         )
         arguments = self._arguments(config, on_cpu=current_platform.is_cpu())
         try:
-            self._llm = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments))
+            with plugin.enabled():
+                self._llm = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments))
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"vLLM cannot load {config.model!r}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
         self._prepared: asyncio.Future[None] | None = None
-        self._audio_names = map(str, itertools.count())
+        self._audio_keys = map(str, itertools.count())
 
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
-        """How vLLM is started."""
+        """vLLM's engine arguments."""
         arguments: dict[str, Any] = {
             "model": config.model,
             "dtype": "float32" if config.dtype == "auto" and on_cpu else config.dtype,
             "max_num_seqs": config.concurrent_clips,
             "seed": 0,
-            # No two clips share a prefix worth keeping: the audio comes first.
+            # No two clips share a prefix worth caching: the audio comes first.
             "enable_prefix_caching": False,
             "mm_processor_cache_gb": 0,
             # Memory is profiled with clips of our limit, not vLLM's 500 seconds.
             "limit_mm_per_prompt": {"audio": {"count": 1, "length": int(self._family.clip_s * SAMPLE_RATE)}},
-            "enable_log_requests": False,  # prompts hold keywords, outputs hold what customers said
-            "otlp_traces_endpoint": os.environ.get(TRACES),
+            "enable_log_requests": False,  # prompts hold keywords, outputs hold transcripts
+            "otlp_traces_endpoint": traces_endpoint(),
         }
         if on_cpu:
             arguments |= {
                 "kv_cache_memory_bytes": int(config.kv_cache_gb * GIB),
                 "enforce_eager": True,
-                # The worker in the engine's own process, as on a GPU. vLLM starts another on CPUs, to bind its threads
-                # to cores, which "nobind" forgoes: one import less, and no message between two at every step.
+                # The worker in the engine's own process, as on a GPU. On CPUs vLLM starts a process for it, to bind its
+                # threads to cores, which "nobind" forgoes: this saves an import, and messages at every step.
                 "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
             }
         else:
             arguments |= {"gpu_memory_utilization": config.gpu_memory}
-        return arguments | self._drafting(config)
+        return arguments | self._speculative_arguments(config)
 
-    def _drafting(self, config: EngineConfig) -> dict[str, Any]:
-        """vLLM's arguments for drafts."""
+    def _speculative_arguments(self, config: EngineConfig) -> dict[str, Any]:
+        """vLLM's engine arguments for speculative decoding."""
         if self._method is None:
             return {}
         methods: dict[str, dict[str, Any]] = {
@@ -104,20 +105,20 @@ class VllmEngine:
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         check_speculation(self._speculation, clip.options)
-        output = await self._answer(clip)
+        output = await self._generate(clip)
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise EngineError(
                 "engine_aborted", f"vLLM ended a clip of {clip.seconds:.1f} s: {completion.finish_reason}"
             )
         tokens, prompt = tuple(completion.token_ids), output.prompt_token_ids or []
-        drafts = completion.spec_decode_metrics
-        drafted = drafts.num_draft_tokens if drafts else 0
-        accepted = sum(many * times for many, times in enumerate(drafts.histogram)) if drafts else 0
+        metrics = completion.spec_decode_metrics
+        drafted = metrics.num_draft_tokens if metrics else 0
+        accepted = sum(count * steps for count, steps in enumerate(metrics.histogram)) if metrics else 0
         logprob = completion.cumulative_logprob
-        flags = _how_made(completion) if self._accept else ()
+        flags = _ctc_flags(completion) if self._accept else ()
         if CTC_TEXT in flags:
-            drafted = accepted = len(tokens) - 1  # all but its end, which CTC does not write
+            drafted = accepted = len(tokens) - 1  # all but the end-of-text token, which is not of the hypothesis
             logprob = None
         return DecodingResult(
             text=completion.text.strip(),
@@ -134,7 +135,7 @@ class VllmEngine:
             ),
         )
 
-    async def _answer(self, clip: ClipRequest) -> Any:
+    async def _generate(self, clip: ClipRequest) -> Any:
         """vLLM's final output for a clip."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -143,7 +144,7 @@ class VllmEngine:
         try:
             await self._prepare()
             async for partial in self._llm.generate(
-                self._prompt(clip), self._sampling(clip), request_id=clip.id, trace_headers=_trace()
+                self._prompt(clip), self._sampling(clip), request_id=clip.id, trace_headers=trace_headers()
             ):
                 output = partial
         except EngineDeadError as error:
@@ -156,16 +157,27 @@ class VllmEngine:
         return output
 
     async def _prepare(self) -> None:
-        """Introduces drafter and model runner to each other, once.
+        """Binds the CTC drafter to vLLM's model runner, once.
 
-        Not done when the engine is built: what is sent to vLLM's processes belongs to an event loop.
+        Not done in the constructor: AsyncLLM's calls belong to an event loop.
         """
         if self._method != "ctc":
             return
         if self._prepared is None:
-            binding = self._llm.collective_rpc("bind_drafter", args=(self._adaptive, self._accept is not None))
-            self._prepared = asyncio.ensure_future(binding)
-        await asyncio.shield(self._prepared)  # one clip given up must not leave the others waiting
+            self._prepared = asyncio.ensure_future(self._bind_drafter())
+        await asyncio.shield(self._prepared)  # the cancellation of one clip must not cancel it for the others
+
+    async def _bind_drafter(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            bound = await self._llm.collective_rpc("bind_drafter", args=(self._adaptive, self._accept is not None))
+        except EngineDeadError:
+            raise
+        except Exception as error:  # vLLM passes on a worker's exception as a bare Exception with its text
+            raise UsageError("bad_engine", f"the CTC drafter cannot be bound: {error}") from error
+        if not any(bound):
+            raise UsageError("bad_engine", "no worker of vLLM has the CTC drafter: give --speculation off")
 
     def _sampling(self, clip: ClipRequest) -> Any:
         from vllm import SamplingParams
@@ -189,9 +201,9 @@ class VllmEngine:
         audio = {"audio": (clip.waveform(), SAMPLE_RATE)}
         if isinstance(self._family, Whisper):  # an encoder-decoder: the audio is the encoder's whole prompt
             return {"encoder_prompt": {"prompt": "", "multi_modal_data": audio}, "decoder_prompt": {"prompt": text}}
-        # A name of our own spares vLLM the hashing of the waveform. Its cache of what was encoded goes by the name
-        # and outlives the clip: no two clips may share one.
-        return {"prompt": text, "multi_modal_data": audio, "multi_modal_uuids": {"audio": [next(self._audio_names)]}}
+        # A key of our own saves vLLM the hashing of the waveform. It is the key in the encoder cache, whose entries
+        # outlive the request: no two clips may share one.
+        return {"prompt": text, "multi_modal_data": audio, "multi_modal_uuids": {"audio": [next(self._audio_keys)]}}
 
     @property
     def _audio_token_id(self) -> int:
@@ -209,25 +221,14 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def _trace() -> dict[str, str] | None:
-    """The trace that the caller is part of, as HTTP headers; vLLM's span joins it."""
-    if not os.environ.get(TRACES):
-        return None
-    from opentelemetry.propagate import inject
+def _ctc_flags(completion: Any) -> tuple[str, ...]:
+    """Flags of a text that is not, or may not be, the model's own greedy output.
 
-    headers: dict[str, str] = {}
-    inject(headers)
-    return headers
-
-
-def _how_made(completion: Any) -> tuple[str, ...]:
-    """Flags of a text that is not what the model would have written by itself, or may not be.
-
-    As ``speech.granite.acceptance`` tells it: a rank above 1 is of a token that was not the model's first
-    choice, 0 of one that it was not asked about.
+    By the ranks that ``speech.granite.acceptance`` reports: above 1 for a token that was not the model's first choice,
+    0 (``UNVERIFIED_RANK``) for one that was accepted unverified.
     """
-    chosen = zip(completion.token_ids, completion.logprobs or [], strict=False)
-    ranks = {candidates[token].rank for token, candidates in chosen}
+    tokens = zip(completion.token_ids, completion.logprobs or [], strict=False)
+    ranks = {candidates[token].rank for token, candidates in tokens}
     if 0 in ranks:
         return (CTC_TEXT,)
     return (CTC_WORDS,) if ranks - {1} else ()

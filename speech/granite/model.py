@@ -1,6 +1,6 @@
-"""Granite Speech for vLLM, with an encoder whose answer for a clip does not depend on its neighbours.
+"""Granite Speech for vLLM, with a batch-invariant encoder (``speech.granite.encoder``).
 
-Subclasses of vLLM's own models, put in their place by ``speech.granite.plugin``.
+Subclasses of vLLM's own models, registered in their place by ``speech.granite.plugin``.
 """
 
 import torch
@@ -21,26 +21,28 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from speech.granite import ctc
 from speech.granite.encoder import BatchInvariantEncoder, similar_lengths
+from speech.granite.runner import check_model
 
 
 class BatchInvariantAudio:
-    """Encodes clips in batches of similar length, each as if it were alone."""
+    """Encodes clips in batches of similar length; the embeddings of a clip do not depend on its batch."""
 
     config: PreTrainedConfig
     encoder: BatchInvariantEncoder
     projector: torch.nn.Module
-    # A ctc.Reading by the embeddings handed out for its clip. vLLM keeps those very tensors in its
-    # encoder cache: what was read lives as long as they do, is found again after a cache hit, and needs
-    # no name for the clip. None: nobody asked to read.
+    # ctc.CtcHypothesis by the embeddings returned for its clip. vLLM keeps those very tensors in its encoder cache:
+    # a hypothesis lives as long as they do, is found again after a cache hit, and needs no id of the clip.
+    # None: CTC decoding is off.
     _ctc_hypotheses: WeakTensorKeyDictionary | None = None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]  # of vLLM's model
-        # vLLM's draft models ask every multimodal model that they draft for for this name.
+        # vLLM's proposers with a draft model read this attribute of any multimodal target model.
         self.config.image_token_index = self.config.audio_token_index
+        check_model(self)
 
     def enable_ctc(self) -> WeakTensorKeyDictionary:
-        """From now on the CTC head reads every clip; where its readings are kept."""
+        """Turns CTC decoding on for all clips from now on; returns the hypotheses by embeddings."""
         if self._ctc_hypotheses is None:
             self._ctc_hypotheses = WeakTensorKeyDictionary()
         return self._ctc_hypotheses
@@ -69,7 +71,7 @@ class BatchInvariantAudio:
             for row, index in enumerate(group):
                 embeddings[index] = projected[row, : audio_tokens[index]]
             if self._ctc_hypotheses is not None:
-                hypotheses = ctc.read(self.encoder.ctc_logits(states), [len(clips[index]) for index in group])
+                hypotheses = ctc.decode(self.encoder.ctc_logits(states), [len(clips[index]) for index in group])
                 for index, hypothesis in zip(group, hypotheses, strict=True):
                     self._ctc_hypotheses[embeddings[index]] = hypothesis
         return tuple(embedding for embedding in embeddings if embedding is not None)

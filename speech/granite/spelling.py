@@ -1,11 +1,11 @@
-"""Mends what CTC spells wrong, by the words that the language model has written so far.
+"""Corrects the spelling of CTC hypotheses by the words that the language model has output so far.
 
-A CTC head knows letters and no words (``afternon``, ``pleae``); the language model spells, and what it has
-written for one clip it is likely to write for another. So a word of a draft that it has never written gives way
-to the one most like it that it has. This is a guess about a guess: the model verifies it, and no word of one
-recording comes into the text of another unless the model would have written it there anyway.
+A CTC head models characters and no words (``afternon``, ``pleae``); the language model spells correctly, and words of
+one clip are likely in another. So a word of a draft that the model has never output is replaced by the most similar
+one that it has. The draft stays a proposal that the model verifies: no word of one recording gets into the text of
+another unless the model would have output it there anyway.
 
-In a simulation on the demo checkpoint (133 clips, the words of all others known) steps fell by a tenth.
+In a simulation on the demo checkpoint (133 clips, the words of all others known) decoding steps fell by a tenth.
 """
 
 from collections.abc import Iterable
@@ -13,36 +13,36 @@ from collections.abc import Iterable
 from rapidfuzz import process
 from rapidfuzz.distance import Levenshtein
 
-# Of shorter words, nearly all letters are the same as those of some other.
-MIN_LETTERS = 4
-# One letter in so many may be another (with a half of them, words turn into unrelated ones and steps rise).
-LETTERS_AN_EDIT = 3
-# Those written last; a search through so many takes about a millisecond.
-MOST_WORDS = 10_000
+# Shorter words differ from some other word by one character too often.
+MIN_WORD_CHARS = 4
+# One edit for so many characters (with one for two, words turn into unrelated ones and steps rise).
+CHARS_PER_EDIT = 3
+# Those used last; a search through so many takes about a millisecond.
+MAX_WORDS = 10_000
 
 
 class SpellingCorrector:
-    """Words that have been written."""
+    """A vocabulary of words that the language model has output."""
 
     def __init__(self) -> None:
         self._words: dict[str, None] = {}  # in the order of their last use
 
     def learn(self, words: Iterable[str]) -> None:
-        """Takes note of words; those not seen for longest are forgotten when there are too many."""
+        """Adds words; beyond ``MAX_WORDS`` the least recently used are dropped."""
         for word in words:
             self._words.pop(word, None)
             self._words[word] = None
-        while len(self._words) > MOST_WORDS:
+        while len(self._words) > MAX_WORDS:
             del self._words[next(iter(self._words))]
 
-    def corrected(self, text: str) -> str:
-        """A text with each unknown word replaced by the known one that is most like it, if one is like enough."""
-        return " ".join(map(self._corrected, text.split()))
+    def correct(self, text: str) -> str:
+        """A text with each unknown word replaced by the most similar known one, if one is similar enough."""
+        return " ".join(map(self._correct_word, text.split()))
 
-    def _corrected(self, word: str) -> str:
-        if len(word) < MIN_LETTERS or word in self._words:
+    def _correct_word(self, word: str) -> str:
+        if len(word) < MIN_WORD_CHARS or word in self._words:
             return word
         nearest = process.extractOne(
-            word, self._words.keys(), scorer=Levenshtein.distance, score_cutoff=len(word) // LETTERS_AN_EDIT
+            word, self._words.keys(), scorer=Levenshtein.distance, score_cutoff=len(word) // CHARS_PER_EDIT
         )
         return nearest[0] if nearest else word

@@ -1,8 +1,8 @@
-"""A model's checkpoint: which family it is of, and whether it can be had from a folder, the hub's cache or the hub.
+"""A model's checkpoint: which family it belongs to, and whether a folder, the hub's cache or the hub has it.
 
-Both are asked before a run starts: an engine that cannot load its model says so minutes later, from a process of its
-own, in a traceback of many screens. What the hub itself says of a model (private, gated, unknown) is found too, by
-one small request, and by none for a model that is on this machine already.
+Both are checked before a run starts: an engine that cannot load its model fails minutes later, in a process of its
+own, with a traceback of many screens. The hub's own refusals (private, gated, unknown) are found by one small request;
+none is made for a model that is on this machine already.
 """
 
 import json
@@ -13,7 +13,7 @@ from speech.errors import UsageError
 from speech.models.families import GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, WHISPER, WHISPER_ENGLISH, Family
 
 TIMEOUT_S = 10.0
-_INSTEAD = "or give --model the folder of a checkpoint"
+_OR_FOLDER = "or give --model the folder of a checkpoint"
 
 
 def check_available(model: str) -> None:
@@ -23,8 +23,8 @@ def check_available(model: str) -> None:
         model: hub id, or folder of a checkpoint; of a folder, ``family_of`` reads the config.
 
     Raises:
-        UsageError: ``unknown_model``, ``forbidden``, ``no_hub``; ``bad_engine`` if the package that asks
-            the hub, which comes with every engine, is not installed.
+        UsageError: ``unknown_model``, ``forbidden``, ``no_hub``; ``bad_engine`` if the hub's client, on which
+            every engine depends, is not installed.
     """
     if Path(model).is_dir():
         return
@@ -48,7 +48,7 @@ def check_available(model: str) -> None:
     except OfflineModeIsEnabled as error:
         raise UsageError(
             "no_hub",
-            f"{model} is not on this machine, and HF_HUB_OFFLINE keeps it from being fetched: unset that, {_INSTEAD}",
+            f"{model} is not on this machine, and HF_HUB_OFFLINE forbids to download it: unset that, {_OR_FOLDER}",
         ) from error
     except GatedRepoError as error:
         raise UsageError(
@@ -57,26 +57,26 @@ def check_available(model: str) -> None:
     except RepositoryNotFoundError as error:
         raise UsageError(
             "unknown_model",
-            f"{model} is no folder here, and {constants.ENDPOINT} has no such model: mend the name, "
+            f"{model} is no folder here, and {constants.ENDPOINT} has no such model: correct the name, "
             "or set HF_TOKEN if it is private",
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise UsageError(
-            "no_hub", f"{constants.ENDPOINT} answers {status} when asked for {model}: try later"
+            "no_hub", f"{constants.ENDPOINT} answers {status} to a request for {model}: try later"
         ) from error
-    except Exception as error:  # of the hub's HTTP client, which has changed from version to version
+    except Exception as error:  # of the hub's HTTP client, which differs from version to version
         raise UsageError(
             "no_hub",
-            f"{model} is not on this machine, and {constants.ENDPOINT} cannot be reached ({error}): mend the network "
-            f"(HTTPS_PROXY, HF_ENDPOINT), {_INSTEAD}",
+            f"{model} is not on this machine, and {constants.ENDPOINT} cannot be reached ({error}): check the network "
+            f"(HTTPS_PROXY, HF_ENDPOINT), {_OR_FOLDER}",
         ) from error
 
 
 def family_of(model: str) -> Family:
     """The family of a model, from its config.json if ``model`` is a folder, else from its hub id.
 
-    Granite 4.0 and 4.1 have one model_type; the name tells them apart, and 4.0 is assumed without one.
+    Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0.
 
     Raises:
         UsageError: ``unknown_model``.
@@ -111,14 +111,14 @@ def _config(model: str) -> dict[str, Any] | None:
     try:
         config: dict[str, Any] = json.loads(config_file.read_text())
     except ValueError as error:
-        raise UsageError("unknown_model", f"{config_file} is not JSON ({error}); copy the checkpoint anew") from error
+        raise UsageError("unknown_model", f"{config_file} is not JSON ({error}); copy the checkpoint again") from error
     return config
 
 
 def _model_type_of_hub_id(name: str) -> str:
     if "whisper" in name:
         return "whisper"
-    # Granite's non-autoregressive and pure CTC models are another architecture, which no engine here has.
+    # Granite's non-autoregressive and CTC-only models have another architecture, which no engine here supports.
     if "granite" not in name or "speech" not in name or name.endswith("-nar") or "ctc" in name:
         return ""
     return "granite_speech_plus" if name.endswith("-plus") else "granite_speech"

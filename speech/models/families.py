@@ -1,13 +1,12 @@
-"""What each model family can do, and how it is asked.
+"""Model families: what each supports, and its prompts.
 
-One entry a family: languages, translation pairs, clip limit, capabilities, and the exact words of
-its prompts. Everything that differs between Granite 4.0, 4.1, 4.1 plus and Whisper is in this
-file; the engines and the pipeline know none of it. ``Family.check`` refuses what a model lacks
-before any audio is read or any GPU touched.
+One entry a family: languages, translation pairs, clip limit, capabilities, and the exact wording of
+its prompts. All differences between Granite 4.0, 4.1, 4.1 plus and Whisper are in this
+file; the engines and the pipeline depend on none of them. ``Family.check`` refuses what a model does not support.
 
 Sources of the prompts: the model cards of ibm-granite/granite-4.0-1b-speech, granite-speech-4.1-2b
 and 4.1-2b-plus, IBM's ``granite_speech.prompts`` (Apache-2.0), and Whisper's paper (arXiv 2212.04356,
-section 2.3). The models do not follow free text, so a prompt is always one of these.
+section 2.3). The models do not follow free-form instructions, so a prompt is always one of these.
 """
 
 from abc import ABC, abstractmethod
@@ -34,7 +33,7 @@ LANGUAGE_NAMES = {
 
 
 class ChatTokenizer(Protocol):
-    """The one thing a prompt needs of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that prompts need."""
 
     def apply_chat_template(
         self, conversation: Sequence[dict[str, str]], *, tokenize: Literal[False], add_generation_prompt: bool
@@ -43,21 +42,21 @@ class ChatTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """What a model family can do. ``clip_s`` is the longest clip, in seconds, that it is given at once."""
+    """A model family. ``clip_s`` is the length of the longest clip that it decodes, in seconds."""
 
     name: str
     model_type: str  # of the checkpoint's config.json
     languages: frozenset[str]
-    translations: frozenset[tuple[str, str]]  # (spoken, into)
+    translations: frozenset[tuple[str, str]]  # (source, target)
     capabilities: frozenset[Capability]
     clip_s: float
-    # Decoding stops after this many tokens a second of audio (plus a constant), so that a model that
-    # has fallen into a loop costs a bounded time. Speech runs at about 15 characters a second and a
-    # token holds at least one: no true transcript reaches it.
+    # Decoding stops after this many tokens a second of audio (plus a constant), so that a repetition loop
+    # costs a bounded time. Speech has about 15 characters a second and a token at least one: no real transcript
+    # reaches the limit.
     max_tokens_per_s: float = 16.0
 
     def check(self, options: Options) -> None:
-        """Refuses what this family cannot do, naming what it can.
+        """Refuses options that this family does not support, with a message that lists what it supports.
 
         Raises:
             RequestError: unsupported_language, unsupported_task or unsupported_option.
@@ -69,29 +68,29 @@ class Family(ABC):
             )
         pair = (options.language, options.target_language)
         if options.task == "translate" and pair not in self.translations:
-            pairs = _listed(f"{spoken}-{into}" for spoken, into in self.translations)
+            pairs = _listed(f"{source}-{target}" for source, target in self.translations)
             raise RequestError(
                 "unsupported_task",
                 f"{self.name} does not translate {pair[0]!r} into {pair[1]!r}; it has {pairs or 'no translation'}",
             )
-        wanted: dict[Capability, bool] = {
+        asked: dict[Capability, bool] = {
             "keywords": bool(options.keywords),
             "punctuation": options.punctuation,
             "word_timestamps": options.word_timestamps,
             "speaker_tags": options.speaker_tags,
         }
-        for capability, asked in wanted.items():
-            if asked and capability not in self.capabilities:
+        for capability, is_asked in asked.items():
+            if is_asked and capability not in self.capabilities:
                 raise RequestError(
                     "unsupported_option", f"{self.name} has no {capability}; it has {_listed(self.capabilities)}"
                 )
 
     @abstractmethod
     def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
-        """The text prompt for one clip, ``options`` having passed ``check``."""
+        """The text prompt for one clip. ``options`` have passed ``check``."""
 
     def max_tokens(self, clip_s: float) -> int:
-        """The most tokens that a clip of ``clip_s`` seconds may be answered with."""
+        """The limit of output tokens for a clip of ``clip_s`` seconds."""
         return 16 + int(clip_s * self.max_tokens_per_s)
 
 
@@ -114,28 +113,28 @@ class Granite(Family):
         return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
     def instruction(self, options: Options) -> str:
-        """What the model is told to do, without audio token and chat template."""
+        """The instruction, without audio token and chat template."""
         if options.task == "translate":
-            assert options.target_language is not None  # Options sees to it
+            assert options.target_language is not None  # validated by Options
             instruction = self.translate.format(language=LANGUAGE_NAMES[options.target_language])
             if options.punctuation:
                 instruction += " with proper punctuation and capitalization."
         elif options.punctuation:
-            assert self.transcribe_punctuated is not None  # check sees to it
+            assert self.transcribe_punctuated is not None  # checked by check
             instruction = self.transcribe_punctuated
         elif options.keywords:
             instruction = self.transcribe_keywords
         else:
             instruction = self.transcribe
         if options.keywords:
-            stop = "" if instruction.endswith((".", "?")) else "."
-            instruction += f"{stop} Keywords: {', '.join(options.keywords)}"
+            period = "" if instruction.endswith((".", "?")) else "."
+            instruction += f"{period} Keywords: {', '.join(options.keywords)}"
         return instruction
 
 
 @dataclass(frozen=True)
 class GranitePlus(Granite):
-    """Granite 4.1 plus: the same family, whose output may carry speaker or time tags (``speech.models.tags``)."""
+    """Granite 4.1 plus: its output may have speaker or time tags (``speech.models.tags``)."""
 
     attribute_speakers: str = (
         "Speaker attribution: Transcribe and denote who is speaking by adding [Speaker 1]: "
@@ -145,13 +144,13 @@ class GranitePlus(Granite):
         "Timestamps: Transcribe the speech. After each word, add a timestamp tag showing "
         "the end time in centiseconds, e.g. hello [T:45] world [T:82]"
     )
-    # A time tag a word costs several tokens more than the word.
+    # A time tag costs several tokens more than its word.
     max_tokens_per_s: float = 48.0
 
     def check(self, options: Options) -> None:
         super().check(options)
         if options.word_timestamps and options.speaker_tags:
-            raise RequestError("unsupported_option", f"{self.name} gives speaker_tags or word_timestamps, not both")
+            raise RequestError("unsupported_option", f"{self.name} has speaker_tags or word_timestamps, not both")
         if options.keywords and (options.word_timestamps or options.speaker_tags):
             raise RequestError("unsupported_option", f"{self.name} takes no keywords with speaker or time tags")
 
@@ -165,7 +164,7 @@ class GranitePlus(Granite):
 
 @dataclass(frozen=True)
 class Whisper(Family):
-    """Whisper: special tokens name language and task; keywords go in as the previous window's text."""
+    """Whisper: special tokens set language and task; keywords are given as the text of the previous window."""
 
     def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
         previous = f"<|startofprev|> {', '.join(options.keywords)}" if options.keywords else ""
@@ -203,7 +202,7 @@ GRANITE_4_1_PLUS = GranitePlus(
     translations=frozenset(),
     capabilities=frozenset({"keywords", "word_timestamps", "speaker_tags"}),
     clip_s=30.0,
-    # As in training; the dates are part of it and must not be made today's.
+    # As in training; the dates are part of it and must not be replaced by today's.
     system="Knowledge Cutoff Date: April 2024.\nToday's Date: December 19, 2024.\n"
     "You are Granite, developed by IBM. You are a helpful AI assistant",
     separator=" ",
@@ -217,7 +216,7 @@ WHISPER = Whisper(
     name="Whisper",
     model_type="whisper",
     languages=_WHISPER_LANGUAGES,
-    translations=frozenset((spoken, "en") for spoken in _WHISPER_LANGUAGES - {"en"}),
+    translations=frozenset((source, "en") for source in _WHISPER_LANGUAGES - {"en"}),
     capabilities=frozenset({"keywords", "punctuation"}),
     clip_s=30.0,
 )

@@ -58,6 +58,20 @@ def test_verbose_json_keeps_times(output: Path, tmp_path: Path) -> None:
     assert (segment["start"], segment["end"], segment["text"]) == (0.0, 1.5, "guten tag")
 
 
+def test_an_id_too_long_for_a_file_name_is_shortened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["first", "x" * 300, "x" * 300 + "y", "é" * 60, "last"]
+    written = Output(str(tmp_path / "out"), Storage({}))
+    written.claim({}, {"manifest": "m.jsonl"}, allow_changes=False)
+    written.commit([Transcript(Recording(id=name, audio="a.wav"), "model", name).to_row() for name in names])
+    to = tmp_path / "files"
+    assert rayscribe.main(["export", str(tmp_path / "out"), "--format", "text", "--to", str(to)]) == 0
+    assert sorted(file.read_text().strip() for file in to.iterdir()) == sorted(names)
+    assert {"first.txt", "last.txt"} < {file.name for file in to.iterdir()}
+    shown = capsys.readouterr().out
+    assert "5 transcripts" in shown
+    assert "3 ids are too long" in shown
+
+
 def test_a_folder_without_a_run_is_a_usage_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert rayscribe.main(["export", str(tmp_path), "--format", "srt", "--to", str(tmp_path / "files")]) == 2
     assert "job.json" in capsys.readouterr().err

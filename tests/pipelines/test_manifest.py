@@ -2,15 +2,17 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from pipelines import manifest
-from speech.errors import UsageError
+from speech.errors import RequestError, UsageError
 from speech.recording import Options, Recording, row_id
 from storage.filesystem import Storage
 from tests.conftest import S3
@@ -73,6 +75,70 @@ def test_a_csv_cell_can_hold_a_long_reference(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "m.csv", f"audio,text\n/1.wav,{text}\n"))[0]["text"] == text
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_blank_csv_rows_are_skipped(tmp_path: Path, suffix: str) -> None:
+    text = "id,audio,text\n,,\n1,/1.wav,a\n,,\n , ,\n\n  \n2,/2.wav,b\n,,\n"
+    path = write(tmp_path / f"m.{suffix}", text.replace(",", "\t" if suffix == "tsv" else ","))
+    assert [row["id"] for row in rows(path)] == ["1", "2"]
+
+
+def test_blank_rows_of_other_formats_are_skipped(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"audio": [None, "/1.wav", None]}), tmp_path / "m.parquet")
+    assert rows(tmp_path / "m.parquet") == [{"audio": "/1.wav"}]
+    assert rows(write(tmp_path / "m.jsonl", '{}\n{"audio": "/1.wav"}\n{}\n')) == [{"audio": "/1.wav"}]
+
+
+def _rejected(uri: Path) -> list[str]:
+    """The ids of the rows that are invalid."""
+    rejected = []
+    for recording_id, row in manifest.read(str(uri), Storage()):
+        assert Recording.malformed(row).id == recording_id
+        try:
+            Recording.from_row(row, Options())
+        except RequestError:
+            rejected.append(recording_id)
+    return rejected
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("m.jsonl", b'{"audio": "/\xe9.wav", "id": "2"}'),
+        ("m.jsonl", b'{"audio": "/\\ud800.wav", "id": "2"}'),
+        ("m.jsonl", b'{"audio": "/2.wav", "id": "2", "note": ["\\udfff"]}'),
+        ("m.csv", b"/\xe9.wav,2"),
+    ],
+)
+def test_a_cell_that_is_not_utf8_fails_its_row_only(tmp_path: Path, name: str, cell: bytes) -> None:
+    before, after = b'{"audio": "/1.wav"}', b'{"audio": "/3.wav"}'
+    if name == "m.csv":
+        before, after = b"audio,id\n/1.wav,1", b"/3.wav,3"
+    path = write(tmp_path / name, b"\n".join([before, cell, after]))
+    assert _rejected(path) == ["2"]
+    assert len(rows(path)) == 3
+
+
+def test_an_id_that_is_not_utf8_fails_its_row_only(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n{"audio": "/2.wav", "id": "a\\udce9"}\n')
+    assert _rejected(path) == [r"a\udce9"]
+
+
+def test_parquet_text_that_is_not_utf8_fails_its_row_only(tmp_path: Path) -> None:
+    ids = pa.array(["1", "2"])
+    ends = pa.py_buffer(np.array([0, 6, 12], np.int32))
+    audio = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"/1.wav/\xe9.wav")])
+    pa.parquet.write_table(pa.table({"id": ids, "audio": audio, "n": [1, None]}), tmp_path / "m.parquet")
+    assert _rejected(tmp_path / "m.parquet") == ["2"]
+    assert rows(tmp_path / "m.parquet")[1] == {"id": "2", "audio": "/\udce9.wav"}
+
+
+def test_a_file_name_that_is_not_utf8_fails_its_row_only(tmp_path: Path) -> None:
+    for name in (b"1.wav", b"caf\xe9.wav"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    assert len(_rejected(tmp_path)) == 1
+    assert len(rows(tmp_path)) == 2
+
+
 def test_tsv(tmp_path: Path) -> None:
     assert rows(write(tmp_path / "m.tsv", "audio\ttext\n/1.wav\ta, b\n")) == [{"audio": "/1.wav", "text": "a, b"}]
 
@@ -104,6 +170,16 @@ def test_a_folder_of_audio(tmp_path: Path) -> None:
     for name in ("b.WAV", "deep/er/a.opus", "deep/.b.wav.swp", "._b.wav", "b.json", "notes.txt"):
         write(tmp_path / name, "{}")
     assert rows(tmp_path) == [{"audio": f"{tmp_path}/b.WAV"}, {"audio": f"{tmp_path}/deep/er/a.opus"}]
+    assert manifest.read(str(tmp_path), Storage()).skipped == [f"{tmp_path}/b.json", f"{tmp_path}/notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ".spx .ts .flv .wmv .m4v .mpga .dts .eac3 .g722 .g726 .ulaw .alaw .sln .gsm .vox .mts .m2ts .3g2".split(),
+)
+def test_a_folder_of_less_common_formats(tmp_path: Path, suffix: str) -> None:
+    call = write(tmp_path / f"call{suffix}", "x")
+    assert rows(tmp_path) == [{"audio": str(call)}]
 
 
 def test_one_audio_file_is_a_manifest_of_one(tmp_path: Path) -> None:
@@ -158,7 +234,7 @@ def test_invalid_rows_are_yielded(tmp_path: Path) -> None:
 
 def test_rows_stream(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\nbroken')
-    assert next(manifest.read(str(path), Storage())) == (row_id({"audio": "/1.wav"}), {"audio": "/1.wav"})
+    assert next(iter(manifest.read(str(path), Storage()))) == (row_id({"audio": "/1.wav"}), {"audio": "/1.wav"})
 
 
 # Errors
@@ -180,13 +256,12 @@ def test_a_missing_file_or_unknown_suffix_is_an_error_before_iteration(tmp_path:
         ("m.jsonl", '{"audio": "/1.wav"}\n{"audio": ', "m.jsonl line 2 is not JSON"),
         ("m.jsonl", '[{"audio": "/1.wav"}]', "m.jsonl line 1 is not a JSON object"),
         ("m.jsonl", "{\n", "m.jsonl line 1 is not JSON"),
-        ("m.jsonl", b'\n{"audio": "/\xff.wav"}', "m.jsonl line 2 is not UTF-8"),
         ("m.jsonl", "[" * 100_000, "m.jsonl line 1 is not JSON"),
         ("m.csv", "audio,text\n/1.wav,a\n/2.wav\n", "m.csv line 3 has 1 cells where the header has 2"),
         ("m.csv", "audio,text\n/1.wav,a,b\n", "m.csv line 2 has 3 cells"),
         ("m.csv", 'audio\n"/1.wav\n', "m.csv line 2 is not CSV"),
         ("m.csv", "id;audio\n1;/1.wav\n", "m.csv has no column 'audio'"),
-        ("m.csv", b"audio\n/\xff.wav\n", "not UTF-8"),
+        ("m.csv", b"audio,stra\xdfe\n/1.wav,a\n", "m.csv: the column names are not UTF-8"),
         ("m.parquet", "PAR1 and then text", "m.parquet is not readable as Parquet"),
     ],
 )

@@ -1,5 +1,6 @@
 """Parsing of manifest rows: defaults, options of the row, ids, and malformed rows."""
 
+import json
 import math
 from typing import Any
 
@@ -22,6 +23,9 @@ def read(defaults: Options | None = None, **row: Any) -> Recording:
         (" Acme  Corp ,Kim", ("Acme Corp", "Kim")),
         (["Kim", "Acme\tCorp", "Kim "], ("Kim", "Acme Corp")),
         (["O'Brien-Łódź 3000"], ("O'Brien-Łódź 3000",)),
+        ('["Kim", "Acme, Inc"]'.replace(", Inc", ""), ("Kim", "Acme")),
+        ("['Kim', \"O'Brien\"]", ("Kim", "O'Brien")),  # as pandas writes a list into CSV
+        ("[]", ()),
         ("", ()),
         ("  ", ()),
         ([], ()),
@@ -50,7 +54,7 @@ def test_bad_keywords(given: Any) -> None:
     assert caught.value.code == "bad_keywords"
 
 
-@pytest.mark.parametrize("given", [7, True, "a,,b", [None]])
+@pytest.mark.parametrize("given", [7, True, "a,,b", [None], "[a, b]", "['a' 'b']", "[" * 10_000 + "]", '{"a": 1}, '])
 def test_bad_keywords_in_a_row_fail_the_row(given: Any) -> None:
     with pytest.raises(RequestError) as caught:
         read(keywords=given)
@@ -105,6 +109,20 @@ def test_a_row_with_every_column() -> None:
     assert recording.metadata_json() == '{"agent_id": 3, "branch": {"city": "Łódź"}}'
 
 
+@pytest.mark.parametrize(
+    "given", ["agent,customer", '["agent", "customer"]', "['agent', 'customer']", ["agent", "customer"]]
+)
+def test_speakers_as_text_or_list(given: Any) -> None:
+    assert read(speakers=given).speakers == ("agent", "customer")
+    assert Recording(id="a", audio="a.wav", speakers=given).speakers == ("agent", "customer")
+
+
+def test_a_channel_without_a_speaker() -> None:
+    assert [read(speakers=",customer").speaker(channel) for channel in range(3)] == [None, "customer", None]
+    assert read(speakers=["Smith, John"]).speakers == ("Smith, John",)
+    assert read(speakers="").speakers == ()
+
+
 def test_missing_cells_are_absent() -> None:
     recording = read(offset=math.nan, duration=None, language=None, keywords=None, note=None)
     assert recording == read()
@@ -126,6 +144,12 @@ def test_missing_cells_are_absent() -> None:
         ({"task": "summarise"}, "task"),
         ({"channels": "left"}, "channels"),
         ({"speakers": [1, 2]}, "speakers"),
+        ({"speakers": "[agent, customer]"}, "speakers"),
+        ({"audio": "caf\udce9.wav"}, "audio"),
+        ({"id": "caf\ud800"}, "id"),
+        ({"speakers": ["caf\udce9"]}, "speakers"),
+        ({"note": {"a": ["caf\udce9"]}}, "note"),
+        ({"caf\udce9": "a"}, r"caf\\udce9"),
         ({"text": ["hello"]}, "text"),
         ({"punctuation": "perhaps"}, "punctuation"),
     ],
@@ -147,6 +171,15 @@ def test_malformed_accepts_every_row() -> None:
         recording = Recording.malformed(row)
         assert recording.id == row_id(row)
     assert Recording.malformed({"id": "a", "offset": -1, "branch": 3}).metadata == {"branch": 3}
+
+
+def test_a_row_with_surrogates_can_be_written_as_utf8() -> None:
+    row = {"id": "\udce9", "audio": "caf\udce9.wav", "note": ["\udce9"], "caf\udce9": "\ud800"}
+    recording = Recording.malformed(row)
+    assert (recording.id, recording.audio) == (r"\udce9", r"caf\udce9.wav")
+    assert json.loads(recording.metadata_json()) == {"note": ["\udce9"], "caf\udce9": "\ud800"}
+    recording.metadata_json().encode()
+    assert row_id({"audio": "caf\udce9.wav"}) != row_id({"audio": "caf\udce8.wav"})
 
 
 # Ids

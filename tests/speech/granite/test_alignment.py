@@ -1,4 +1,4 @@
-"""Drafts that stay in step with a model that writes something else."""
+"""Drafts stay aligned with an output that differs from them."""
 
 import random
 import re
@@ -7,29 +7,29 @@ import pytest
 
 from speech.granite.alignment import Draft
 
-LETTERS = "abcdeghilnorst"
+ALPHABET = "abcdeghilnorst"
 
 
 class Syllables:
-    """Tokens of one to four letters over a small alphabet; a space begins a token, as in GPT-2's."""
+    """A tokenizer: tokens of one to four characters over a small alphabet; spaces begin a token, as in GPT-2's."""
 
     def __init__(self) -> None:
-        singles = [*LETTERS, " "]
-        doubles = [first + second for first in singles for second in LETTERS]
-        self._letters = [*singles, *doubles, "the", " th", "ing", "spo", "ilet", "iled", " cat", " the"]
-        self._tokens = {letters: token for token, letters in enumerate(self._letters)}
+        singles = [*ALPHABET, " "]
+        doubles = [first + second for first in singles for second in ALPHABET]
+        self._texts = [*singles, *doubles, "the", " th", "ing", "spo", "ilet", "iled", " cat", " the"]
+        self._tokens = {text: token for token, text in enumerate(self._texts)}
 
-    def letters(self, token: int) -> str:
-        return self._letters[token]
+    def text_of(self, token: int) -> str:
+        return self._texts[token]
 
-    def token(self, letters: str) -> int | None:
-        return self._tokens.get(letters)
+    def token_of(self, text: str) -> int | None:
+        return self._tokens.get(text)
 
-    def encode(self, *words: str) -> list[int]:
-        return [self._tokens[word] for word in words]
+    def tokens(self, *texts: str) -> list[int]:
+        return [self._tokens[text] for text in texts]
 
-    def tokenized(self, text: str) -> list[int]:
-        """Word by word, the longest token first, as a tokenizer's merges mostly come out."""
+    def encode(self, text: str) -> list[int]:
+        """Word by word, the longest token first, which is close to what BPE merges give."""
         tokens = []
         for word in re.findall(" ?[^ ]+| +", text):
             while word:
@@ -42,34 +42,33 @@ class Syllables:
 SYLLABLES = Syllables()
 
 
-def verified(draft: Draft, truth: list[int], limit: int = 8) -> tuple[list[int], int]:
-    """What a model that wants ``truth`` writes when it verifies ``draft``, and in how many steps.
+def decode(draft: Draft, target: list[int], limit: int = 8) -> tuple[list[int], int]:
+    """The output of a model whose greedy output is ``target`` and that verifies ``draft``; and its steps.
 
-    As in vLLM: one token from the prompt; then per step the tokens of a slice up to the first wrong one,
-    and one token of its own.
+    As in vLLM: one token from prefill; then in each step the accepted tokens of a slice, and one token of its own.
     """
-    written, steps = truth[:1], 1
-    draft.advance(truth[:1])
-    while len(written) < len(truth):
+    output, steps = target[:1], 1
+    draft.advance(target[:1])
+    while len(output) < len(target):
         proposed = draft.propose(limit)
         assert len(proposed) <= limit
-        agreed = 0
-        while agreed < len(proposed) and len(written) + agreed < len(truth) - 1:
-            if proposed[agreed] != truth[len(written) + agreed]:
+        accepted = 0
+        while accepted < len(proposed) and len(output) + accepted < len(target) - 1:
+            if proposed[accepted] != target[len(output) + accepted]:
                 break
-            agreed += 1
-        step = truth[len(written) : len(written) + agreed + 1]
-        assert draft.advance(step)[0] >= agreed
-        written = written + step
+            accepted += 1
+        step = target[len(output) : len(output) + accepted + 1]
+        assert draft.advance(step)[0] >= accepted
+        output = output + step
         steps += 1
-    return written, steps
+    return output, steps
 
 
-def steps_of(drafted: str, truth: str) -> int:
-    return verified(Draft(SYLLABLES.tokenized(drafted), SYLLABLES), SYLLABLES.tokenized(truth))[1]
+def steps_of(drafted: str, target: str) -> int:
+    return decode(Draft(SYLLABLES.encode(drafted), SYLLABLES), SYLLABLES.encode(target))[1]
 
 
-def test_a_right_draft_is_proposed_in_slices_from_the_first_token_on() -> None:
+def test_a_correct_draft_is_proposed_in_slices_from_the_first_token_on() -> None:
     draft = Draft(range(10), SYLLABLES)
     assert draft.advance([0]) == (0, False)
     assert draft.propose(4) == [1, 2, 3, 4]
@@ -79,7 +78,7 @@ def test_a_right_draft_is_proposed_in_slices_from_the_first_token_on() -> None:
     assert draft.propose(4) == []
 
 
-def test_a_refused_token_is_told_from_one_beyond_the_slice() -> None:
+def test_a_rejected_token_is_distinguished_from_a_bonus_token() -> None:
     draft = Draft(range(10), SYLLABLES)
     draft.advance([0])
     draft.propose(4)
@@ -87,36 +86,36 @@ def test_a_refused_token_is_told_from_one_beyond_the_slice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drafted", "truth"),
+    ("drafted", "target"),
     [
         ("the cat is on the line there and there", "the cat is in the line there and there"),  # substitution
         ("the cat is on the line there and there", "the cat is on a line there and there"),
         ("the cat is on line there and there again", "the cat is on the line there and there again"),  # insertion
         ("the cat is on the the line there and there", "the cat is on the line there and there"),  # deletion
-        ("the cat is there on a line and then", "the cat is on a line and then"),  # a word too many
+        ("the cat is there on a line and then", "the cat is on a line and then"),  # an extra word
         (" the cat is on the line", "the cat is on the line"),  # a space before the first word
         ("the cat is on the line", " the cat is on the line"),
     ],
 )
-def test_one_wrong_word_does_not_end_the_gain(drafted: str, truth: str) -> None:
-    plain = len(SYLLABLES.tokenized(truth))
-    right = steps_of(truth, truth)
-    assert steps_of(drafted, truth) <= right + 4 < plain
+def test_one_wrong_word_costs_few_steps(drafted: str, target: str) -> None:
+    without_draft = len(SYLLABLES.encode(target))
+    with_correct_draft = steps_of(target, target)
+    assert steps_of(drafted, target) <= with_correct_draft + 4 < without_draft
 
 
-def test_a_word_cut_into_other_tokens_is_passed_at_once() -> None:
-    draft = Draft(SYLLABLES.encode("the", " ", "spo", "ilet", " cat"), SYLLABLES)
-    draft.advance(SYLLABLES.encode("the"))
-    assert draft.propose(8) == SYLLABLES.encode(" ", "spo", "ilet", " cat")
-    draft.advance(SYLLABLES.encode(" ", "spo", "iled"))
-    assert draft.propose(8) == SYLLABLES.encode(" cat")
+def test_a_draft_resumes_at_once_after_a_word_split_into_other_tokens() -> None:
+    draft = Draft(SYLLABLES.tokens("the", " ", "spo", "ilet", " cat"), SYLLABLES)
+    draft.advance(SYLLABLES.tokens("the"))
+    assert draft.propose(8) == SYLLABLES.tokens(" ", "spo", "ilet", " cat")
+    draft.advance(SYLLABLES.tokens(" ", "spo", "iled"))
+    assert draft.propose(8) == SYLLABLES.tokens(" cat")
 
 
-def test_a_draft_goes_on_in_the_middle_of_a_token() -> None:
-    draft = Draft(SYLLABLES.encode("the", " ", "spo", "ilet", " cat"), SYLLABLES)
-    draft.advance(SYLLABLES.encode("the", " ", "spo", "i"))
-    assert draft.propose(8) == SYLLABLES.encode("le", "t", " cat")
-    assert draft.propose(2) == SYLLABLES.encode("le", "t")
+def test_a_draft_resumes_in_the_middle_of_a_token() -> None:
+    draft = Draft(SYLLABLES.tokens("the", " ", "spo", "ilet", " cat"), SYLLABLES)
+    draft.advance(SYLLABLES.tokens("the", " ", "spo", "i"))
+    assert draft.propose(8) == SYLLABLES.tokens("le", "t", " cat")
+    assert draft.propose(2) == SYLLABLES.tokens("le", "t")
 
 
 def test_an_empty_draft_proposes_nothing() -> None:
@@ -126,32 +125,32 @@ def test_an_empty_draft_proposes_nothing() -> None:
         assert draft.propose(8) == []
 
 
-def test_any_draft_at_all_leaves_the_text_alone_and_costs_no_step() -> None:
-    alphabet = LETTERS + " "
+def test_no_draft_changes_the_text_or_adds_a_step() -> None:
+    alphabet = ALPHABET + " "
     for seed in range(400):
         rng = random.Random(seed)
-        truth = SYLLABLES.tokenized("".join(rng.choices(alphabet, k=rng.randint(1, 120))))
-        other = SYLLABLES.tokenized("".join(rng.choices(alphabet, k=rng.randint(0, 200))))
-        draft = Draft(rng.choice([truth, other, other + truth, truth[3:] + other, truth[::-1]]), SYLLABLES)
-        written, steps = verified(draft, truth, limit=rng.randint(1, 32))
-        assert written == truth
-        assert steps <= len(truth)
+        target = SYLLABLES.encode("".join(rng.choices(alphabet, k=rng.randint(1, 120))))
+        other = SYLLABLES.encode("".join(rng.choices(alphabet, k=rng.randint(0, 200))))
+        draft = Draft(rng.choice([target, other, other + target, target[3:] + other, target[::-1]]), SYLLABLES)
+        output, steps = decode(draft, target, limit=rng.randint(1, 32))
+        assert output == target
+        assert steps <= len(target)
 
 
-def test_slips_of_every_kind_cost_steps_in_proportion() -> None:
-    def slipped(text: str, rng: random.Random) -> str:
-        letters = []
-        for letter in text:
-            slip, other = rng.random() / 0.06, rng.choice(LETTERS + " ")
-            letters.append(letter if slip > 1 else other + letter if slip > 0.7 else other if slip > 0.3 else "")
-        return "".join(letters)
+def test_errors_of_every_kind_cost_steps_in_proportion() -> None:
+    def with_errors(text: str, rng: random.Random) -> str:
+        characters = []
+        for right in text:
+            kind, other = rng.random() / 0.06, rng.choice(ALPHABET + " ")
+            characters.append(right if kind > 1 else other + right if kind > 0.7 else other if kind > 0.3 else "")
+        return "".join(characters)
 
     plain = drafted = 0
     for seed in range(60):
         rng = random.Random(seed)
-        text = " ".join("".join(rng.choices(LETTERS, k=rng.randint(2, 7))) for _ in range(20))
-        truth = SYLLABLES.tokenized(text)
-        plain += len(truth)
-        drafted += verified(Draft(SYLLABLES.tokenized(slipped(text, rng)), SYLLABLES), truth, limit=32)[1]
-    # Six slips in a hundred letters are a slip in ten tokens, and each costs a step or two.
+        text = " ".join("".join(rng.choices(ALPHABET, k=rng.randint(2, 7))) for _ in range(20))
+        target = SYLLABLES.encode(text)
+        plain += len(target)
+        drafted += decode(Draft(SYLLABLES.encode(with_errors(text, rng)), SYLLABLES), target, limit=32)[1]
+    # Six errors in a hundred characters are one in ten tokens, and each costs a step or two.
     assert plain / drafted > 3.5

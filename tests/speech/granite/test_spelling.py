@@ -1,6 +1,6 @@
-"""Words of drafts, mended by words that were written before."""
+"""Words of drafts, corrected by words that were output before."""
 
-from speech.granite.spelling import MOST_WORDS, SpellingCorrector
+from speech.granite.spelling import MAX_WORDS, SpellingCorrector
 
 
 def learned(text: str) -> SpellingCorrector:
@@ -9,21 +9,19 @@ def learned(text: str) -> SpellingCorrector:
     return corrector
 
 
-def test_an_unknown_word_gives_way_to_the_known_one_most_like_it() -> None:
+def test_an_unknown_word_is_replaced_by_the_most_similar_known_one() -> None:
     corrector = learned("good afternoon please send it to manchester")
-    assert (
-        corrector.corrected("gud afternon pleae sent it to manchister") == "gud afternoon please send it to manchester"
-    )
+    assert corrector.correct("gud afternon pleae sent it to manchister") == "gud afternoon please send it to manchester"
 
 
-def test_known_words_short_words_and_words_like_no_other_stay() -> None:
+def test_known_short_and_dissimilar_words_are_not_changed() -> None:
     corrector = learned("seven seventeen ate")
-    assert corrector.corrected("seven  at zanzibar sev") == "seven at zanzibar sev"
-    assert SpellingCorrector().corrected("anything at all") == "anything at all"
+    assert corrector.correct("seven  at zanzibar sev") == "seven at zanzibar sev"
+    assert SpellingCorrector().correct("anything at all") == "anything at all"
 
 
-def test_of_too_many_words_those_are_forgotten_that_were_not_used_for_longest() -> None:
+def test_beyond_the_limit_the_least_recently_used_words_are_dropped() -> None:
     corrector = learned("afternoon manchester")
-    corrector.learn(f"word{number}" for number in range(MOST_WORDS - 2))
+    corrector.learn(f"word{number}" for number in range(MAX_WORDS - 2))
     corrector.learn(["afternoon", "another"])
-    assert corrector.corrected("afternon manchister") == "afternoon manchister"
+    assert corrector.correct("afternon manchister") == "afternoon manchister"

@@ -1,0 +1,234 @@
+"""The adapter to vLLM's internals: every private attribute that we read, replace or depend on is in this file.
+
+vLLM's interface for drafters from outside (``method="custom_class"``) says which tokens were sampled in which row of
+the batch, and not for which request. The rest is read from the model runner (``ModelRunner``), whose attributes are no
+public API and may change with any release. So they are checked before they are used: ``ModelRunner`` at bind, once an
+engine, and ``check_model`` when the model is built. Both raise an error that names what is missing.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, KeysView, Mapping
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+import vllm
+from vllm.model_executor.models.granite_speech import GraniteSpeechForConditionalGeneration
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+from vllm.v1.sample.rejection_sampler import RejectionSampler
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+from vllm.v1.worker.gpu_input_batch import CachedRequestState
+
+MADE_FOR = "0.32"
+
+Sample = Callable[[torch.Tensor, SpecDecodeMetadata | None], SamplerOutput]
+
+# Attributes of the model runner, by path, and their types.
+_RUNNER_ATTRIBUTES: dict[str, type] = {
+    "input_batch.req_ids": list,
+    "requests": dict,
+    "encoder_cache": dict,
+    "discard_request_mask.np": np.ndarray,
+    "device": torch.device,
+    "max_model_len": int,
+    "effective_drafter_max_model_len": int,
+    "rejection_sampler": RejectionSampler,
+}
+# Methods that we call or replace, by owner, and their parameters in order.
+_RUNNER_METHODS = {"_sample": ("logits", "spec_decode_metadata"), "get_model": ()}
+_SAMPLER_METHODS = {"apply_logits_processors": ("logits", "sampling_metadata", "metadata")}
+# Fields of what the runner and the sampler hand out.
+_FIELDS: dict[type, tuple[str, ...]] = {
+    CachedRequestState: ("sampling_params", "mm_features", "prompt_token_ids", "output_token_ids"),
+    MultiModalFeatureSpec: ("identifier",),
+    SpecDecodeMetadata: ("draft_token_ids", "num_draft_tokens", "bonus_logits_indices"),
+    SamplerOutput: ("sampled_token_ids", "logprobs_tensors"),
+    LogprobsTensors: ("logprob_token_ids", "logprobs", "selected_token_ranks"),
+}
+# What ``speech.granite.model`` and ``speech.granite.encoder`` override and use of vLLM's Granite Speech models.
+_MODEL_METHODS = {"_build_encoder": ("config", "quant_config", "prefix"), "embed_multimodal": ("kwargs",)}
+_MODEL_ATTRIBUTES = """
+    config.audio_token_index projector encoder.config.hidden_dim encoder.input_linear.weight encoder.attention_dists
+    encoder.num_layers encoder.layers encoder.out encoder.out_mid encoder.softmax
+""".split()
+_LAYER_ATTRIBUTES = """
+    ff1 ff2 post_norm attn.pre_norm attn.context_size attn.num_heads attn.dim_head attn.to_q attn.to_kv attn.to_out
+    attn.rel_pos_emb attn.scale conv.norm conv.up_conv conv.glu conv.depth_conv conv.batch_norm conv.silu conv.down_conv
+""".split()
+
+
+class VllmMismatchError(RuntimeError):
+    """The installed vLLM lacks what this file uses."""
+
+    def __init__(self, owner: str, missing: Iterable[str], instead: str) -> None:
+        super().__init__(
+            f"vLLM {vllm.__version__} does not have what Rayscribe uses of its {owner}: {', '.join(missing)}. "
+            f"Rayscribe was made for vLLM {MADE_FOR}: install that version, or give {instead}"
+        )
+
+
+def drafter_of(runner: Any) -> Any:
+    """The drafter that a model runner has built; None if this worker has none (all but the last of a pipeline)."""
+    return getattr(runner, "drafter", None)
+
+
+def check_runner(runner: Any) -> None:
+    """Raises VllmMismatchError unless all that ``ModelRunner`` and the sampling use is there."""
+    missing = [*_wrong_attributes(runner, _RUNNER_ATTRIBUTES), *_wrong_methods(runner, _RUNNER_METHODS)]
+    missing += _wrong_methods(RejectionSampler, _SAMPLER_METHODS)
+    missing += [f"{owner.__name__}.{name}" for owner in _FIELDS for name in _FIELDS[owner] if not _has(owner, name)]
+    if missing:
+        raise VllmMismatchError("model runner", missing, "--speculation off")
+
+
+def check_model(model: Any) -> None:
+    """Raises VllmMismatchError unless vLLM's Granite Speech model has the parts that our subclasses use."""
+    missing = _wrong_methods(GraniteSpeechForConditionalGeneration, _MODEL_METHODS)
+    missing += _wrong_attributes(model, dict.fromkeys(_MODEL_ATTRIBUTES, object))
+    if not missing:
+        layer = model.encoder.layers[0]
+        missing = [
+            f"encoder.layers.{name}" for name in _wrong_attributes(layer, dict.fromkeys(_LAYER_ATTRIBUTES, object))
+        ]
+    if missing:
+        raise VllmMismatchError("Granite Speech model", missing, "--engine transformers")
+
+
+def _wrong_attributes(owner: Any, types: dict[str, type]) -> list[str]:
+    """Paths that ``owner`` lacks, or has with another type."""
+    wrong = []
+    for path, expected in types.items():
+        try:
+            value = attrgetter(path)(owner)
+        except AttributeError:
+            wrong.append(path)
+        else:
+            if not isinstance(value, expected):
+                wrong.append(f"{path} ({expected.__name__}, not {type(value).__name__})")
+    return wrong
+
+
+def _wrong_methods(owner: Any, parameters: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Methods that ``owner`` lacks, or has with other parameters."""
+    wrong = []
+    for name, expected in parameters.items():
+        method = getattr(owner, name, None)
+        found = tuple(each for each in inspect.signature(method).parameters if each != "self") if method else None
+        if found != expected:
+            wrong.append(f"{name}({', '.join(expected)})")
+    return wrong
+
+
+def _has(owner: type, field: str) -> bool:
+    names = getattr(owner, "_fields", ()) or [each.name for each in dataclasses.fields(owner)]
+    return field in names
+
+
+class Request:
+    """One request in vLLM's model runner.
+
+    Args:
+        state: vLLM's ``CachedRequestState``.
+    """
+
+    def __init__(self, state: CachedRequestState) -> None:
+        self._state = state
+
+    @property
+    def extra_args(self) -> dict[str, Any]:
+        """``SamplingParams.extra_args``."""
+        parameters = self._state.sampling_params
+        return (parameters and parameters.extra_args) or {}
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt, audio tokens included."""
+        return len(self._state.prompt_token_ids or ())
+
+    @property
+    def output_tokens(self) -> list[int]:
+        """All tokens that it has been given, also once the runner has dropped it."""
+        return self._state.output_token_ids
+
+    @property
+    def clip_key(self) -> str | None:
+        """Key of its clip in the encoder cache; None without audio."""
+        features = self._state.mm_features
+        return features[0].identifier if features else None
+
+
+class ModelRunner:
+    """The model runner of a vLLM worker, as far as drafter and sampling need it.
+
+    Args:
+        runner: vLLM's ``GPUModelRunner`` (of which the CPU's is a subclass).
+
+    Raises:
+        VllmMismatchError: it is not as in the versions of vLLM that this was made for.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        check_runner(runner)
+        self._runner = runner
+        # Our model's CTC hypotheses, by the embeddings of the clip (``speech.granite.model``).
+        self._ctc_hypotheses = runner.get_model().enable_ctc()
+
+    @property
+    def device_type(self) -> str:
+        """``cpu`` or ``cuda``."""
+        device: torch.device = self._runner.device
+        return device.type
+
+    @property
+    def request_ids(self) -> list[str]:
+        """Id of the request in each row of the batch."""
+        ids: list[str] = self._runner.input_batch.req_ids
+        return ids
+
+    @property
+    def held_requests(self) -> KeysView[str]:
+        """Ids of the requests that are running or preempted."""
+        ids: KeysView[str] = self._runner.requests.keys()
+        return ids
+
+    @property
+    def max_model_len(self) -> int:
+        """Length of the context, in tokens."""
+        length: int = self._runner.max_model_len
+        return length
+
+    def request(self, request_id: str) -> Request:
+        """One of ``held_requests``."""
+        return Request(self._runner.requests[request_id])
+
+    def prefill_done(self, row: int) -> bool:
+        """Whether the request in a row has its whole prompt computed in this step, so that its next token counts."""
+        return not self._runner.discard_request_mask.np[row]
+
+    def ctc_hypothesis(self, clip_key: str) -> Any:
+        """The ``CtcHypothesis`` of a clip; None if the encoder cache does not hold the clip."""
+        embeddings = self._runner.encoder_cache.get(clip_key)
+        return None if embeddings is None else self._ctc_hypotheses.get(embeddings)
+
+    def draft_to_context_end(self, draft_tokens: int) -> None:
+        """Lifts the limit of a draft model's context.
+
+        vLLM stops all drafts of a batch while any request is within a draft's length of the drafter's context end.
+        A CTC draft has no context; the scheduler cuts drafts to what fits.
+        """
+        self._runner.effective_drafter_max_model_len = self._runner.max_model_len + draft_tokens
+
+    def replace_sampling(
+        self, sample: Callable[[Sample], Sample], verify: Callable[[RejectionSampler], RejectionSampler]
+    ) -> None:
+        """Wraps the runner's sampling.
+
+        Args:
+            sample: makes the method to use instead of ``_sample`` from vLLM's own.
+            verify: makes the rejection sampler to use instead of vLLM's own.
+        """
+        self._runner.rejection_sampler = verify(self._runner.rejection_sampler)
+        self._runner._sample = sample(self._runner._sample)
