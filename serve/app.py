@@ -32,6 +32,7 @@ from serve.serve_backend import ServeBackend
 from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.engines.base import EngineStarter, start_engine
+from speech.engines.start_limit import start_within_limit
 from speech.errors import EngineDied, RayscribeError
 from speech.listener import Listener, ListenResult
 from speech.models.checkpoint import family_of
@@ -87,7 +88,7 @@ class TranscriberReplica:
     def __init__(self, settings: ServeSettings, start: EngineStarter) -> None:
         config = settings.engine_config
         family = family_of(config.model)
-        engine = start(config, family)
+        engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
             engine, family, config.model, config.concurrent_clips, clip_timeout_s=config.clip_timeout_s
         )
@@ -132,7 +133,8 @@ class TranscriberReplica:
         return {QUEUED_AUDIO: self._transcriber.queued_audio_s}
 
     def __del__(self) -> None:
-        self._transcriber.engine.stop()
+        if hasattr(self, "_transcriber"):  # the engine has started
+            self._transcriber.engine.stop()
 
 
 class EndpointReplica:

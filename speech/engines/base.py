@@ -55,6 +55,9 @@ class EngineConfig(BaseModel):
     )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for the KV cache on a CPU, in GiB")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine reserves")
+    engine_start_timeout_s: float = Field(
+        1800.0, gt=0, description="seconds for an engine to start, a download of the model included"
+    )
     clip_timeout_s: float = Field(
         600.0, gt=0, description="seconds for one clip; an engine that takes longer is restarted"
     )
