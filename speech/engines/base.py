@@ -1,6 +1,6 @@
 """The interface of an engine: one clip of speech in, its text out.
 
-An engine handles audio and tokens; it knows nothing of recordings, channels or files. Two implement it:
+An engine handles audio and tokens, and no recordings, channels or files. Two implement it:
 ``speech.engines.vllm`` (continuous batching, GPU or CPU) and ``speech.engines.transformers`` (the reference, and for
 CPUs without vLLM). At float32 both output the same tokens, which a test asserts.
 """
