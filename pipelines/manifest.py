@@ -58,6 +58,8 @@ _NEMO_NAMES = {"source_lang": "language", "target_lang": "target_language", "tas
 _NEMO_TASKS = {"asr": "transcribe", "ast": "translate", "s2t_translation": "translate"}
 # One CSV cell may hold the reference text of a whole call; the csv module's default limit is 128 kB.
 _MAX_CELL_CHARS = 1 << 27
+# Far below the limits of recursion in pydantic (255) and in Python's json (about 1000, less the caller's frames).
+_MAX_NESTING = 100
 # Bytes that are not UTF-8 become lone surrogates, for which Recording.from_row rejects that row alone.
 _NOT_UTF8 = "surrogateescape"
 _PARQUET_ROWS = 1024  # read at a time
@@ -199,8 +201,23 @@ def _json_lines(file: str, storage: Storage) -> NumberedRows:
                 _raise_bad_line(file, number, f"is not JSON ({error}); write one object a line", error)
             if not isinstance(row, dict):
                 _raise_bad_line(file, number, 'is not a JSON object; write one a line, like {"audio": "call.wav"}')
+            if line.count(b"[") + line.count(b"{") > _MAX_NESTING and _is_nested(row, _MAX_NESTING):
+                _raise_bad_line(file, number, f"is nested more than {_MAX_NESTING} levels deep")
             if row:
                 yield number, row
+
+
+def _is_nested(row: Row, levels: int) -> bool:
+    """Whether lists and objects are nested more than ``levels`` deep."""
+    values: list[Any] = [row]
+    for _ in range(levels + 1):
+        values = [
+            item
+            for value in values
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(values)
 
 
 def _separated(file: str, storage: Storage, delimiter: str) -> NumberedRows:
