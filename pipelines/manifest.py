@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from speech.errors import UsageError
+from speech.raw_format import RAW_SUFFIXES
 from speech.recording import escape_surrogates, row_id
 from speech.redaction import redact_uri
 from storage.filesystem import Storage
@@ -46,11 +47,12 @@ if TYPE_CHECKING:
 # The files of a folder or a glob that are taken for audio: suffixes of recorders and telephone systems for
 # formats that speech.audio.decoders reads. A manifest may name files with any suffix.
 AUDIO_SUFFIXES = (
-    *(".3g2", ".3gp", ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".alaw", ".amr", ".ape", ".asf", ".au"),
-    *(".avi", ".awb", ".caf", ".dts", ".eac3", ".ec3", ".f4v", ".flac", ".flv", ".g722", ".g726", ".gsm", ".m2ts"),
-    *(".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpa", ".mpc", ".mpeg"),
-    *(".mpg", ".mpga", ".mts", ".nist", ".oga", ".ogg", ".ogv", ".opus", ".rf64", ".sln", ".snd", ".sph", ".spx"),
-    *(".ts", ".tta", ".ulaw", ".voc", ".vox", ".w64", ".wav", ".wave", ".webm", ".wma", ".wmv", ".wv"),
+    *(".3g2", ".3gp", ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi"),
+    *(".awb", ".caf", ".dts", ".eac3", ".ec3", ".f4v", ".flac", ".flv", ".m2ts", ".m4a", ".m4b", ".m4r", ".m4v"),
+    *(".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpa", ".mpc", ".mpeg", ".mpg", ".mpga", ".mts", ".nist"),
+    *(".oga", ".ogg", ".ogv", ".opus", ".rf64", ".snd", ".sph", ".spx", ".ts", ".tta", ".voc", ".w64", ".wav"),
+    *(".wave", ".webm", ".wma", ".wmv", ".wv"),
+    *(f".{name}" for name in sorted(RAW_SUFFIXES)),
 )
 KINDS = ".jsonl .ndjson .json .csv .tsv (each also .gz), .parquet, a folder of audio, or a glob"
 _AUDIO_COLUMNS = ("audio", "audio_filepath")
