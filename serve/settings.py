@@ -46,6 +46,9 @@ class ServeSettings(Settings):
     )
     max_session_s: float = Field(4 * 3600.0, gt=0, description="longest session of live audio, in seconds")
     upload_timeout_s: float = Field(900.0, gt=0, description="a slower upload, in seconds, is given up")
+    listen_timeout_s: float = Field(
+        600.0, gt=0, description="longest time, in seconds, for decoding one upload; small files have less"
+    )
     drain_s: float = Field(900.0, ge=0, description="time, in seconds, for a replica that ends to finish its requests")
     min_engines: int | None = Field(
         None, ge=0, description="engine replicas at least; 0 lets all go when nobody asks (default: as many as at most)"

@@ -29,6 +29,7 @@ AUDIO_CODES = frozenset(
         "bad_channel",
         "bad_range",
         "internal",  # a fault of ours
+        "listen_timeout",  # of the endpoint: it took too long to decode
         "poison",  # it ended or hung the process that read it
     }
 )
