@@ -28,11 +28,13 @@ from cluster.nodes import Layout
 from cluster.session import cluster_layout, kill_children_and_exit
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.backend import ListenSummary
+from serve.http_server import HttpServer
 from serve.metrics import EngineMetrics, RequestMetrics
 from serve.routes import http_app
 from serve.serve_backend import ServeBackend
 from serve.service import TranscriptionService
 from serve.settings import ServeSettings
+from serve.tracing import TracedRequests
 from speech.engines.base import EngineStarter, start_engine
 from speech.errors import AudioError, EngineDied, RayscribeError
 from speech.listener import Listener, ListenResult
@@ -165,18 +167,29 @@ class TranscriberReplica:
 
 
 class EndpointReplica:
-    """The ingress: HTTP and WebSockets."""
+    """The ingress: HTTP and WebSockets.
 
-    def __init__(self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle) -> None:
-        self._settings = settings
+    Args:
+        settings: of the endpoint.
+        listener, transcriber: the other deployments.
+        own_server: whether to listen on the settings' host and port; otherwise requests come from Serve's proxies.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle, own_server: bool
+    ) -> None:
         self._service = TranscriptionService(settings, ServeBackend(listener, transcriber), RequestMetrics())
+        self._app = http_app(settings, self._service)
+        self._server = HttpServer(TracedRequests(self._app), settings.host, settings.port) if own_server else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(self._settings, self._service)
+        return self._app
 
     async def close(self) -> None:
         """Refuses new requests, and returns when those in flight are answered. Called by ``serve.server.drain``."""
         await self._service.close()
+        if self._server is not None:
+            await self._server.stop()
 
 
 def _exit(died: EngineDied) -> NoReturn:
@@ -196,13 +209,16 @@ def build(settings: ServeSettings) -> serve.Application:
     return application(settings, cluster_layout(on_cluster))
 
 
-def application(settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine) -> serve.Application:
+def application(
+    settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine, *, own_server: bool = False
+) -> serve.Application:
     """The application, for a layout.
 
     Args:
         settings: of the endpoint.
         layout: the maximum numbers of replicas, and the resources of each.
         start: starts the engine in its replica; tests of the endpoint pass a fake engine's.
+        own_server: whether the one Endpoint replica is its own HTTP server, in place of Serve's proxies.
     """
     lifecycle = {"graceful_shutdown_timeout_s": settings.drain_s, "health_check_period_s": HEALTH_CHECK_S}
     listeners = settings.cluster.listeners or max(MIN_LISTENERS, layout.listeners)
@@ -233,7 +249,7 @@ def application(settings: ServeSettings, layout: Layout, start: EngineStarter = 
         ray_actor_options={"num_cpus": 0},
         **lifecycle,
     )(serve.ingress()(EndpointReplica))
-    return endpoint.bind(settings, listener.bind(settings), transcriber.bind(settings, start))
+    return endpoint.bind(settings, listener.bind(settings), transcriber.bind(settings, start), own_server)
 
 
 def _engine_autoscaling(settings: ServeSettings, max_engines: int) -> AutoscalingConfig:

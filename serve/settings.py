@@ -32,7 +32,10 @@ class ServeSettings(Settings):
         description="origins whose web pages may use the endpoint, separated by commas, as https://calls.example.org; "
         "* for all, which needs --api-keys",
     )
-    max_upload_mib: int = Field(2048, ge=1, description="largest upload, in MiB")
+    max_upload_mib: int = Field(512, ge=1, description="largest upload, in MiB")
+    max_uploads_mib: int = Field(
+        4096, ge=1, description="all uploads in flight together, in MiB of disk; one more is answered 503"
+    )
     max_audio_s: float = Field(8 * 3600.0, gt=0, description="longest recording, in seconds")
     max_requests: int = Field(
         64, ge=1, description="requests in hand at once, uploads among them; one more is answered 503"
