@@ -1,4 +1,4 @@
-"""This process's session with Ray: joined or started, laid out, and left when it must be."""
+"""This process's connection to Ray: joined or started, the layout of actors on it, and the exit of a failed process."""
 
 import contextlib
 import logging
@@ -14,31 +14,38 @@ from cluster.settings import ClusterConfig
 from speech.errors import RayscribeError
 
 
-def connect_ray(address: str | None, **started_with: Any) -> None:
-    """Joins the cluster at ``address``, or starts one on this machine; leaves a running one as it is.
+def connect_ray(address: str | None, metrics_port: int | None = None) -> None:
+    """Joins the cluster at ``address``, or starts one on this machine. A process that is connected stays so.
 
-    A handler of SIGTERM that this process has set stays in place. Ray's own ends the process in seconds and
-    with code 1, before a run could let its output go or an endpoint finish its requests.
+    A SIGTERM handler that this process has set stays in place. Ray's own ends the process within seconds and
+    with code 1, before a run could release its lease or an endpoint finish its requests.
 
     Args:
         address: ray://… or auto; None for this machine.
-        started_with: further arguments of ``ray.init`` for a cluster that is started here.
+        metrics_port: where a Ray that is started here exports its metrics; None: at a port of its choice.
 
     Raises:
-        RayscribeError: ``ray_failed``.
+        RayscribeError: ``ray_failed`` or ``unsupported_ray``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user asks for it
-    # Ray's own processes write their complaints to files, and not between the lines of ours.
+    # Ray's own processes log to files, and not between the lines of ours.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
+    from cluster import ray_internals
+
     if ray.is_initialized():
         return
+    ray_internals.check()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    here = {"address": "local", "num_cpus": local_slots(_cores()), "include_dashboard": False, **started_with}
+    arguments: dict[str, Any] = {"address": address}
+    if not address:
+        arguments = {"address": "local", "num_cpus": local_slots(_cores()), "include_dashboard": False}
+        if metrics_port is not None:
+            arguments |= ray_internals.metrics_port_argument(metrics_port)
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({"address": address} if address else here))
-    except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
+    except Exception as error:  # Ray raises a plain Exception where its own processes do not start
         raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {last_error_line(error)}") from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -49,13 +56,13 @@ def cluster_layout(cluster: ClusterConfig) -> Layout:
     import ray
 
     resources = ray.cluster_resources()
-    # Of a cluster's nodes none may be there yet, where they come as they are needed.
+    # An autoscaled cluster may have no nodes yet.
     cores = int(resources.get("CPU", 0)) if cluster.address else _cores()
     return plan_layout(resources, cores, cluster.listeners, cluster.engines)
 
 
 def kill_children_and_exit() -> NoReturn:
-    """Ends this process at once, and before it those that it has started: a stuck engine holds its GPU."""
+    """Kills this process's children, then exits with code 1: a hanging engine process would keep its GPU."""
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
@@ -63,12 +70,12 @@ def kill_children_and_exit() -> NoReturn:
 
 
 def last_error_line(error: Exception) -> str:
-    """What an error of Ray says, in one line."""
+    """The last line of an error of Ray, or the name of its class."""
     return last_line(str(error)) or type(error).__name__
 
 
 def last_line(text: str) -> str:
-    """What Ray says in the end: before it stand the tracebacks of every process it crossed."""
+    """The last line with text: Ray's messages begin with the traceback of every process that they passed."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 

@@ -34,7 +34,10 @@ from pipelines.rows import WORK
 from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
 from speech.preflight import preflight
+from speech.redaction import redact_uri
 from storage.filesystem import Storage
+from storage.retry import RETRY_FOR_S
+from storage.uris import protocol_of
 
 # Rows of the work list to a block that lies in the object store; only text, so many fit.
 WORK_ROWS_PER_BLOCK = 10_000
@@ -78,15 +81,21 @@ def _failed(recorded: Standing) -> AttemptOf:
 @contextlib.contextmanager
 def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
     """Checks all that can be checked without work, then holds the output for this run alone."""
-    storage = Storage(job.storage_options)
+    storage = _storage(job)
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
     preflight(job.engine_config, job.options, loads_here=start is start_engine and not job.cluster.address)
-    output = Output(job.output, Storage(job.storage_options, COMMIT_RETRY_FOR_S))
+    output = Output(job.output, _storage(job, COMMIT_RETRY_FOR_S))
     with Lease(job.output, storage) as lease:
         continues = output.job() is not None
-        output.claim(job.text_settings(), {"manifest": job.manifest}, job.allow_changes)
+        output.claim(job.text_settings(), {"manifest": redact_uri(job.manifest)}, job.allow_changes)
         yield _Run(job, start, storage, output, lease, continues)
+
+
+def _storage(job: Job, retry_for_s: float = RETRY_FOR_S) -> Storage:
+    """The job's storage. Rows may name the scheme of the manifest, too, since the user named that."""
+    schemes = (*job.allow_scheme, protocol_of(job.manifest))
+    return Storage(job.storage_options, retry_for_s, schemes, job.allow_private_hosts)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,11 @@ class _Run:
             progress.say(f"joining Ray at {self.job.cluster.address}" if self.job.cluster.address else "starting Ray")
             connect_ray(self.job.cluster.address)
             progress.say("reading the manifest")
-            rows = _Counted(manifest.read(self.job.manifest, self.storage))
+            recordings = manifest.read(self.job.manifest, self.storage)
+            if recordings.skipped:
+                progress.say(f"{len(recordings.skipped)} files skipped, whose suffixes are not of audio")
+            summary.skipped_files = len(recordings.skipped)
+            rows = _Counted(recordings)
             blocks, to_do = _put_work(_work(rows, attempt_of))
             del recorded, attempt_of  # the ids of all that is done, which may be a million
             self.output.update_job(recordings=rows.count)
@@ -175,7 +188,7 @@ def _report(job: Job, summary: Summary, started_at: datetime) -> dict[str, Any]:
 
     installed = {name: version(name) for name in ("rayscribe", "ray", "pyarrow", "transformers")}
     return {
-        "config": job.model_dump(mode="json", exclude={"storage_options"}),
+        "config": job.model_dump(mode="json", exclude={"storage_options"}) | {"manifest": redact_uri(job.manifest)},
         "versions": installed,
         "started_at": started_at,
         "finished_at": datetime.now(UTC),

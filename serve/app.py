@@ -106,11 +106,11 @@ class TranscriberReplica:
         return transcript
 
     async def stream(
-        self, recording: Recording, listened: ListenResult
+        self, recording: Recording, listened: ListenResult, live: bool
     ) -> AsyncGenerator[ClipTranscript | RayscribeError, None]:
         """The clips in time order, each as soon as it is decoded; an error is the last item."""
         try:
-            async with contextlib.aclosing(self._transcriber.stream(recording, listened)) as clips:
+            async with contextlib.aclosing(self._transcriber.stream(recording, listened, live=live)) as clips:
                 async for clip in clips:
                     self._metrics.add_usage(clip.usage)
                     yield clip
@@ -147,7 +147,7 @@ class EndpointReplica:
 
     async def close(self) -> None:
         """Refuses new requests, and returns when those in flight are answered. Called by ``serve.server.drain``."""
-        await self._service.limiter.close()
+        await self._service.close()
 
 
 def _exit(died: EngineDied) -> NoReturn:

@@ -25,7 +25,7 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     preflight(settings.engine_config, loads_here=start is start_engine and not settings.cluster.address)
     if settings.api_keys:
         ApiKeys(settings.api_keys)
-    connect_ray(settings.cluster.address, _metrics_export_port=settings.metrics_port)
+    connect_ray(settings.cluster.address, metrics_port=settings.metrics_port)
     try:
         print(f"starting {settings.engine_config.model}", flush=True)
         deploy(settings, cluster_layout(settings.cluster), start)

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from speech.errors import RequestError, first_error
+from speech.raw_format import parse_raw_format
+from speech.redaction import redact_presigned
 
 Channels = Literal["auto", "split", "mix", "first"]
 Task = Literal["transcribe", "translate"]
@@ -100,6 +102,11 @@ class Options(BaseModel):
     punctuation: bool = Field(False, description="ask for punctuation and capitals, where the model has them")
     word_timestamps: bool = Field(False, description="ask for the time of every word, where the model has them")
     speaker_tags: bool = Field(False, description="ask the model for speaker labels, where it has them")
+    raw_format: str | None = Field(
+        None,
+        description="format of audio without a header whose name does not have it: g722, ulaw, sln16 …, "
+        "or with rate and channels: sln:16000:2",
+    )
 
     @field_validator("language", "target_language")
     @classmethod
@@ -110,6 +117,13 @@ class Options(BaseModel):
     @classmethod
     def _clean_keywords(cls, value: Any) -> Any:
         return clean_keywords(value if value is not None else ())
+
+    @field_validator("raw_format")
+    @classmethod
+    def _check_raw_format(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_raw_format(value)
+        return value
 
     @model_validator(mode="after")
     def _default_target(self) -> Self:
@@ -187,8 +201,12 @@ class Recording(BaseModel):
         return self.speakers[channel] or None if channel < len(self.speakers) else None
 
     def metadata_json(self) -> str:
-        """``metadata`` as JSON; values that JSON cannot represent (dates, decimals) are written as their str."""
-        return escape_surrogates(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
+        """``metadata`` as JSON, presigned links without their query.
+
+        Values that JSON cannot represent (dates, decimals) are written as their str.
+        """
+        text = json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True)
+        return redact_presigned(escape_surrogates(text))
 
 
 def row_id(row: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.clips import Clip
+from speech.clip_slots import ClipSlots
 from speech.engines.base import ClipRequest, DecodingResult, Engine
 from speech.errors import EngineDied
 from speech.listener import ListenResult
@@ -46,7 +47,7 @@ class Transcriber:
         family: the model family, which says what the model can do.
         model: the model's name, for the output.
         concurrent_clips: how many clips the engine decodes at once. A tenth more are sent to it, so that
-            its batch stays full; the rest wait here.
+            its batch stays full; the rest wait here (``ClipSlots``).
         clip_timeout_s: an engine that takes longer for one clip counts as dead.
     """
 
@@ -56,7 +57,7 @@ class Transcriber:
         self.engine = engine
         self._family = family
         self._model = model
-        self._slots = asyncio.Semaphore(math.ceil(1.1 * concurrent_clips))
+        self._slots = ClipSlots(math.ceil(1.1 * concurrent_clips))
         self._clip_timeout_s = clip_timeout_s
         self._clip_count = 0
         self.queued_audio_s = 0.0  # seconds of audio that are pending or in flight
@@ -91,9 +92,17 @@ class Transcriber:
             transcribe_s=time.perf_counter() - start,
         )
 
-    async def stream(self, recording: Recording, listened: ListenResult) -> AsyncGenerator[ClipTranscript, None]:
-        """Decodes all clips concurrently and yields them in time order, each as soon as those before it are done."""
-        tasks = [self._start_clip(recording, clip) for clip in listened.clips]
+    async def stream(
+        self, recording: Recording, listened: ListenResult, *, live: bool = False
+    ) -> AsyncGenerator[ClipTranscript, None]:
+        """Decodes all clips concurrently and yields them in time order, each as soon as those before it are done.
+
+        Args:
+            recording: what is asked for.
+            listened: its clips.
+            live: whether they are decoded before those of recordings that are not live.
+        """
+        tasks = [self._start_clip(recording, clip, live) for clip in listened.clips]
         try:
             for task in tasks:
                 yield await task
@@ -102,7 +111,7 @@ class Transcriber:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start_clip(self, recording: Recording, clip: Clip) -> asyncio.Task[ClipTranscript]:
+    def _start_clip(self, recording: Recording, clip: Clip, live: bool) -> asyncio.Task[ClipTranscript]:
         """Starts decoding a clip; it counts as queued until its task is done."""
         seconds = clip.end_s - clip.start_s
 
@@ -110,12 +119,12 @@ class Transcriber:
             self.queued_audio_s -= seconds
 
         self.queued_audio_s += seconds
-        task = asyncio.create_task(self._decode(recording, clip))
+        task = asyncio.create_task(self._decode(recording, clip, live))
         task.add_done_callback(subtract)
         return task
 
-    async def _decode(self, recording: Recording, clip: Clip) -> ClipTranscript:
-        async with self._slots:
+    async def _decode(self, recording: Recording, clip: Clip, live: bool) -> ClipTranscript:
+        async with self._slots.acquire(recording.id, live=live):
             self._clip_count += 1
             request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clip_count}")
             try:

@@ -76,6 +76,40 @@ def test_a_secret_in_bad_storage_options_is_not_repeated(
     assert "hush" not in message
 
 
+SECRET = '{"secret": "sesame"}'
+
+
+@pytest.mark.parametrize("command", ["transcribe m", "status", "evaluate"])
+def test_storage_options_come_from_a_file_or_the_environment(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that secrets need not be on the command line."""
+    (tmp_path / "options.json").write_text(SECRET)
+
+    def options(*arguments: str) -> object:
+        name, *rest = command.split()
+        output = ["--output", "out"] if rest else ["out"]
+        parsed = rayscribe._parser().parse_args([name, *rest, *output, *arguments])
+        return rayscribe._settings(parsed)["storage_options"] if rest else rayscribe._storage_options(parsed)
+
+    assert options() == {}
+    assert options("--storage-options", f"@{tmp_path}/options.json") == {"secret": "sesame"}
+    monkeypatch.setenv("RAYSCRIBE_STORAGE_OPTIONS", SECRET)
+    assert options() == {"secret": "sesame"}
+    assert options("--storage-options", '{"key": "k"}') == {"key": "k"}
+    monkeypatch.setenv("RAYSCRIBE_STORAGE_OPTIONS", f"@{tmp_path}/options.json")
+    assert options() == {"secret": "sesame"}
+
+
+def test_storage_options_of_yaml_win_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSCRIBE_STORAGE_OPTIONS", SECRET)
+    (tmp_path / "job.yaml").write_text("storage-options: {key: k}\nallow-scheme: [http, FTP]\n")
+    parsed = rayscribe._parser().parse_args(["transcribe", "m", "--output", "o", "--config", f"{tmp_path}/job.yaml"])
+    job = Job.from_settings(rayscribe._settings(parsed))
+    assert job.storage_options == {"key": "k"}
+    assert job.allow_scheme == ("http", "ftp")
+
+
 def test_an_option_that_yaml_invents_is_named(
     capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The driver of a large job stays small."""
+"""The driver's memory does not grow with the number of blocks, and the private parts of Ray that this needs exist."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,29 +8,30 @@ import pytest
 import ray
 from ray.data import DataContext
 
-from pipelines import ray_data
+from cluster import ray_internals
 from pipelines.ray_data import configure_ray_data
+from speech.errors import RayscribeError
 
 BLOCKS = 200
-WAITING = 10
-AT_WORK = 30  # more than tasks can be under way at once on the six CPUs of ``ray_here``
+MAX_QUEUED = 10
+IN_FLIGHT = 30  # more than the tasks that run at once on the six CPUs of ``ray_here``
 
 
 class Gauge:
-    """How many blocks are made and not yet used."""
+    """Counts the blocks that are made and not yet consumed."""
 
     def __init__(self) -> None:
-        self.now = self.most = 0
+        self.now = self.max = 0
 
     def add(self, change: int) -> None:
         self.now += change
-        self.most = max(self.most, self.now)
+        self.max = max(self.max, self.now)
 
-    def most_waiting(self) -> int:
-        return self.most
+    def max_queued(self) -> int:
+        return self.max
 
 
-class Use:
+class Consume:
     def __init__(self, gauge: Any) -> None:
         self._gauge = gauge
 
@@ -40,15 +41,15 @@ class Use:
 
 
 @pytest.fixture
-def told(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The context as the job has it, and few blocks many."""
+def configured(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The job's context, with a limit of MAX_QUEUED blocks."""
     with DataContext.current(DataContext.get_current().copy()):
-        monkeypatch.setattr(ray_data, "MOST_BLOCKS_WAITING", WAITING)
+        monkeypatch.setattr(ray_internals, "MAX_QUEUED_BLOCKS", MAX_QUEUED)
         configure_ray_data()
         yield
 
 
-def test_an_operator_does_not_run_far_ahead_of_the_next(told: None) -> None:
+def test_an_operator_does_not_run_far_ahead_of_the_next(configured: None) -> None:
     gauge = ray.remote(Gauge).options(num_cpus=0).remote()
 
     def make(block: pa.Table) -> pa.Table:
@@ -57,28 +58,47 @@ def test_an_operator_does_not_run_far_ahead_of_the_next(told: None) -> None:
 
     made = ray.data.range(BLOCKS, override_num_blocks=BLOCKS).map_batches(make, batch_size=None, batch_format="pyarrow")
     # An actor takes seconds to start, in which all blocks would be made.
-    used = made.map_batches(
-        Use,
+    consumed = made.map_batches(
+        Consume,
         fn_constructor_args=(gauge,),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=1),
         num_cpus=0.5,
     )
-    assert sum(len(batch["id"]) for batch in used.iter_batches(batch_size=None)) == BLOCKS
-    assert ray.get(gauge.most_waiting.remote()) <= WAITING + AT_WORK
+    assert sum(len(batch["id"]) for batch in consumed.iter_batches(batch_size=None)) == BLOCKS
+    assert ray.get(gauge.max_queued.remote()) <= MAX_QUEUED + IN_FLIGHT
 
 
-def test_the_statistics_of_blocks_are_forgotten(told: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_statistics_are_dropped(configured: None, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
 
-    class Look(ray_data.DropBlockStats):
+    class Record(ray_internals.DropBlockStats):
         def on_execution_step(self, executor: Any) -> None:
             super().on_execution_step(executor)
             kept.extend(len(blocks) for op in executor._topology for blocks in op.get_stats().values())
 
-    DataContext.get_current().custom_execution_callback_classes = [Look]
+    DataContext.get_current().custom_execution_callback_classes = [Record]
     numbers = ray.data.range(BLOCKS, override_num_blocks=BLOCKS)
     assert sum(len(batch["id"]) for batch in numbers.iter_batches(batch_size=None)) == BLOCKS
     assert kept
     assert max(kept) == 0
+
+
+def test_this_ray_has_the_internals_that_are_used() -> None:
+    ray_internals.check()
+
+
+def test_missing_internals_are_named_with_the_supported_ray_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ray_internals.OpState, "total_enqueued_output_blocks")
+    monkeypatch.setattr(ray, "init", lambda address=None: None)
+    with pytest.raises(RayscribeError) as unsupported:
+        ray_internals.check()
+    assert unsupported.value.code == "unsupported_ray"
+    for part in (
+        "OpState.total_enqueued_output_blocks",
+        "ray.init(_metrics_export_port)",
+        ray_internals.MADE_FOR,
+        ray.__version__,
+    ):
+        assert part in unsupported.value.message

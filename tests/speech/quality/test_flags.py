@@ -1,4 +1,4 @@
-"""What is flagged, and above all what is not."""
+"""Which segments are flagged, and which are not."""
 
 import pytest
 
@@ -10,36 +10,36 @@ REAL = (
 )
 
 
-def raised(
+def flags_of(
     text: str, seconds: float = 12.0, avg_logprob: float | None = -0.1, complete: bool = True
 ) -> tuple[str, ...]:
     return segment_flags(text, seconds, avg_logprob, complete)
 
 
 @pytest.mark.parametrize("text", [REAL, "yes", "yes yes yes yes", "one two three one two three", "四五六七八九十"])
-def test_what_people_say_is_not_flagged(text: str) -> None:
-    assert raised(text) == ()
+def test_real_speech_is_not_flagged(text: str) -> None:
+    assert flags_of(text) == ()
 
 
 @pytest.mark.parametrize("text", ["thank you " * 20, "na" * 60, "四五" * 60])
 def test_a_loop_is_repetition(text: str) -> None:
-    assert "repetition" in raised(text, seconds=30)
+    assert "repetition" in flags_of(text, seconds=30)
 
 
 def test_more_text_than_time() -> None:
-    assert raised(REAL, seconds=2) == ("too_fast",)
-    assert raised("yes, certainly", seconds=0.3) == ()  # a short clip is cut tight around its word
+    assert flags_of(REAL, seconds=2) == ("too_fast",)
+    assert flags_of("yes, certainly", seconds=0.3) == ()  # short clips have hardly any silence around the word
 
 
 def test_speech_without_words() -> None:
-    assert raised("", seconds=3) == ("no_text",)
-    assert raised("", seconds=0.4) == ()  # a click
+    assert flags_of("", seconds=3) == ("no_text",)
+    assert flags_of("", seconds=0.4) == ()  # a click
 
 
-def test_the_models_own_doubt() -> None:
-    assert raised(REAL, avg_logprob=-1.2) == ("low_confidence",)
-    assert raised(REAL, avg_logprob=None) == ()
+def test_a_low_log_probability() -> None:
+    assert flags_of(REAL, avg_logprob=-1.2) == ("low_confidence",)
+    assert flags_of(REAL, avg_logprob=None) == ()
 
 
 def test_cut_off_at_the_token_limit() -> None:
-    assert raised(REAL, complete=False) == ("cut_off",)
+    assert flags_of(REAL, complete=False) == ("cut_off",)

@@ -1,0 +1,126 @@
+"""All private parts of Ray that Rayscribe uses, in one file, and the check that this Ray has them.
+
+    backpressure policy    limits the blocks that wait between two operators of Ray Data
+    execution callback     drops the statistics that Ray Data keeps of every block
+    _metrics_export_port   the port at which a Ray that is started here exports its metrics
+
+Import it late: it imports Ray Data, which takes half a second. ``cluster.session.connect_ray`` calls ``check`` before
+Ray starts, so that a Ray without one of these parts is named at once and not as an AttributeError within a run.
+"""
+
+import inspect
+from collections.abc import Iterator
+from types import CodeType
+from typing import TYPE_CHECKING
+
+import ray
+
+from speech.errors import RayscribeError
+
+MADE_FOR = "2.60"
+
+
+def _unsupported(missing: str) -> RayscribeError:
+    return RayscribeError(
+        "unsupported_ray",
+        f"Ray {ray.__version__} lacks internals that Rayscribe uses ({missing}); this version of Rayscribe is made for "
+        f"Ray {MADE_FOR}: pip install 'ray[data,serve]=={MADE_FOR}.*'",
+    )
+
+
+try:
+    from ray.data import DataContext
+    from ray.data._internal.execution.backpressure_policy import (
+        ENABLED_BACKPRESSURE_POLICIES,
+        ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+        BackpressurePolicy,
+    )
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+    from ray.data._internal.execution.interfaces import PhysicalOperator
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+    from ray.data._internal.execution.streaming_executor_state import OpState
+except ImportError as error:
+    raise _unsupported(str(error)) from error
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.streaming_executor_state import Topology
+
+# Between two operators. Each costs the driver 10 kB.
+MAX_QUEUED_BLOCKS = 1_000
+
+# What is used of each class; an instance attribute is looked for in the method that sets it.
+_METHODS = {
+    BackpressurePolicy: ("can_add_input", "max_task_output_bytes_to_read"),
+    ExecutionCallback: ("on_execution_step",),
+    OpState: ("total_enqueued_input_blocks", "total_enqueued_output_blocks"),
+    PhysicalOperator: ("get_stats", "output_dependencies"),
+}
+_INSTANCE_ATTRIBUTES = ((BackpressurePolicy.__init__, "_topology"), (StreamingExecutor.__init__, "_topology"))
+_CONTEXT = ("custom_execution_callback_classes", "set_config")
+
+
+def check() -> None:
+    """Returns if this Ray has all that is used here.
+
+    Raises:
+        RayscribeError: ``unsupported_ray``, naming what is missing and the Ray version that it was written for.
+    """
+    if missing := list(_missing()):
+        raise _unsupported(", ".join(missing))
+
+
+def _missing() -> Iterator[str]:
+    for owner, methods in _METHODS.items():
+        yield from (f"{owner.__name__}.{name}" for name in methods if not hasattr(owner, name))
+    for method, name in _INSTANCE_ATTRIBUTES:
+        if name not in method.__code__.co_names:
+            yield f"{method.__qualname__.removesuffix('.__init__')}.{name}"
+    context = DataContext.get_current()
+    yield from (f"DataContext.{name}" for name in _CONTEXT if not hasattr(context, name))
+    init: CodeType = inspect.unwrap(ray.init).__code__
+    if "_metrics_export_port" not in init.co_consts:
+        yield "ray.init(_metrics_export_port)"
+
+
+def metrics_port_argument(port: int) -> dict[str, int]:
+    """The argument of ``ray.init`` that sets the port at which Ray exports its metrics."""
+    return {"_metrics_export_port": port}
+
+
+class LimitQueuedBlocks(BackpressurePolicy):
+    """Stops an operator while MAX_QUEUED_BLOCKS of its blocks are queued for the next.
+
+    Ray Data's own policies count bytes, and the blocks of a work list have few: all 31,000 of a million
+    recordings were made at once, and the driver grew by 300 MB.
+    """
+
+    _topology: "Topology"
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        return not self._is_full(op)
+
+    def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
+        return 0 if self._is_full(op) else None
+
+    def _is_full(self, op: PhysicalOperator) -> bool:
+        queued = self._topology[op].total_enqueued_output_blocks()
+        queued += sum(self._topology[after].total_enqueued_input_blocks() for after in op.output_dependencies)
+        return queued >= MAX_QUEUED_BLOCKS
+
+
+class DropBlockStats(ExecutionCallback):
+    """Drops the kilobyte of statistics that Ray Data keeps of every block that an operator has made.
+
+    They are for a table (``Dataset.stats``) that is not printed, and came to 100 MB in a million recordings.
+    """
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        for operator in executor._topology or ():
+            for block_stats in operator.get_stats().values():
+                block_stats.clear()  # the operator's own list
+
+
+def bound_driver_memory(context: DataContext) -> None:
+    """Makes the driver's memory independent of the number of blocks: see the two classes above."""
+    context.custom_execution_callback_classes = [DropBlockStats]
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, LimitQueuedBlocks])
