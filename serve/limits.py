@@ -1,4 +1,4 @@
-"""Admission: a limited number of requests in flight, in all and by API key."""
+"""Admission: limits on requests in flight, in all and by API key, and on the bytes of their uploads."""
 
 import asyncio
 import contextlib
@@ -65,3 +65,34 @@ class AdmissionLimiter:
         if not self._in_flight[key]:
             del self._in_flight[key]
         self._observe(self._in_flight.total())
+
+
+class ByteBudget:
+    """Limits the bytes of all uploads that are on disk.
+
+    What does not fit is refused, and does not wait: uploads that wait for each other's bytes could wait for ever.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[Callable[[int], None]]:
+        """Yields a function that takes so many bytes more for one upload; on exit all are free again.
+
+        Raises:
+            RequestError: ``overloaded``, by the function.
+        """
+        taken = 0
+
+        def take(size: int) -> None:
+            nonlocal taken
+            if size > self._free:
+                raise RequestError("overloaded", "too many bytes are being uploaded at once; try again in a moment")
+            self._free -= size
+            taken += size
+
+        try:
+            yield take
+        finally:
+            self._free += taken

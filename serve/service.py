@@ -22,11 +22,11 @@ from starlette.websockets import WebSocket
 from serve.backend import Backend, ListenSummary
 from serve.form import SpeechForm
 from serve.http_errors import INTERNAL, ErrorBody
-from serve.limits import AdmissionLimiter
+from serve.limits import AdmissionLimiter, ByteBudget
 from serve.live_session import LiveSession
 from serve.metrics import LIVE, RequestMetrics
 from serve.responses import Capabilities, ModelEntry, SegmentPart, TextDelta, TextDone
-from serve.settings import ServeSettings
+from serve.settings import MIB, ServeSettings
 from serve.upload import receive_form
 from speech.audio.vad import load_silero
 from speech.errors import RayscribeError, RequestError
@@ -59,6 +59,7 @@ class TranscriptionService:
         self._sessions = _limiter(
             "live sessions", settings.max_live_sessions, settings.max_live_sessions_per_key, metrics.live_sessions
         )
+        self._upload_budget = ByteBudget(settings.max_uploads_mib * MIB)
         capabilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
         now = int(time.time())
         self.models = {
@@ -80,7 +81,9 @@ class TranscriptionService:
         try:
             async with contextlib.AsyncExitStack() as resources:
                 resources.enter_context(self._requests.acquire(_key_id(request)))
-                form, name, audio = await resources.enter_async_context(receive_form(request, self._settings, task))
+                form, name, audio = await resources.enter_async_context(
+                    receive_form(request, self._settings, task, self._upload_budget)
+                )
                 headers = {WARNING_HEADER: form.warning} if form.warning else {}
                 start = time.perf_counter()
                 recording = self._recording(form, name)

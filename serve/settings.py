@@ -32,7 +32,10 @@ class ServeSettings(Settings):
         description="origins whose web pages may use the endpoint, separated by commas, as https://calls.example.org; "
         "* for all, which needs --api-keys",
     )
-    max_upload_mib: int = Field(2048, ge=1, description="largest upload, in MiB")
+    max_upload_mib: int = Field(512, ge=1, description="largest upload, in MiB")
+    max_uploads_mib: int = Field(
+        4096, ge=1, description="all uploads in flight together, in MiB of disk; one more is answered 503"
+    )
     max_audio_s: float = Field(8 * 3600.0, gt=0, description="longest recording, in seconds")
     max_requests: int = Field(
         64, ge=1, description="requests in flight, uploads included; further ones are answered 503"
@@ -46,6 +49,9 @@ class ServeSettings(Settings):
     )
     max_session_s: float = Field(4 * 3600.0, gt=0, description="longest session of live audio, in seconds")
     upload_timeout_s: float = Field(900.0, gt=0, description="an upload that takes longer, in seconds, is refused")
+    listen_timeout_s: float = Field(
+        600.0, gt=0, description="longest time, in seconds, for decoding one upload; small files have less"
+    )
     drain_s: float = Field(900.0, ge=0, description="seconds that a stopping replica has to finish its requests")
     min_engines: int | None = Field(
         None, ge=0, description="engine replicas at least; 0 stops all when there are no requests (default: --engines)"

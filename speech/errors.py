@@ -29,6 +29,7 @@ AUDIO_CODES = frozenset(
         "bad_channel",
         "bad_range",
         "internal",  # a bug of ours
+        "listen_timeout",  # of the endpoint: it took too long to decode
         "poison",  # it crashed or hung the process that decoded it
     }
 )
