@@ -37,7 +37,7 @@ class Container:
         ffmpeg_slack_s: by how much the audio may fall short of the duration that FFmpeg reads; None: it is not used.
         reason: why.
         slack_bytes: by how much the file may fall short of ``declared_end``.
-        repaired: header fields without which no decoder opens the file, by offset.
+        repaired: returns header fields to read in place of the file's wrong ones, by offset.
     """
 
     name: str
@@ -69,7 +69,9 @@ CONTAINERS = (
         sndfile=True,
         declared_end=headers.riff,
         ffmpeg_slack_s=None,
-        reason="the data chunk's size is exact; FFmpeg's duration is an estimate from the bit rate",
+        reason="the data chunk's size is exact, unless samples follow it, as after a crash of the recorder; FFmpeg's "
+        "duration is an estimate from the bit rate",
+        repaired=headers.riff_data_size,
     ),
     Container(
         "AVI",

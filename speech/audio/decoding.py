@@ -36,6 +36,7 @@ MAX_DURATION_S = 8 * 3600.0
 # Full scale is 1. A loud float mix may exceed it a few times; values in the thousands are integers stored as floats.
 _MAX_SAMPLE = 32.0
 
+_RAW_HINT = "; if it is audio without a header, name its format with raw_format (--raw-format g722)"
 _GSM_FRAME_BYTES = 33
 _GSM_SIGNATURE = 0xD
 
@@ -169,7 +170,7 @@ def open_audio(
             container = identify(file, size)
             missing = missing_bytes(container, file, size)
             candidates = _candidates(container, file, size, name, raw_format)
-            decoder = _first_decoder(candidates, file, name, missing)
+            decoder = _first_decoder(candidates, file, name, missing, _RAW_HINT if _may_be_raw(container) else "")
         except OSError as error:
             raise _io_error(error, name) from error
         _check_header(decoder, name)
@@ -198,11 +199,15 @@ def resampled(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.nda
 Candidate = tuple[str, Callable[[], Decoder]]
 
 
+def _may_be_raw(container: Container) -> bool:
+    return container in (UNKNOWN, MPEG_SYNC)
+
+
 def _candidates(
     container: Container, file: Source, size: int, name: str, raw_format: str | None
 ) -> Iterator[Candidate]:
     """The decoders to try, in order, each by its library's name."""
-    if container in (UNKNOWN, MPEG_SYNC) and (raw := raw_format_of(name, raw_format)):
+    if _may_be_raw(container) and (raw := raw_format_of(name, raw_format)):
         yield "raw audio", functools.partial(_raw_decoder, file, raw)
         return
     if container.repaired and (replaced := container.repaired(file, size)):
@@ -250,7 +255,7 @@ def _ffmpeg_decoder(container: Container, file: Source, size: int) -> Decoder:
     return ChainDecoder(decoders)
 
 
-def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, missing: int) -> Decoder:
+def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, missing: int, hint: str) -> Decoder:
     attempts: list[str] = []
     codes: list[str] = []
     cause: DecodeError | None = None
@@ -265,8 +270,6 @@ def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, mis
             file.raise_caught()
     # The last decoder reads the most formats, so its code is reported, unless the file is truncated.
     code = "truncated" if missing else codes[-1]
-    hint = "; if it is audio without a header, name its format with raw_format (--raw-format g722)"
-    hint = hint if code == "unreadable" else ""
     raise AudioError(code, f"{name} cannot be decoded ({'; '.join(attempts)}){hint}") from cause
 
 

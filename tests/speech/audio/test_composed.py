@@ -108,6 +108,16 @@ def test_a_file_written_to_a_pipe_is_decoded_to_its_end(container: str, tmp_path
         assert sum(map(len, audio.blocks())) == len(SENTENCE)
 
 
+@pytest.mark.parametrize("declared_s", [0.5, 2.0])
+def test_samples_behind_the_declared_end_of_a_wav_are_decoded(declared_s: float) -> None:
+    whole = sndfile(SENTENCE, "WAV", "PCM_16")
+    data = bytearray(whole)
+    data[40:44] = struct.pack("<I", round(declared_s * RATE) * 2)
+    assert np.array_equal(decode(bytes(data)), decode(whole))
+    listed = whole + b"LIST" + struct.pack("<I", 9000) + bytes(9000)
+    assert np.array_equal(decode(listed), decode(whole)), "a chunk behind the data is not audio"
+
+
 ID3V2 = b"ID3\x04\0\0\0\0\x01\x0a" + bytes(138)  # a length of 7-bit bytes
 ID3V1 = b"TAG" + bytes(125)
 CODINGS: dict[str, Callable[[], bytes]] = {
