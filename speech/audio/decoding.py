@@ -23,7 +23,6 @@ from speech.audio import SAMPLE_RATE
 from speech.audio.containers import MPEG_SYNC, UNKNOWN, Container, identify, missing_bytes, without_id3
 from speech.audio.decoders import ChainDecoder, DecodeError, Decoder, FormatChanged, SndfileDecoder
 from speech.audio.ffmpeg import FFmpegDecoder
-from speech.audio.ogg import link_starts
 from speech.audio.source import Source, SourceRange
 from speech.errors import AudioError
 from speech.raw_format import RawFormat, raw_format_of
@@ -168,9 +167,9 @@ def open_audio(
                 raise AudioError("empty", f"{name} has 0 bytes")
             file, size = without_id3(file, size)
             container = identify(file, size)
-            missing = missing_bytes(container, file, size)
-            candidates = _candidates(container, file, size, name, raw_format)
-            decoder = _first_decoder(candidates, file, name, missing, _RAW_HINT if _may_be_raw(container) else "")
+            parts = _parts(container, file, size)
+            missing = missing_bytes(container, *parts[-1])
+            decoder = _decoder(container, parts, name, raw_format, missing)
         except OSError as error:
             raise _io_error(error, name) from error
         _check_header(decoder, name)
@@ -199,8 +198,39 @@ def resampled(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.nda
 Candidate = tuple[str, Callable[[], Decoder]]
 
 
+def _parts(container: Container, file: Source, size: int) -> list[tuple[Source, int]]:
+    """The complete files, one behind the other, that a file is made of, and their sizes."""
+    starts = container.links(file, size) if container.links else [0]
+    if len(starts) == 1:
+        return [(file, size)]
+    return [(SourceRange(file, start, end), end - start) for start, end in itertools.pairwise([*starts, size])]
+
+
+def _decoder(
+    container: Container, parts: list[tuple[Source, int]], name: str, raw_format: str | None, missing: int
+) -> Decoder:
+    """The decoder of all parts; those without samples are left out unless all are."""
+    decoders: list[Decoder] = []
+    empty: AudioError | None = None
+    for part, size in parts:
+        candidates = _candidates(container, part, size, name, raw_format)
+        try:
+            decoders.append(_first_decoder(candidates, part, name, missing, _hint(container)))
+        except AudioError as error:
+            if error.code != "empty":
+                raise
+            empty = error
+    if empty and not decoders:
+        raise empty
+    return decoders[0] if len(decoders) == 1 else ChainDecoder(decoders)
+
+
 def _may_be_raw(container: Container) -> bool:
     return container in (UNKNOWN, MPEG_SYNC)
+
+
+def _hint(container: Container) -> str:
+    return _RAW_HINT if _may_be_raw(container) else ""
 
 
 def _candidates(
@@ -214,7 +244,10 @@ def _candidates(
         file = SourceRange(file, replaced=replaced)
     if container.sndfile:
         yield SndfileDecoder.name, functools.partial(SndfileDecoder, file)
-    yield FFmpegDecoder.name, functools.partial(_ffmpeg_decoder, container, file, size)
+    # A length in bytes is more reliable than a duration, which counts only where there is none.
+    known = container.declared_end is not None and container.declared_end(file, size) is not None
+    slack_s = None if known else container.ffmpeg_slack_s
+    yield FFmpegDecoder.name, functools.partial(FFmpegDecoder, file, slack_s)
 
 
 def _raw_decoder(file: Source, raw: RawFormat) -> Decoder:
@@ -233,26 +266,6 @@ def _require_gsm(file: Source) -> None:
     head = file.read(4 * _GSM_FRAME_BYTES)
     if any(byte >> 4 != _GSM_SIGNATURE for byte in head[::_GSM_FRAME_BYTES]):
         raise DecodeError("it is not GSM 06.10: a frame does not begin with its signature")
-
-
-def _ffmpeg_decoder(container: Container, file: Source, size: int) -> Decoder:
-    """FFmpeg's decoder of a file, or of each link of a chained one; empty links are left out."""
-    # A declared length in bytes is the better one, so the duration counts only without it.
-    known = container.declared_end is not None and container.declared_end(file, size) is not None
-    slack_s = None if known else container.ffmpeg_slack_s
-    starts = link_starts(file, size) if container.name == "Ogg" else [0]
-    if len(starts) == 1:
-        return FFmpegDecoder(file, slack_s)
-    decoders: list[Decoder] = []
-    for start, end in itertools.pairwise([*starts, size]):
-        try:
-            decoders.append(FFmpegDecoder(SourceRange(file, start, end)))
-        except DecodeError as error:
-            if error.code != "empty":
-                raise
-    if not decoders:
-        raise DecodeError("it finds no samples", "empty")
-    return ChainDecoder(decoders)
 
 
 def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, missing: int, hint: str) -> Decoder:
