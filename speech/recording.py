@@ -17,8 +17,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from speech.audio.raw import parse_raw_format
 from speech.errors import RequestError, first_error
+from speech.raw_format import parse_raw_format
 from speech.redaction import redact_presigned
 
 Channels = Literal["auto", "split", "mix", "first"]

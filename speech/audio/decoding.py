@@ -24,9 +24,9 @@ from speech.audio.containers import MPEG_SYNC, UNKNOWN, Container, identify, mis
 from speech.audio.decoders import ChainDecoder, DecodeError, Decoder, FormatChanged, SndfileDecoder
 from speech.audio.ffmpeg import FFmpegDecoder
 from speech.audio.ogg import link_starts
-from speech.audio.raw import RawFormat, raw_format_of
 from speech.audio.source import Source, SourceRange
 from speech.errors import AudioError
+from speech.raw_format import RawFormat, raw_format_of
 
 # Outside this range the header is damaged: speech needs more, and no recorder samples faster.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
@@ -149,7 +149,7 @@ def open_audio(
         source: a path or a file.
         name: its name in messages, and for raw audio the source of its format; by default the path.
         max_duration_s: a time range longer than this is ``too_long``.
-        raw_format: the format if the file has no header (``speech.audio.raw``).
+        raw_format: the format if the file has no header (``speech.raw_format``).
 
     Raises:
         AudioError: ``not_found``, ``forbidden``, ``empty``, ``unsupported_codec``, ``truncated`` or

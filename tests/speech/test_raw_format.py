@@ -11,9 +11,9 @@ import soundfile
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.decoding import open_audio, resampled
-from speech.audio.raw import RAW_SUFFIXES
 from speech.errors import AudioError, RequestError
 from speech.listener import Listener
+from speech.raw_format import RAW_SUFFIXES
 from speech.recording import Options, Recording
 from testing.audio_formats import SENTENCE
 from testing.synthetic_audio import at_rate, ffmpeg, peak_correlation, sndfile
