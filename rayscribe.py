@@ -1,6 +1,7 @@
 """The command line: parses arguments, calls a package, prints the result or one line of error."""
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -30,6 +31,8 @@ STOPPED = "stopped; what is done is kept, and the same command again continues"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (see the README)."""
     parsed = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     # SIGTERM (spot preemption) must unwind the run, so that it releases the lease on its output.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:

@@ -36,6 +36,7 @@ from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from serve.tracing import TracedRequests
 from speech.engines.base import EngineStarter, start_engine
+from speech.engines.start_limit import start_within_limit
 from speech.errors import AudioError, EngineDied, RayscribeError
 from speech.listener import Listener, ListenResult
 from speech.models.checkpoint import family_of
@@ -118,7 +119,7 @@ class TranscriberReplica:
     def __init__(self, settings: ServeSettings, start: EngineStarter) -> None:
         config = settings.engine_config
         family = family_of(config.model)
-        engine = start(config, family)
+        engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
             engine, family, config.model, config.concurrent_clips, clip_timeout_s=config.clip_timeout_s
         )
@@ -163,7 +164,8 @@ class TranscriberReplica:
         return {QUEUED_AUDIO: self._transcriber.queued_audio_s}
 
     def __del__(self) -> None:
-        self._transcriber.engine.stop()
+        if hasattr(self, "_transcriber"):  # the engine has started
+            self._transcriber.engine.stop()
 
 
 class EndpointReplica:

@@ -193,7 +193,11 @@ class Recording(BaseModel):
     def malformed(cls, row: Mapping[str, Any]) -> Self:
         """A recording for a row that ``from_row`` rejects, so that the row can be reported as failed. Never raises."""
         audio = row.get("audio") or row.get("audio_filepath") or ""
-        metadata = {name: cell for name, cell in row.items() if name not in cls.model_fields}
+        metadata = {
+            escape_surrogates(name): cell if _is_unicode(cell) else escape_surrogates(_as_text(cell))
+            for name, cell in row.items()
+            if name not in cls.model_fields
+        }
         return cls(id=row_id(row), audio=escape_surrogates(str(audio)), metadata=metadata)
 
     def speaker(self, channel: int) -> str | None:
@@ -205,8 +209,7 @@ class Recording(BaseModel):
 
         Values that JSON cannot represent (dates, decimals) are written as their str.
         """
-        text = json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True)
-        return redact_presigned(escape_surrogates(text))
+        return redact_presigned(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
 
 
 def row_id(row: Mapping[str, Any]) -> str:
@@ -238,13 +241,21 @@ def escape_surrogates(text: str) -> str:
 
 def _check_unicode(cells: Mapping[str, Any]) -> None:
     for name, cell in cells.items():
-        try:
-            f"{name}{json.dumps(cell, ensure_ascii=False, default=str)}".encode()
-        except UnicodeEncodeError as error:
+        if not (_is_unicode(name) and _is_unicode(cell)):
             raise RequestError(
                 "bad_row",
                 f"column '{escape_surrogates(name)}' is not valid Unicode text: save names and cells in UTF-8",
-            ) from error
+            )
+
+
+def _is_unicode(cell: Any) -> bool:
+    """Whether all text in a cell can be encoded: it contains no lone surrogates."""
+    text = _as_text(cell)
+    return text == escape_surrogates(text)
+
+
+def _as_text(cell: Any) -> str:
+    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
 
 
 def _is_missing(value: Any) -> bool:

@@ -64,7 +64,7 @@ class Transcriber:
 
     async def warm_up(self) -> None:
         """Decodes a second of silence, so that the engine's set-up for its first clip (seconds) is part of loading."""
-        await self.engine.decode(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID))
+        await self._decode_in_time(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID))
 
     async def transcribe(self, recording: Recording, listened: ListenResult) -> Transcript:
         """Decodes all clips of a recording.
@@ -127,14 +127,17 @@ class Transcriber:
         async with self._slots.acquire(recording.id, live=live):
             self._clip_count += 1
             request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clip_count}")
-            try:
-                async with asyncio.timeout(self._clip_timeout_s):
-                    decoding = await self.engine.decode(request)
-            except TimeoutError as error:
-                raise EngineDied(
-                    "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
-                ) from error
+            decoding = await self._decode_in_time(request)
         return ClipTranscript(tuple(_segments(recording, clip, decoding)), decoding.usage)
+
+    async def _decode_in_time(self, request: ClipRequest) -> DecodingResult:
+        try:
+            async with asyncio.timeout(self._clip_timeout_s):
+                return await self.engine.decode(request)
+        except TimeoutError as error:
+            raise EngineDied(
+                "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
+            ) from error
 
 
 def join_text(segments: list[Segment], options: Options) -> str:

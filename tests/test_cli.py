@@ -9,8 +9,10 @@ from pydantic.fields import FieldInfo
 
 import rayscribe
 from pipelines.job import Job
+from pipelines.output import Output
 from serve.settings import ServeSettings
 from speech.errors import UsageError
+from storage.filesystem import Storage
 
 
 @pytest.fixture
@@ -153,6 +155,14 @@ def test_every_setting_has_a_flag_and_a_description(command: str, settings: dict
     for name, field in settings.items():
         assert field.description
         assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_paths_that_are_not_utf8_are_stored_and_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output = Output(str(tmp_path), Storage())
+    output.claim({}, {"manifest": "caf\udce9.csv"}, allow_changes=False)
+    assert output.require_job()["manifest"] == "caf\udce9.csv"
+    assert rayscribe.main(["status", str(tmp_path)]) == 0
+    assert r"caf\udce9.csv" in capfd.readouterr().out
 
 
 def test_secrets_are_not_shown_with_a_job() -> None:

@@ -102,8 +102,8 @@ def test_a_result_whose_listener_has_died_is_answered_replica_died(backend: Serv
         with tempfile.TemporaryFile() as audio:
             audio.write(CALL)
             summary = await backend.listen(RECORDING, audio)
-        [name] = [actor["name"] for actor in ray.util.list_named_actors(True) if "Listener" in actor["name"]]
-        ray.kill(ray.get_actor(name, namespace="serve"))
+        for name in [actor["name"] for actor in ray.util.list_named_actors(True) if "Listener" in actor["name"]]:
+            ray.kill(ray.get_actor(name, namespace="serve"))
         with pytest.raises(EngineDied, match="replica_died"):
             await asyncio.wait_for(transcribe_until_it_fails(backend, summary.handle), MAX_WAIT_S)
         with pytest.raises(EngineDied, match="replica_died"):

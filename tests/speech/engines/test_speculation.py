@@ -54,8 +54,9 @@ class ScriptedRunningEngine(RunningEngine):
         self._thread = LoopThread()
         self._engine: ScriptedEngine = ScriptedEngine(config, self.extra_args)
 
-    def use_ctc_accept(self) -> None:
-        self._engine.use_ctc_accept()
+    @property
+    def engine(self) -> ScriptedEngine:
+        return self._engine
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +172,29 @@ def test_drafts_are_proposed_up_to_the_end_of_the_context(
     assert all(each.usage.draft_tokens > 0 for each in found)
 
 
+@pytest.mark.parametrize("outcome", [Exception("vLLM 0.99 does not have encoder_cache"), [None]])
+def test_a_drafter_that_cannot_be_bound_is_an_error_with_its_cause(
+    drafting: ScriptedRunningEngine, clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch, outcome: Any
+) -> None:
+    async def bind(method: str, args: tuple[bool, bool]) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafting.engine, "_prepared", None)
+        patch.setattr(drafting.engine._llm, "collective_rpc", bind)
+        with pytest.raises(UsageError, match=r"encoder_cache|no worker") as refused:
+            drafting.decode(replace(clips[0], id="unbound"))
+    assert refused.value.code == "bad_engine"
+    assert drafting.decode(replace(clips[0], id="bound"))[0].text
+
+
 @pytest.fixture(scope="module")
 def accepting(
     drafting: ScriptedRunningEngine,
 ) -> ScriptedRunningEngine:  # tests after this one in the file do not verify exactly
-    drafting.use_ctc_accept()
+    drafting.engine.use_ctc_accept()
     return drafting
 
 

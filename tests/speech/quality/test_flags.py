@@ -1,5 +1,8 @@
 """Which segments are flagged, and which are not."""
 
+import random
+import string
+
 import pytest
 
 from speech.quality.flags import segment_flags
@@ -43,3 +46,34 @@ def test_a_low_log_probability() -> None:
 
 def test_cut_off_at_the_token_limit() -> None:
     assert flags_of(REAL, complete=False) == ("cut_off",)
+
+
+RANDOM = "".join(random.Random(0).choices(string.ascii_lowercase + " ", k=1000))  # deflates by about 1.5
+REPEATED = 9 * "we will send the parts to you on monday and the invoice follows "
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "seconds", "avg_logprob", "complete", "raised"),
+    [
+        ("cut_off", REAL, 12.0, -0.1, True, False),
+        ("cut_off", REAL, 12.0, -0.1, False, True),
+        ("repetition", "a" * 39, 12.0, -0.1, True, False),  # too short to tell, at a ratio of 3.25
+        ("repetition", "a" * 40, 12.0, -0.1, True, True),
+        ("repetition", REPEATED[:155], 12.0, -0.1, True, False),  # ratio 2.35 (not nearer to 2.4: zlib builds differ)
+        ("repetition", REPEATED[:162], 12.0, -0.1, True, True),  # ratio 2.45
+        ("too_fast", RANDOM[:360], 12.0, -0.1, True, False),  # 30 characters a second
+        ("too_fast", RANDOM[:361], 12.0, -0.1, True, True),
+        ("too_fast", RANDOM[:30], 0.2, -0.1, True, False),  # a clip below a second counts as one
+        ("too_fast", RANDOM[:31], 0.2, -0.1, True, True),
+        ("no_text", "", 0.99, -0.1, True, False),
+        ("no_text", "", 1.0, -0.1, True, True),
+        ("no_text", "yes", 1.0, -0.1, True, False),
+        ("low_confidence", REAL, 12.0, -1.0, True, False),
+        ("low_confidence", REAL, 12.0, -1.001, True, True),
+        ("low_confidence", REAL, 12.0, None, True, False),
+    ],
+)
+def test_each_flag_at_its_threshold(
+    flag: str, text: str, seconds: float, avg_logprob: float | None, complete: bool, raised: bool
+) -> None:
+    assert flags_of(text, seconds, avg_logprob, complete) == ((flag,) if raised else ())
