@@ -3,10 +3,12 @@
 Limit: of the errors of gcsfs and adlfs only those with an HTTP status count as transient.
 """
 
-from typing import cast
+from typing import Any, cast
 
 # HTTP statuses that count as transient, besides all of 5xx: request timeout, too early, too many requests.
 _TRANSIENT_STATUSES = frozenset({408, 425, 429})
+# S3's error codes for credentials that are no longer accepted, with status 400: of those of AWS's temporary tokens.
+_CREDENTIAL_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"})
 
 
 def is_transient(error: BaseException) -> bool:
@@ -34,6 +36,8 @@ def error_code(error: BaseException) -> str | None:
     status = http_status(error)
     if status in (401, 403) or isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return "forbidden"
+    if _response(error).get("Error", {}).get("Code") in _CREDENTIAL_CODES:
+        return "forbidden"
     if status in (404, 410) or isinstance(error, FileNotFoundError):
         return "not_found"
     return None
@@ -46,11 +50,17 @@ def root_cause(error: BaseException) -> BaseException:
 
 def http_status(error: BaseException) -> int | None:
     """The HTTP status in a driver's error, or None."""
-    for each in (error, error.__cause__):  # s3fs raises OSErrors from botocore's errors
-        response = getattr(each, "response", None)
-        if isinstance(response, dict):
-            return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    if response := _response(error):
+        return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
     for name in ("status", "status_code", "code"):  # aiohttp, Azure, gcsfs
         if isinstance(status := getattr(error, name, None), int):
             return status
     return None
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    """botocore's parsed response, or an empty dict."""
+    for each in (error, error.__cause__):  # s3fs raises OSErrors from botocore's errors
+        if isinstance(response := getattr(each, "response", None), dict):
+            return response
+    return {}
