@@ -1,18 +1,24 @@
-# demo: sets up, transcribes the sample calls, shows each transcript beside its truth
-# test: sets up, runs the tests        lint: sets up, checks style and types
+# Each target sets up .venv first.
+#   demo    transcribes the sample calls and shows each transcript beside its reference
+#   check   lint, and the tests that need neither Ray, an engine, S3 nor a browser
+#   test    all tests        lint   style, types, imports, dependencies
+#   lock    the exact versions that the images install: k8s/requirements-*.txt
 PYTHON ?= python3
 # vLLM's build: gpu where there is an NVIDIA driver, else cpu.
 BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 UV ?= $(or $(shell command -v uv),.tools/bin/uv)
 RUN := .venv/bin
 
-.PHONY: demo test lint setup chromium
+.PHONY: demo check test lint lock setup chromium
 setup: .venv/ready
 
 demo: setup
 	@rm -rf out/demo
 	@$(RUN)/rayscribe transcribe demo/samples/manifest.jsonl --model demo/model --output out/demo || [ $$? -eq 3 ]
 	@$(RUN)/rayscribe evaluate out/demo
+
+check: lint
+	$(RUN)/python -m pytest -n auto --dist worksteal -m "not (engine or ray or s3 or browser or slow)"
 
 test: setup chromium
 	$(RUN)/python -m pytest
@@ -28,6 +34,15 @@ lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/lint-imports --no-logo
+	$(RUN)/deptry .
+	$(RUN)/deptry . --extend-exclude "tests|testing|bench|demo" --optional-dependencies-dev-groups dev --ignore DEP002
+
+lock: | $(UV)
+	$(UV) lock --upgrade --python $(PYTHON)
+	for build in cpu gpu; do $(UV) export --frozen --quiet --extra $$build --no-emit-project --no-annotate --no-header \
+		--output-file k8s/requirements-$$build.txt || exit; done
+	! grep --extended-regexp "https?://" k8s/requirements-*.txt  # an index's address would tie the images to it
 
 .venv/ready: pyproject.toml | $(UV)
 	$(UV) sync --python $(PYTHON) --extra $(BUILD) --extra dev --compile-bytecode

@@ -1,7 +1,9 @@
 """The command line: parses arguments, calls a package, prints the result or one line of error."""
 
 import argparse
+import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,8 @@ from speech.recording import clean_keywords
 JOB_FIELDS, SERVE_FIELDS = Job.flat_fields(), ServeSettings.flat_fields()
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
+# Options with secrets are not safe on a command line, which every user of the machine can read.
+STORAGE_OPTIONS_VARIABLE = "RAYSCRIBE_STORAGE_OPTIONS"
 EXIT_BY_SIGNAL = 128  # and the signal's number, as shells have it
 
 STOPPED = "stopped; what is done is kept, and the same command again continues"
@@ -27,6 +31,8 @@ STOPPED = "stopped; what is done is kept, and the same command again continues"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code (see the README)."""
     parsed = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     # SIGTERM (spot preemption) must unwind the run, so that it releases the lease on its output.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
     try:
@@ -169,7 +175,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     elif choices:
         arguments["choices"] = choices
     else:
-        arguments["metavar"] = "JSON" if name == "storage_options" else name.upper()
+        arguments["metavar"] = "JSON|@FILE" if name == "storage_options" else name.upper()
     parser.add_argument(f"--{name.replace('_', '-')}", **arguments)
 
 
@@ -178,9 +184,10 @@ def _settings(parsed: argparse.Namespace, known: Mapping[str, FieldInfo] = JOB_F
     flags = {name: value for name, value in vars(parsed).items() if name in known}
     if getattr(parsed, "keywords_file", None):
         flags["keywords"] = clean_keywords(line for line in _read(parsed.keywords_file).splitlines() if line.strip())
-    if "storage_options" in flags:
-        flags["storage_options"] = _storage_options(parsed)
-    return (_yaml(parsed.config) if parsed.config else {}) | flags
+    settings = (_yaml(parsed.config) if parsed.config else {}) | flags
+    if "storage_options" in known and ("storage_options" in flags or "storage_options" not in settings):
+        settings["storage_options"] = _storage_options(parsed)
+    return settings
 
 
 def _yaml(path: str) -> dict[str, Any]:
@@ -196,12 +203,18 @@ def _yaml(path: str) -> dict[str, Any]:
 
 
 def _storage_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options of --storage-options, else of the environment: JSON, or @FILE with JSON."""
+    source, text = "--storage-options", getattr(parsed, "storage_options", None)
+    if text is None:
+        source, text = STORAGE_OPTIONS_VARIABLE, os.environ.get(STORAGE_OPTIONS_VARIABLE, "{}")
+    if text.startswith("@"):
+        source, text = text[1:], _read(text[1:])
     try:
-        options = json.loads(getattr(parsed, "storage_options", "{}"))
-    except json.JSONDecodeError as error:  # the text may hold a secret: name the place, not the text
-        raise UsageError("bad_option", f"--storage-options is not JSON (at character {error.pos})") from None
+        options = json.loads(text)
+    except json.JSONDecodeError as error:  # the text may contain a secret: name the position only
+        raise UsageError("bad_option", f"{source} is not JSON (at character {error.pos})") from None
     if not isinstance(options, dict):
-        raise UsageError("bad_option", "--storage-options should be a JSON object")
+        raise UsageError("bad_option", f"{source} should be a JSON object")
     return options
 
 

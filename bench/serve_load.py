@@ -5,15 +5,18 @@
 Starts ``rayscribe serve``, sends it the manifest's recordings over and over with 1, 8 and 32 clients at a time,
 and prints throughput and latencies. The bare engine is Listener and Transcriber in this process, one recording
 after another: the endpoint's overhead is what one client's requests take longer. Then twice as many clients as
-``--max-requests`` send at once: every response must be 200 or 503. With --peer the same load goes to
+``--max-requests`` send at once: every response must be 200 or 503. Short requests are sent one after another, alone
+and beside a recording of 16 minutes. With --peer the same load goes to
 ``vllm serve`` on the same checkpoint, which takes no recording longer than its clips and returns no times.
 Loading the model is in no figure. Prints a table and, last, one line of JSON.
 """
 
 import argparse
 import asyncio
+import io
 import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -30,6 +33,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import httpx
+import numpy as np
+import soundfile
 from rich.console import Console
 from rich.table import Table
 
@@ -45,6 +50,9 @@ from storage.filesystem import Storage
 CLIENTS = (1, 8, 32)
 MAX_REQUESTS = 32
 START_TIMEOUT_S = 600
+# How long a short request waits while a long recording is decoded: both in seconds, and how often it is measured.
+SHORT_S, LONG_S = 2.0, 960.0
+SHORT_REQUESTS = 20
 # The settings of our own engine on a CPU, threads included.
 PEER = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(1 << 30)]
 PEER_THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -86,6 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures[f"endpoint, {clients}"] = asyncio.run(load)
         load = _load(url, parsed.model, samples, 2 * MAX_REQUESTS, 2 * MAX_REQUESTS)
         figures[f"endpoint, {2 * MAX_REQUESTS} on {MAX_REQUESTS} places"] = asyncio.run(load)
+        short_sample, long_sample = (
+            _cut(min(samples, key=_duration), SHORT_S),
+            _repeat(max(samples, key=_duration), LONG_S),
+        )
+        figures["endpoint, short alone"] = asyncio.run(_load(url, parsed.model, [short_sample], SHORT_REQUESTS, 1))
+        figures["endpoint, short beside long"] = asyncio.run(
+            _short_beside_long(url, parsed.model, short_sample, long_sample)
+        )
     if parsed.peer:
         # The module behind ``vllm serve``; that command requires a package named vllm, and the CPU build's is vllm-cpu.
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", parsed.model, "--port", "{port}", *PEER]
@@ -158,6 +174,45 @@ async def _load(url: str, model: str, samples: list[Sample], requests: int, clie
         start = time.perf_counter()
         await asyncio.gather(*(client(session) for _ in range(clients)))
         return _figures(answered, latencies, time.perf_counter() - start, statuses)
+
+
+async def _short_beside_long(url: str, model: str, short: Sample, long: Sample) -> Figures:
+    """Of the short requests, from one client, while another sends the long recording over and over."""
+
+    async def send_long() -> None:
+        while True:
+            await _load(url, model, [long], 1, 1)
+
+    beside = asyncio.create_task(send_long())
+    try:
+        return await _load(url, model, [short], SHORT_REQUESTS, 1)
+    finally:
+        beside.cancel()
+        await asyncio.wait([beside])
+
+
+def _duration(sample: Sample) -> float:
+    return sample.duration_s
+
+
+def _cut(sample: Sample, seconds: float) -> Sample:
+    """The first ``seconds`` of a sample, as WAV."""
+    rate = soundfile.info(io.BytesIO(sample.audio)).samplerate
+    samples, _ = soundfile.read(io.BytesIO(sample.audio), frames=round(seconds * rate))
+    return Sample(sample.recording, _wav(samples, rate), seconds)
+
+
+def _repeat(sample: Sample, seconds: float) -> Sample:
+    """A sample as often as makes at least ``seconds``, as WAV."""
+    samples, rate = soundfile.read(io.BytesIO(sample.audio))
+    times = math.ceil(seconds * rate / len(samples))
+    return Sample(sample.recording, _wav(np.concatenate([samples] * times), rate), times * len(samples) / rate)
+
+
+def _wav(samples: np.ndarray, rate: int) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, samples, rate, "PCM_16", format="WAV")
+    return out.getvalue()
 
 
 def _figures(answered: list[Sample], latencies: list[float], seconds: float, statuses: Counter[str]) -> Figures:

@@ -1,17 +1,15 @@
 """This process's connection to Ray: joined or started, the layout of actors on it, and the exit of a failed process."""
 
-import contextlib
 import logging
 import os
 import signal
 import threading
 from typing import Any, NoReturn
 
-import psutil
-
 from cluster.nodes import Layout, local_slots, plan_layout
 from cluster.settings import ClusterConfig
 from speech.errors import RayscribeError
+from speech.processes import kill_children
 
 
 def connect_ray(address: str | None, metrics_port: int | None = None) -> None:
@@ -63,9 +61,7 @@ def cluster_layout(cluster: ClusterConfig) -> Layout:
 
 def kill_children_and_exit() -> NoReturn:
     """Kills this process's children, then exits with code 1: a hanging engine process would keep its GPU."""
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    kill_children()
     os._exit(1)
 
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.settings import ClusterConfig, Settings
 from speech.engines.base import EngineConfig
-from speech.recording import Options
+from speech.recording import Options, as_list
 
 
 class Job(Settings):
@@ -18,8 +18,15 @@ class Job(Settings):
     options: Options = Options()
     cluster: ClusterConfig = ClusterConfig()
     storage_options: dict[str, Any] = Field(
-        default_factory=dict, repr=False, description="fsspec's options for object storage, as JSON"
+        default_factory=dict,
+        repr=False,
+        description="fsspec's options for object storage, as JSON or as @FILE; "
+        "default: the environment variable RAYSCRIBE_STORAGE_OPTIONS, in the same forms",
     )
+    allow_scheme: tuple[str, ...] = Field(
+        (), description="schemes that rows may name besides s3, gs, az, https and file, separated by commas"
+    )
+    allow_private_hosts: bool = Field(False, description="let rows name HTTP hosts with a private address")
     allow_changes: bool = Field(
         False, description="add to an output whose transcripts were made with another model or other options"
     )
@@ -32,6 +39,12 @@ class Job(Settings):
     listen_timeout_s: float = Field(
         1800.0, gt=0, description="a recording that takes longer to open and decode, in seconds, fails as poison"
     )
+
+    @field_validator("allow_scheme", mode="before")
+    @classmethod
+    def _parse_schemes(cls, value: Any) -> Any:
+        names = as_list(value)
+        return [str(name).lower() for name in names] if isinstance(names, list) else names
 
     def text_settings(self) -> dict[str, Any]:
         """The settings that the text of a transcript depends on: those of the model and of the recordings."""

@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from speech.errors import UsageError
+from speech.raw_format import RAW_SUFFIXES
 from speech.recording import escape_surrogates, row_id
 from speech.redaction import redact_uri
 from storage.filesystem import Storage
@@ -46,11 +47,12 @@ if TYPE_CHECKING:
 # The files of a folder or a glob that are taken for audio: suffixes of recorders and telephone systems for
 # formats that speech.audio.decoders reads. A manifest may name files with any suffix.
 AUDIO_SUFFIXES = (
-    *(".3g2", ".3gp", ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".alaw", ".amr", ".ape", ".asf", ".au"),
-    *(".avi", ".awb", ".caf", ".dts", ".eac3", ".ec3", ".f4v", ".flac", ".flv", ".g722", ".g726", ".gsm", ".m2ts"),
-    *(".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpa", ".mpc", ".mpeg"),
-    *(".mpg", ".mpga", ".mts", ".nist", ".oga", ".ogg", ".ogv", ".opus", ".rf64", ".sln", ".snd", ".sph", ".spx"),
-    *(".ts", ".tta", ".ulaw", ".voc", ".vox", ".w64", ".wav", ".wave", ".webm", ".wma", ".wmv", ".wv"),
+    *(".3g2", ".3gp", ".aac", ".ac3", ".adts", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi"),
+    *(".awb", ".caf", ".dts", ".eac3", ".ec3", ".f4v", ".flac", ".flv", ".m2ts", ".m4a", ".m4b", ".m4r", ".m4v"),
+    *(".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpa", ".mpc", ".mpeg", ".mpg", ".mpga", ".mts", ".nist"),
+    *(".oga", ".ogg", ".ogv", ".opus", ".rf64", ".snd", ".sph", ".spx", ".ts", ".tta", ".voc", ".w64", ".wav"),
+    *(".wave", ".webm", ".wma", ".wmv", ".wv"),
+    *(f".{name}" for name in sorted(RAW_SUFFIXES)),
 )
 KINDS = ".jsonl .ndjson .json .csv .tsv (each also .gz), .parquet, a folder of audio, or a glob"
 _AUDIO_COLUMNS = ("audio", "audio_filepath")
@@ -58,6 +60,8 @@ _NEMO_NAMES = {"source_lang": "language", "target_lang": "target_language", "tas
 _NEMO_TASKS = {"asr": "transcribe", "ast": "translate", "s2t_translation": "translate"}
 # One CSV cell may hold the reference text of a whole call; the csv module's default limit is 128 kB.
 _MAX_CELL_CHARS = 1 << 27
+# Far below the limits of recursion in pydantic (255) and in Python's json (about 1000, less the caller's frames).
+_MAX_NESTING = 100
 # Bytes that are not UTF-8 become lone surrogates, for which Recording.from_row rejects that row alone.
 _NOT_UTF8 = "surrogateescape"
 _PARQUET_ROWS = 1024  # read at a time
@@ -199,8 +203,23 @@ def _json_lines(file: str, storage: Storage) -> NumberedRows:
                 _raise_bad_line(file, number, f"is not JSON ({error}); write one object a line", error)
             if not isinstance(row, dict):
                 _raise_bad_line(file, number, 'is not a JSON object; write one a line, like {"audio": "call.wav"}')
+            if line.count(b"[") + line.count(b"{") > _MAX_NESTING and _is_nested(row, _MAX_NESTING):
+                _raise_bad_line(file, number, f"is nested more than {_MAX_NESTING} levels deep")
             if row:
                 yield number, row
+
+
+def _is_nested(row: Row, levels: int) -> bool:
+    """Whether lists and objects are nested more than ``levels`` deep."""
+    values: list[Any] = [row]
+    for _ in range(levels + 1):
+        values = [
+            item
+            for value in values
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(values)
 
 
 def _separated(file: str, storage: Storage, delimiter: str) -> NumberedRows:

@@ -332,7 +332,8 @@ class Output:
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-        self._storage.write_bytes(join(self.uri, name), text.encode())
+        # A path may hold bytes that are not UTF-8, as lone surrogates (PEP 383), which JSON has escapes for.
+        self._storage.write_bytes(join(self.uri, name), text.encode(errors="backslashreplace"))
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         text = self._storage.read_bytes(join(self.uri, name))

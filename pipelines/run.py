@@ -36,7 +36,10 @@ from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
 from speech.errors import RayscribeError, UsageError
 from speech.preflight import preflight
+from speech.redaction import redact_uri
 from storage.filesystem import Storage
+from storage.retry import RETRY_FOR_S
+from storage.uris import protocol_of
 
 # Rows of the work list in one block of the object store. They are only text.
 WORK_ROWS_PER_BLOCK = 10_000
@@ -56,6 +59,7 @@ class Work:
     count: int
     done_before: int
     failed_before: int  # failed recordings that are not tried again
+    skipped_files: int
     retries: bool  # whether it has recordings that failed before
 
 
@@ -116,13 +120,13 @@ def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
     storage, output = _open(job, start)
     with Lease(job.output, storage) as lease:
         resumed = output.job() is not None
-        output.claim(job.text_settings(), {"manifest": job.manifest}, job.allow_changes)
+        output.claim(job.text_settings(), {"manifest": redact_uri(job.manifest)}, job.allow_changes)
         with Progress() as progress:
             if resumed:
                 progress.say("reading what is done")
             contents = output.deduplicate()
             work = _select(job, storage, output, contents, choose, progress)
-            summary = Summary(done_before=work.done_before, failed_before=work.failed_before)
+            summary = Summary(work.done_before, work.failed_before, work.skipped_files)
             if not work.count and output.report():  # the report of the run that did all of it stays
                 return summary
             with _as_failed_run():
@@ -139,11 +143,17 @@ def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
 
 def _open(job: Job, start: EngineStarter) -> tuple[Storage, Output]:
     """Checks all that can be checked before anything starts."""
-    storage = Storage(job.storage_options)
+    storage = _storage(job)
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
     preflight(job.engine_config, job.options, loads_here=start is start_engine and not job.cluster.address)
-    return storage, Output(job.output, Storage(job.storage_options, COMMIT_RETRY_FOR_S))
+    return storage, Output(job.output, _storage(job, COMMIT_RETRY_FOR_S))
+
+
+def _storage(job: Job, retry_for_s: float = RETRY_FOR_S) -> Storage:
+    """The job's storage. Rows may also name the scheme of the manifest, since the user named that."""
+    schemes = (*job.allow_scheme, protocol_of(job.manifest))
+    return Storage(job.storage_options, retry_for_s, schemes, job.allow_private_hosts)
 
 
 def _select(job: Job, storage: Storage, output: Output, contents: Contents, choose: Choose, progress: Progress) -> Work:
@@ -165,7 +175,10 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
             blocks.append(ray.put(pa.Table.from_pylist(batch, schema=WORK)))
             batch.clear()
 
-    for recording_id, row in manifest.read(job.manifest, storage):
+    rows = manifest.read(job.manifest, storage)
+    if rows.skipped:
+        progress.say(f"{len(rows.skipped)} files skipped, whose suffixes are not of audio")
+    for recording_id, row in rows:
         recordings += 1
         attempt = attempt_of(recording_id)
         if attempt is None:
@@ -188,7 +201,7 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
         )
     failed = contents.attempts["failed"]
     still_failed = sum(attempt_of(recording_id) is None for recording_id in failed)
-    return Work(blocks, count, len(contents.attempts["ok"]), still_failed, retries)
+    return Work(blocks, count, len(contents.attempts["ok"]), still_failed, len(rows.skipped), retries)
 
 
 def _execute(
@@ -235,7 +248,7 @@ def _report(job: Job, summary: Summary, started_at: datetime) -> dict[str, Any]:
 
     installed = {name: version(name) for name in ("rayscribe", "ray", "pyarrow", "transformers")}
     return {
-        "config": job.model_dump(mode="json", exclude={"storage_options"}),
+        "config": job.model_dump(mode="json", exclude={"storage_options"}) | {"manifest": redact_uri(job.manifest)},
         "versions": installed,
         "started_at": started_at,
         "finished_at": datetime.now(UTC),

@@ -28,6 +28,7 @@ from pipelines.output import Output
 from pipelines.poison import MAX_ATTEMPTS
 from pipelines.rows import RECEIPT, ListenedRow, listened_rows, listened_table
 from speech.engines.base import EngineConfig, EngineStarter
+from speech.engines.start_limit import start_within_limit
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
 from speech.listener import Listener
 from speech.models.checkpoint import family_of
@@ -129,7 +130,11 @@ class Transcribe:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine-loop").start()
         self._transcriber = Transcriber(
-            start(engine, family), family, engine.model, engine.concurrent_clips, clip_timeout_s=engine.clip_timeout_s
+            start_within_limit(start, engine, family),
+            family,
+            engine.model,
+            engine.concurrent_clips,
+            clip_timeout_s=engine.clip_timeout_s,
         )
         asyncio.run_coroutine_threadsafe(self._transcriber.warm_up(), self._loop).result()
         self._ready_at = datetime.now(UTC)

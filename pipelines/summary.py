@@ -18,6 +18,7 @@ class Summary:
 
     done_before: int = 0  # recordings that earlier runs transcribed into this output
     failed_before: int = 0  # recordings that failed in them
+    skipped_files: int = 0  # of a folder or glob, neither audio nor manifest
     ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)  # by error code
     audio_s: float = 0.0
@@ -74,6 +75,7 @@ class Summary:
                 "failed_before": self.failed_before,
             },
             "failures": dict(self.failed),
+            "skipped_files": self.skipped_files,
             "audio_s": round(self.audio_s, 3),
             "speech_s": round(self.speech_s, 3),
             "work_s": round(self.work_s, 3),
@@ -93,6 +95,8 @@ class Summary:
         table.add_row("recordings", f"{self.ok} transcribed, {self.failed.total()} failed")
         if self.done_before or self.failed_before:
             table.add_row("from earlier runs", f"{self.done_before} transcribed, {self.failed_before} failed")
+        if self.skipped_files:
+            table.add_row("files skipped", f"{self.skipped_files}, whose suffixes are not of audio")
         table.add_row("audio", _hours(self.audio_s))
         table.add_row("speech", f"{_hours(self.speech_s)}, summed over channels")
         table.add_row("RTFx", f"{self.rtfx:.1f} (seconds of audio a second, over {self.work_s:.0f} s of work)")

@@ -9,7 +9,9 @@ Errors travel between deployments as values: Serve would log each that is raised
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
+import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
@@ -26,13 +28,16 @@ from cluster.nodes import Layout
 from cluster.session import cluster_layout, kill_children_and_exit
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.backend import ListenSummary
+from serve.http_server import HttpServer
 from serve.metrics import EngineMetrics, RequestMetrics
 from serve.routes import http_app
 from serve.serve_backend import ServeBackend
 from serve.service import TranscriptionService
 from serve.settings import ServeSettings
+from serve.tracing import TracedRequests
 from speech.engines.base import EngineStarter, start_engine
-from speech.errors import EngineDied, RayscribeError
+from speech.engines.start_limit import start_within_limit
+from speech.errors import AudioError, EngineDied, RayscribeError
 from speech.listener import Listener, ListenResult
 from speech.models.checkpoint import family_of
 from speech.preflight import preflight
@@ -42,8 +47,15 @@ from speech.transcript import Transcript
 
 # Short enough that an engine that dies idle is replaced before the next request.
 HEALTH_CHECK_S = 5.0
-# Uploads pending in one Listener replica; they are in the object store.
-LISTENER_QUEUE = 16
+# Listener replicas unless --listeners is given, even on a small machine: a long recording holds one of them.
+MIN_LISTENERS = 2
+# A recording may take this long to decode, and this long for each byte of its file, but at most listen_timeout_s.
+# Speech at the lowest rates (AMR at 4.75 kbit/s, Opus at 6) takes about 7 µs a byte on one core of an EPYC; a few kB
+# of FLAC may expand to hours of silence on eight channels.
+MIN_LISTEN_S = 10.0
+LISTEN_S_PER_BYTE = 1e-4
+# What a replica has to send its answer before it exits, in seconds.
+EXIT_DELAY_S = 1.0
 # The Transcriber itself limits the clips in flight in its engine; a request that waits costs only memory.
 UNBOUNDED = 100_000
 
@@ -51,12 +63,18 @@ log = logging.getLogger("rayscribe")
 
 
 class ListenerReplica:
-    """Runs a ``Listener`` in a thread of its own."""
+    """Runs a ``Listener`` in a thread of its own, for one request at a time.
+
+    Nothing but the end of its process stops a decoder that loops in C. So a recording that reaches its time limit
+    is answered ``listen_timeout``, and the process exits; Serve starts another.
+    """
 
     def __init__(self, settings: ServeSettings) -> None:
+        self._timeout_s = settings.listen_timeout_s
         clip_s = family_of(settings.engine_config.model).clip_s
         self._listener = Listener(clip_s=clip_s, max_duration_s=settings.max_audio_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listener")
+        self._dump = open(os.devnull, "w")  # noqa: SIM115 - of faulthandler, for as long as the process lives
 
     async def listen(self, recording: Recording, audio: np.ndarray) -> ListenSummary | RayscribeError:
         """Decodes an upload and cuts its speech.
@@ -69,15 +87,29 @@ class ListenerReplica:
             A summary whose handle is a reference to the ``ListenResult`` in the object store.
         """
         source = pa.BufferReader(pa.py_buffer(audio))
+        limit_s = min(self._timeout_s, MIN_LISTEN_S + LISTEN_S_PER_BYTE * audio.nbytes)
+        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._listen, recording, source)
+            async with asyncio.timeout(limit_s):
+                return await loop.run_in_executor(self._thread, self._listen, recording, source, limit_s)
+        except TimeoutError:
+            log.error("a recording of %d bytes took over %.0f s to decode; exiting", audio.nbytes, limit_s)
+            loop.call_later(EXIT_DELAY_S, kill_children_and_exit)
+            return AudioError(
+                "listen_timeout", f"{recording.audio} took over {limit_s:.0f} s to decode, the limit for its size"
+            )
         except RayscribeError as error:
             return error
         finally:  # if the call was cancelled the thread still decodes: a closed source ends it
             source.close()
 
-    def _listen(self, recording: Recording, source: pa.BufferReader) -> ListenSummary:
-        listened = self._listener.listen(recording, source)
+    def _listen(self, recording: Recording, source: pa.BufferReader, limit_s: float) -> ListenSummary:
+        # For a decoder that holds the GIL, or decodes on after the call was cancelled.
+        faulthandler.dump_traceback_later(limit_s + 2 * EXIT_DELAY_S, exit=True, file=self._dump)
+        try:
+            listened = self._listener.listen(recording, source)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
         return ListenSummary(listened.duration_s, ray.put(listened))
 
 
@@ -87,7 +119,7 @@ class TranscriberReplica:
     def __init__(self, settings: ServeSettings, start: EngineStarter) -> None:
         config = settings.engine_config
         family = family_of(config.model)
-        engine = start(config, family)
+        engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
             engine, family, config.model, config.concurrent_clips, clip_timeout_s=config.clip_timeout_s
         )
@@ -106,11 +138,11 @@ class TranscriberReplica:
         return transcript
 
     async def stream(
-        self, recording: Recording, listened: ListenResult
+        self, recording: Recording, listened: ListenResult, live: bool
     ) -> AsyncGenerator[ClipTranscript | RayscribeError, None]:
         """The clips in time order, each as soon as it is decoded; an error is the last item."""
         try:
-            async with contextlib.aclosing(self._transcriber.stream(recording, listened)) as clips:
+            async with contextlib.aclosing(self._transcriber.stream(recording, listened, live=live)) as clips:
                 async for clip in clips:
                     self._metrics.add_usage(clip.usage)
                     yield clip
@@ -132,22 +164,34 @@ class TranscriberReplica:
         return {QUEUED_AUDIO: self._transcriber.queued_audio_s}
 
     def __del__(self) -> None:
-        self._transcriber.engine.stop()
+        if hasattr(self, "_transcriber"):  # the engine has started
+            self._transcriber.engine.stop()
 
 
 class EndpointReplica:
-    """The ingress: HTTP and WebSockets."""
+    """The ingress: HTTP and WebSockets.
 
-    def __init__(self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle) -> None:
-        self._settings = settings
+    Args:
+        settings: of the endpoint.
+        listener, transcriber: the other deployments.
+        own_server: whether to listen on the settings' host and port; otherwise requests come from Serve's proxies.
+    """
+
+    def __init__(
+        self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle, own_server: bool
+    ) -> None:
         self._service = TranscriptionService(settings, ServeBackend(listener, transcriber), RequestMetrics())
+        self._app = http_app(settings, self._service)
+        self._server = HttpServer(TracedRequests(self._app), settings.host, settings.port) if own_server else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_app(self._settings, self._service)
+        return self._app
 
     async def close(self) -> None:
         """Refuses new requests, and returns when those in flight are answered. Called by ``serve.server.drain``."""
-        await self._service.limiter.close()
+        await self._service.close()
+        if self._server is not None:
+            await self._server.stop()
 
 
 def _exit(died: EngineDied) -> NoReturn:
@@ -167,21 +211,28 @@ def build(settings: ServeSettings) -> serve.Application:
     return application(settings, cluster_layout(on_cluster))
 
 
-def application(settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine) -> serve.Application:
+def application(
+    settings: ServeSettings, layout: Layout, start: EngineStarter = start_engine, *, own_server: bool = False
+) -> serve.Application:
     """The application, for a layout.
 
     Args:
         settings: of the endpoint.
         layout: the maximum numbers of replicas, and the resources of each.
         start: starts the engine in its replica; tests of the endpoint pass a fake engine's.
+        own_server: whether the one Endpoint replica is its own HTTP server, in place of Serve's proxies.
     """
     lifecycle = {"graceful_shutdown_timeout_s": settings.drain_s, "health_check_period_s": HEALTH_CHECK_S}
+    listeners = settings.cluster.listeners or max(MIN_LISTENERS, layout.listeners)
     listener = serve.deployment(
         name="Listener",
-        max_ongoing_requests=LISTENER_QUEUE,
-        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=1,  # the others wait for whichever replica is free first
+        ray_actor_options={"num_cpus": min(1.0, layout.listeners / listeners)},
         autoscaling_config=AutoscalingConfig(
-            min_replicas=1, max_replicas=layout.listeners, target_ongoing_requests=2, upscale_delay_s=2
+            min_replicas=min(MIN_LISTENERS, listeners),
+            max_replicas=listeners,
+            target_ongoing_requests=2,
+            upscale_delay_s=2,
         ),
         **lifecycle,
     )(ListenerReplica)
@@ -200,7 +251,7 @@ def application(settings: ServeSettings, layout: Layout, start: EngineStarter = 
         ray_actor_options={"num_cpus": 0},
         **lifecycle,
     )(serve.ingress()(EndpointReplica))
-    return endpoint.bind(settings, listener.bind(settings), transcriber.bind(settings, start))
+    return endpoint.bind(settings, listener.bind(settings), transcriber.bind(settings, start), own_server)
 
 
 def _engine_autoscaling(settings: ServeSettings, max_engines: int) -> AutoscalingConfig:

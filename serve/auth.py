@@ -76,7 +76,7 @@ class Authenticator:
         self._cors_origins = cors_origins
 
     def check(self, connection: HTTPConnection) -> None:
-        """A FastAPI dependency, for HTTP and WebSocket.
+        """A FastAPI dependency, for HTTP and WebSocket. Sets ``state.key_id`` where there are keys.
 
         Raises:
             RequestError: ``invalid_api_key`` or ``forbidden``.
@@ -85,12 +85,20 @@ class Authenticator:
         try:
             if self._keys is None:
                 _check_local(connection, self._cors_origins)
-            elif not self._keys.contains(_key(connection)):
+                return
+            key = _key(connection)
+            if not self._keys.contains(key):
                 raise RequestError("invalid_api_key", "give a valid key as 'Authorization: Bearer KEY'")
+            connection.state.key_id = key_id(key)
         except RequestError as error:
             if connection.scope["type"] == "websocket":
                 raise WebSocketException(WS_1008_POLICY_VIOLATION, error.message) from error
             raise
+
+
+def key_id(key: str) -> str:
+    """Identifies a key without being one."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _key(connection: HTTPConnection) -> str:

@@ -31,5 +31,5 @@ class Backend(Protocol):
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         """``speech.transcriber.Transcriber.transcribe``"""
 
-    def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
+    def stream(self, recording: Recording, handle: Any, *, live: bool = False) -> AsyncGenerator[ClipTranscript, None]:
         """``speech.transcriber.Transcriber.stream``"""

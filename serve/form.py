@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from speech.errors import RequestError, first_error
 from speech.formats import TranscriptFormat
-from speech.recording import Options, Recording, Task
+from speech.recording import Options, Recording, Task, as_list
 
 KEYWORDS_PROMPT = "keywords:"
 # The subtags after the language in a BCP 47 tag, as in en-US or pt_BR.
@@ -75,11 +75,17 @@ class SpeechForm(Options):
             fields
             | languages
             | {
-                "keywords": ",".join(part for part in keywords if part.strip()),
+                "keywords": [item for part in keywords for item in as_list(part)],
                 "word_timestamps": "word" in fields.get("timestamp_granularities", ()),
                 "warnings": warnings,
             }
         )
+
+    @field_validator("speakers", mode="before")
+    @classmethod
+    def _split_speakers(cls, value: Any) -> Any:
+        """One field may hold all names: ``agent,customer``, or a JSON list."""
+        return as_list(value[0]) if len(value) == 1 else value
 
     @classmethod
     def from_fields(cls, fields: Iterable[tuple[str, str]], task: Task) -> Self:

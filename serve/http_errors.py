@@ -14,13 +14,16 @@ ENDPOINT_CODES = frozenset(
         "bad_form",
         "bad_session",
         "forbidden",
+        "idle_timeout",
         "input_audio_buffer_commit_empty",  # OpenAI's own code, in live sessions
         "invalid_api_key",
         "model_not_found",
         "not_multipart",
         "overloaded",
+        "session_expired",
         "too_large",
         "too_long",
+        "too_many_requests",
         "unknown_event",
         "upload_timeout",
     }
@@ -37,13 +40,14 @@ STATUSES = {
     "too_long": 413,
     "not_multipart": 415,
     "unsupported_codec": 415,
+    "too_many_requests": 429,
     "overloaded": 503,
     "internal": 500,
 }
 STATUS_OF_CLASS = ((RequestError, 400), (AudioError, 422), (EngineError, 500), (EngineDied, 503))
 # The answer to a client where an exception is not one of ours.
 INTERNAL = RayscribeError("internal", "internal error; the server's log has the details")
-# The ``Retry-After`` of every 503, in seconds.
+# The ``Retry-After`` of every 429 and 503, in seconds.
 RETRY_AFTER_S = 5
 
 

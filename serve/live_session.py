@@ -79,6 +79,7 @@ class LiveSession:
         clip_s: the longest clip that the model takes.
         vad: of ``speech.audio.vad.load_silero``.
         max_audio_s: seconds of audio, after which the session is closed.
+        max_session_s: seconds of time, after which the session is closed.
     """
 
     def __init__(
@@ -89,12 +90,14 @@ class LiveSession:
         clip_s: float,
         vad: InferenceSession,
         max_audio_s: float,
+        max_session_s: float,
     ) -> None:
         self._websocket = websocket
         self._backend = backend
         self._recording_for = recording_for
         self._new_segmenter = lambda format: LiveSegmenter(format, clip_s, vad)
         self._max_audio_s = max_audio_s
+        self._max_session_s = max_session_s
         self._session = Session()
         self._segmenter = self._new_segmenter(self._session.audio.input.format.live())
         self._recording: Recording  # the settings in force; set before session.created
@@ -112,32 +115,36 @@ class LiveSession:
         return self._segmenter.received_s
 
     async def run(self) -> None:
-        """Serves the client until it disconnects, is idle for ``IDLE_S``, or has sent ``max_audio_s``."""
+        """Serves the client until it disconnects, is idle for ``IDLE_S``, or reaches a limit of the session."""
         offered = self._websocket.scope.get("subprotocols") or []
         await self._websocket.accept("realtime" if "realtime" in offered else None)
         self._start_task(self._send_transcripts())
         try:
             self._recording = self._recording_of_session(self._session)
             await self._send("session.created", session=self._session.model_dump())
-            while self.received_s <= self._max_audio_s:
-                async with asyncio.timeout(IDLE_S):
-                    message = await self._websocket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                await self._handle_message(message)
-            raise RequestError("too_long", f"a session takes {self._max_audio_s:g} s of audio; open another")
+            async with asyncio.timeout(self._max_session_s) as lifetime:
+                await self._handle_messages()
         except WebSocketDisconnect:
             return
         except TimeoutError:
-            await self._websocket.close(1000, "idle")
+            code, limit = ("session_expired", self._max_session_s) if lifetime.expired() else ("idle_timeout", IDLE_S)
+            await self._close(RequestError(code, f"the session is closed after {limit:g} s; open another"))
         except RequestError as error:
-            await self._send_error(error)
-            await self._websocket.close(1000, error.code)
+            await self._close(error)
         finally:
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)  # gather would replace a cancellation of this task by its own
+
+    async def _handle_messages(self) -> None:
+        while self.received_s <= self._max_audio_s:
+            async with asyncio.timeout(IDLE_S):
+                message = await self._websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            await self._handle_message(message)
+        raise RequestError("too_long", f"a session takes {self._max_audio_s:g} s of audio; open another")
 
     async def _handle_message(self, message: MutableMapping[str, Any]) -> None:
         """Handles one message. An error in it is answered, and the session goes on."""
@@ -308,7 +315,7 @@ class LiveSession:
         seconds = sum(clip.end_s - clip.start_s for clip in clips)
         recording = self._recording.model_copy(update={"id": uuid.uuid4().hex})
         listened = ListenResult(duration_s=seconds, speech_s=seconds, channels=1, clips=clips)
-        async with contextlib.aclosing(self._backend.stream(recording, listened)) as decoded:
+        async with contextlib.aclosing(self._backend.stream(recording, listened, live=True)) as decoded:
             return [clip async for clip in decoded]
 
     @property
@@ -324,6 +331,10 @@ class LiveSession:
 
     async def _send_error(self, error: RequestError, event_id: Any = None) -> None:
         await self._send("error", error=ErrorBody.of(error).error.model_dump() | {"event_id": event_id})
+
+    async def _close(self, error: RequestError) -> None:
+        await self._send_error(error)
+        await self._websocket.close(1000, error.code)
 
     async def _send(self, type: str, **fields: Any) -> None:
         event = {"type": type, "event_id": f"event_{uuid.uuid4().hex}", **fields}

@@ -23,6 +23,7 @@ class RequestMetrics:
             "rayscribe_requests", "Requests answered; task is transcribe, translate or live.", tag_keys=("task", "code")
         )
         self._in_flight = Gauge("rayscribe_requests_in_hand", "Requests in flight, including uploads.")
+        self._live_sessions = Gauge("rayscribe_live_sessions", "Open sessions of live audio.")
         self._audio = Counter("rayscribe_audio_seconds", "Seconds of audio transcribed.", tag_keys=("task",))
         self._seconds = Histogram(
             "rayscribe_request_seconds", "Seconds from the end of an upload to the end of its answer.", SECONDS
@@ -34,6 +35,9 @@ class RequestMetrics:
 
     def in_flight(self, requests: int) -> None:
         self._in_flight.set(requests)
+
+    def live_sessions(self, sessions: int) -> None:
+        self._live_sessions.set(sessions)
 
     def refused(self, task: str, code: str) -> None:
         self._requests.inc(1, {"task": task, "code": code})

@@ -86,10 +86,12 @@ def parse_event(text: str) -> dict[str, Any]:
     """
     try:
         event = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise RequestError("bad_event", "an event must be JSON") from error
-    if not isinstance(event, dict) or "type" not in event:
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise RequestError("bad_event", "an event must be a JSON object with a type")
+    if not isinstance(event.get("event_id"), str | None):
+        raise RequestError("bad_event", "an event_id must be a string")
     return event
 
 

@@ -125,7 +125,7 @@ class _SecurityHeaders:
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RayscribeError)
     status = http_status_of(error)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    headers = {"retry-after": str(RETRY_AFTER_S)} if status in (429, 503) else {}
     return JSONResponse(ErrorBody.of(error).model_dump(), status, headers)
 
 

@@ -45,8 +45,10 @@ class ServeBackend:
         transcript: Transcript = await _result(self.transcriber.transcribe.remote(recording, handle))
         return transcript
 
-    async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
-        clips = self.transcriber.options(stream=True).stream.remote(recording, handle)
+    async def stream(
+        self, recording: Recording, handle: Any, *, live: bool = False
+    ) -> AsyncGenerator[ClipTranscript, None]:
+        clips = self.transcriber.options(stream=True).stream.remote(recording, handle, live)
         try:
             with _map_serve_errors():
                 async for clip in clips:

@@ -50,9 +50,14 @@ def deploy(settings: ServeSettings, layout: Layout, start: EngineStarter) -> Non
     from serve.tracing import tracing_config
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # hides its progress; replicas log to Ray's session folder
-    serve.start(http_options={"host": settings.host, "port": settings.port}, tracing_config=tracing_config())
+    own_server = not settings.cluster.address
+    serve.start(
+        proxy_location="Disabled" if own_server else "HeadOnly",
+        http_options={"host": settings.host, "port": settings.port},
+        tracing_config=tracing_config(),
+    )
     try:
-        serve.run(application(settings, layout, start), name=APP)
+        serve.run(application(settings, layout, start, own_server=own_server), name=APP)
     except RuntimeError as error:
         raise RayscribeError("deploy_failed", f"the endpoint did not start: {_deployment_message()}") from error
 

@@ -6,13 +6,14 @@
 Independent of Ray: the work is done by a ``Backend``.
 """
 
+import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
 from starlette.exceptions import WebSocketException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.status import WS_1013_TRY_AGAIN_LATER
 from starlette.types import Receive, Scope, Send
@@ -21,11 +22,11 @@ from starlette.websockets import WebSocket
 from serve.backend import Backend, ListenSummary
 from serve.form import SpeechForm
 from serve.http_errors import INTERNAL, ErrorBody
-from serve.limits import AdmissionLimiter
+from serve.limits import AdmissionLimiter, ByteBudget
 from serve.live_session import LiveSession
 from serve.metrics import LIVE, RequestMetrics
 from serve.responses import Capabilities, ModelEntry, SegmentPart, TextDelta, TextDone
-from serve.settings import ServeSettings
+from serve.settings import MIB, ServeSettings
 from serve.upload import receive_form
 from speech.audio.vad import load_silero
 from speech.errors import RayscribeError, RequestError
@@ -54,7 +55,11 @@ class TranscriptionService:
         self._metrics = metrics
         self._family = family_of(self._model)
         self._vad = load_silero()
-        self.limiter = AdmissionLimiter(settings.max_requests, metrics)
+        self._requests = _limiter("requests", settings.max_requests, settings.max_requests_per_key, metrics.in_flight)
+        self._sessions = _limiter(
+            "live sessions", settings.max_live_sessions, settings.max_live_sessions_per_key, metrics.live_sessions
+        )
+        self._upload_budget = ByteBudget(settings.max_uploads_mib * MIB)
         capabilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
         now = int(time.time())
         self.models = {
@@ -75,8 +80,10 @@ class TranscriptionService:
         """Answers one request for a transcript, whole or as a stream."""
         try:
             async with contextlib.AsyncExitStack() as resources:
-                resources.enter_context(self.limiter.acquire())
-                form, name, audio = await resources.enter_async_context(receive_form(request, self._settings, task))
+                resources.enter_context(self._requests.acquire(_key_id(request)))
+                form, name, audio = await resources.enter_async_context(
+                    receive_form(request, self._settings, task, self._upload_budget)
+                )
                 headers = {WARNING_HEADER: form.warning} if form.warning else {}
                 start = time.perf_counter()
                 recording = self._recording(form, name)
@@ -99,7 +106,7 @@ class TranscriptionService:
     async def live(self, websocket: WebSocket) -> None:
         """Serves one session of live audio."""
         try:
-            with self.limiter.acquire():
+            with self._sessions.acquire(_key_id(websocket)):
                 session = LiveSession(
                     websocket,
                     self._backend,
@@ -107,6 +114,7 @@ class TranscriptionService:
                     self._family.clip_s,
                     self._vad,
                     self._settings.max_audio_s,
+                    self._settings.max_session_s,
                 )
                 try:
                     await session.run()
@@ -115,6 +123,10 @@ class TranscriptionService:
         except RequestError as overloaded:
             self._metrics.refused(LIVE, overloaded.code)
             raise WebSocketException(WS_1013_TRY_AGAIN_LATER, overloaded.message) from overloaded
+
+    async def close(self) -> None:
+        """Admits no more requests and sessions, and returns when all have ended."""
+        await asyncio.gather(self._requests.close(), self._sessions.close())
 
     def _live_recording(self, form: SpeechForm) -> Recording:
         return self._recording(form if form.model else form.model_copy(update={"model": self._model}), LIVE)
@@ -175,6 +187,14 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._resources:
             await super().__call__(scope, receive, send)
+
+
+def _limiter(what: str, most: int, per_key: int | None, observe: Callable[[int], None]) -> AdmissionLimiter:
+    return AdmissionLimiter(what, most, max(1, most // 2) if per_key is None else per_key, observe)
+
+
+def _key_id(connection: HTTPConnection) -> str | None:
+    return getattr(connection.state, "key_id", None)
 
 
 def _event(body: TextDelta | TextDone | ErrorBody) -> bytes:

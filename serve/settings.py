@@ -32,21 +32,35 @@ class ServeSettings(Settings):
         description="origins whose web pages may use the endpoint, separated by commas, as https://calls.example.org; "
         "* for all, which needs --api-keys",
     )
-    max_upload_mib: int = Field(2048, ge=1, description="largest upload, in MiB")
+    max_upload_mib: int = Field(512, ge=1, description="largest upload, in MiB")
+    max_uploads_mib: int = Field(
+        4096, ge=1, description="all uploads in flight together, in MiB of disk; one more is answered 503"
+    )
     max_audio_s: float = Field(8 * 3600.0, gt=0, description="longest recording, in seconds")
     max_requests: int = Field(
-        64, ge=1, description="requests in hand at once, uploads among them; one more is answered 503"
+        64, ge=1, description="requests in flight, uploads included; further ones are answered 503"
     )
-    upload_timeout_s: float = Field(900.0, gt=0, description="a slower upload, in seconds, is given up")
-    drain_s: float = Field(900.0, ge=0, description="time, in seconds, for a replica that ends to finish its requests")
+    max_requests_per_key: int | None = Field(
+        None, ge=1, description="of these, requests of one API key; one more is answered 429 (default: half)"
+    )
+    max_live_sessions: int = Field(32, ge=1, description="sessions of live audio at once; one more is refused")
+    max_live_sessions_per_key: int | None = Field(
+        None, ge=1, description="of these, sessions of one API key (default: half)"
+    )
+    max_session_s: float = Field(4 * 3600.0, gt=0, description="longest session of live audio, in seconds")
+    upload_timeout_s: float = Field(900.0, gt=0, description="an upload that takes longer, in seconds, is refused")
+    listen_timeout_s: float = Field(
+        600.0, gt=0, description="longest time, in seconds, for decoding one upload; small files have less"
+    )
+    drain_s: float = Field(900.0, ge=0, description="seconds that a stopping replica has to finish its requests")
     min_engines: int | None = Field(
-        None, ge=0, description="engine replicas at least; 0 lets all go when nobody asks (default: as many as at most)"
+        None, ge=0, description="engine replicas at least; 0 stops all when there are no requests (default: --engines)"
     )
     queued_audio_s: float = Field(
-        600.0, gt=0, description="audio waiting per engine, in seconds, beyond which another is started"
+        600.0, gt=0, description="seconds of queued audio an engine, above which another is started"
     )
     engine_idle_s: float = Field(
-        600.0, ge=0, description="time, in seconds, that an engine beyond --min-engines stays when it is not needed"
+        600.0, ge=0, description="seconds after which an idle engine beyond --min-engines is stopped"
     )
     metrics_port: int = Field(
         9464, ge=1, le=65535, description="port of the metrics, for Prometheus, where Ray is started here"

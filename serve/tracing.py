@@ -10,7 +10,9 @@ import os
 
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from ray.serve._private.tracing_utils import TraceContextManager
 from ray.serve.schema import TracingConfig
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from speech.tracing import traces_endpoint
 
@@ -24,6 +26,17 @@ def tracing_config() -> TracingConfig | None:
     # Every request is traced, at a few requests a second; at higher rates set Serve's own variable.
     ratio = float(os.environ.get("RAY_SERVE_TRACING_SAMPLING_RATIO", 1.0))
     return TracingConfig(enabled=True, exporter_import_path=f"{__name__}:span_processors", sampling_ratio=ratio)
+
+
+class TracedRequests:
+    """Starts the trace of each request that does not come through Serve's proxy, with the span of Serve's replicas."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with TraceContextManager("replica_handle_request Endpoint __call__"):
+            await self._app(scope, receive, send)
 
 
 def span_processors() -> list[SpanProcessor]:

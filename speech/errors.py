@@ -1,14 +1,14 @@
-"""What can go wrong, said once for both faces.
+"""The errors of both faces.
 
-    RayscribeError            a code, a sentence that names the thing and the fix, the stage it arose in
+    RayscribeError            a code, a message that names the subject and the fix, and the stage
     ├── UsageError            the command, the configuration or the manifest as a whole: nothing was started
-    ├── RequestError          one recording asks for what cannot be done (row fails; HTTP 4xx)
-    ├── AudioError            one recording's audio cannot be heard         (row fails; HTTP 4xx)
+    ├── RequestError          one recording's options are invalid or unsupported (row fails; HTTP 4xx)
+    ├── AudioError            one recording's audio cannot be decoded       (row fails; HTTP 4xx)
     ├── EngineError           one recording's decoding failed in the engine (row fails; HTTP 5xx)
-    └── EngineDied            the process is finished: exit, start elsewhere, try the row again
+    └── EngineDied            the engine's process must exit; the row is retried on a new one
 
-Every class is built from positional arguments alone, so that an error crosses a process border
-(a Ray actor, a worker pool) and comes back the same.
+Every class takes positional arguments only, so that an error survives pickling between processes
+(a Ray actor, a worker pool).
 """
 
 import reprlib
@@ -28,8 +28,9 @@ AUDIO_CODES = frozenset(
         "too_long",
         "bad_channel",
         "bad_range",
-        "internal",  # a fault of ours
-        "poison",  # it ended or hung the process that read it
+        "internal",  # a bug of ours
+        "listen_timeout",  # of the endpoint: it took too long to decode
+        "poison",  # it crashed or hung the process that decoded it
     }
 )
 REQUEST_CODES = frozenset(
@@ -48,8 +49,8 @@ class RayscribeError(Exception):
 
     Attributes:
         code: stable, snake_case; callers may branch on it.
-        message: what was tried, with the name of the file or value, and what to do about it.
-        stage: where it arose, as the output table's ``error.stage`` names it.
+        message: what failed, with the name of the file or value, and how to fix it.
+        stage: where it arose: the output table's ``error.stage``.
     """
 
     stage: ClassVar[str] = "run"
@@ -68,13 +69,13 @@ class RayscribeError(Exception):
 
 
 class UsageError(RayscribeError):
-    """The command, its configuration or its manifest is wrong; found before any work starts."""
+    """The command, its configuration or its manifest is invalid; raised before any work starts."""
 
     stage = "usage"
 
 
 class RequestError(RayscribeError):
-    """What one recording asks for is malformed, or not among what the model can do."""
+    """One recording's options are malformed, or the model does not support them."""
 
     stage = "request"
 
@@ -90,13 +91,13 @@ class StorageError(AudioError):
 
 
 class EngineError(RayscribeError):
-    """The engine could not finish one recording; the engine itself goes on."""
+    """The engine failed on one recording and can be used further."""
 
     stage = "transcribe"
 
 
-class EngineDied(RayscribeError):  # noqa: N818 - what has happened to the process, not to a request
-    """The engine is gone. The process that holds it must exit so that it is started anew elsewhere."""
+class EngineDied(RayscribeError):  # noqa: N818 - a state of the process, not of a request
+    """The engine cannot be used any more. Its process must exit, so that Ray or Serve starts another."""
 
     stage = "transcribe"
 

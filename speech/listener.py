@@ -1,10 +1,10 @@
-"""The CPU half: one recording in, its stretches of speech out, ready for an engine.
+"""The CPU stage: one recording in, the clips of its speech out, ready for an engine.
 
-    open → channels → decode → 16 kHz → VAD → segments → not a leak? → clips
+    open → select channels → decode → 16 kHz → VAD → speech regions → drop crosstalk → clips
 
-Everything streams: in memory are one block of samples, for each channel the audio that no decision has
-been made on yet (at most a clip's length), and the clips themselves. Clips are int16, half of what float32
-would take through Ray's object store, and the same bytes whether the recording came in a batch or online.
+Everything streams: in memory are one block of samples, for each channel the audio that a later clip may contain (at
+most a clip's length), and the clips themselves. Clips are int16, half the size of float32 in Ray's object store, and
+the same bytes in a batch and online.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from speech.audio import SAMPLE_RATE
 from speech.audio.channels import average_groups, select_channels
 from speech.audio.clips import ChannelSegmenter, Clip
 from speech.audio.crosstalk import CrosstalkDetector
-from speech.audio.decoding import MAX_DURATION_S, AudioSource, open_audio, resampled
+from speech.audio.decoders import FormatChanged
+from speech.audio.decoding import MAX_DURATION_S, AudioFile, AudioSource, open_audio, resampled
 from speech.audio.segmenting import Segmenter
 from speech.audio.vad import load_silero
 from speech.errors import AudioError
@@ -29,13 +30,13 @@ from speech.redaction import redact_uri
 
 @dataclass(frozen=True, slots=True)
 class ListenResult:
-    """What the CPU half hands to the engine half.
+    """What the Listener passes to the Transcriber.
 
     Attributes:
-        duration_s: of the stretch that was read.
-        speech_s: speech the VAD found, without padding, summed over channels. Far less than the call
-            should hold means that the VAD, not the speaker, was silent.
-        channels: how many were transcribed, silent ones among them.
+        duration_s: length of what was read.
+        speech_s: speech detected by the VAD, without padding, summed over channels. Far less than the call should
+            have means that the VAD missed speech.
+        channels: how many are transcribed, including silent ones.
         clips: in time order, by ``start_s`` and then channel.
     """
 
@@ -52,7 +53,7 @@ def open_local(uri: str) -> AudioSource:
 
 
 class Listener:
-    """Hears recordings one after another; made once a process, since it holds the VAD's session."""
+    """Cuts recordings into clips, one after another. Made once a process, because it holds the VAD's session."""
 
     def __init__(
         self,
@@ -63,51 +64,63 @@ class Listener:
     ) -> None:
         """
         Args:
-            clip_s: the longest clip that the model takes.
-            open_audio: from a recording's URI to a path or a seekable binary file, which is closed after use.
-            max_duration_s: a recording, or the stretch of one, beyond this is ``too_long``.
+            clip_s: the longest clip that the model takes, in seconds.
+            open_audio: maps a recording's URI to a path or a seekable binary file, which is closed after use.
+            max_duration_s: recordings, or ranges of them, longer than this are ``too_long``.
+
+        Raises:
+            ValueError: ``clip_s`` is below ``speech.audio.segmenting.MIN_CLIP_S``.
         """
-        Segmenter(clip_s)  # a clip limit that can't be kept shows here, not in the first row
+        Segmenter(clip_s)  # an invalid clip limit raises here, not at the first recording
         self._clip_s = clip_s
         self._open_source = open_audio
         self._max_duration_s = max_duration_s
         self._vad = load_silero()
 
     def listen(self, recording: Recording, source: AudioSource | None = None) -> ListenResult:
-        """Decodes one recording and cuts its speech.
+        """Decodes one recording and cuts its speech into clips.
 
         Args:
-            recording: what is asked for.
-            source: its audio where it is at hand, as that of an upload is; else its URI is opened.
+            recording: its URI, range and options.
+            source: its audio if the caller has it (an upload); otherwise the URI is opened.
 
         Raises:
-            AudioError: whatever is wrong with the audio.
+            AudioError: the audio cannot be opened or decoded.
         """
         name = redact_uri(recording.audio)
         with (
             self._source(recording.audio, name) if source is None else contextlib.nullcontext(source) as opened,
-            open_audio(opened, name, max_duration_s=self._max_duration_s) as audio,
+            open_audio(
+                opened, name, max_duration_s=self._max_duration_s, raw_format=recording.options.raw_format
+            ) as audio,
         ):
-            groups = select_channels(audio, recording)
-            frames = 0
+            while True:
+                try:
+                    return self._clips(audio, recording)
+                except FormatChanged:  # the file goes on with more channels, which are selected anew
+                    continue
 
-            def wanted() -> Iterator[np.ndarray]:
-                nonlocal frames
-                for block in audio.blocks(recording.offset, recording.duration):
-                    frames += len(block)
-                    yield average_groups(block, groups)
+    def _clips(self, audio: AudioFile, recording: Recording) -> ListenResult:
+        groups = select_channels(audio, recording)
+        frames = 0
 
-            crosstalk = CrosstalkDetector() if len(groups) == 2 else None
-            segmenters = [
-                ChannelSegmenter(channel, self._clip_s, self._vad, recording.offset, crosstalk)
-                for channel in range(len(groups))
-            ]
-            for block in resampled(wanted(), audio.sample_rate):
-                if crosstalk is not None:
-                    crosstalk.discard_before(min(segmenter.keep_from for segmenter in segmenters))
-                    crosstalk.push(block)
-                for segmenter in segmenters:
-                    segmenter.push(block[:, segmenter.channel])
+        def selected() -> Iterator[np.ndarray]:
+            nonlocal frames
+            for block in audio.blocks(recording.offset, recording.duration):
+                frames += len(block)
+                yield average_groups(block, groups)
+
+        crosstalk = CrosstalkDetector() if len(groups) == 2 else None
+        segmenters = [
+            ChannelSegmenter(channel, self._clip_s, self._vad, recording.offset, crosstalk)
+            for channel in range(len(groups))
+        ]
+        for block in resampled(selected(), audio.sample_rate):
+            if crosstalk is not None:
+                crosstalk.discard_before(min(segmenter.keep_from for segmenter in segmenters))
+                crosstalk.push(block)
+            for segmenter in segmenters:
+                segmenter.push(block[:, segmenter.channel])
         for segmenter in segmenters:
             segmenter.finish()
         clips = [clip for segmenter in segmenters for clip in segmenter.pop_clips()]
@@ -128,8 +141,8 @@ class Listener:
             raise AudioError("not_found", f"there is no {name}") from error
         except PermissionError as error:
             raise AudioError("forbidden", f"{name} may not be read: {error}") from error
-        except Exception as error:  # an opener fails as its object store does; the row fails, not the run
-            raise AudioError("unreadable", f"{name} can't be opened: {type(error).__name__}: {error}") from error
+        except Exception as error:  # openers raise whatever their object store raises; it fails the row, not the run
+            raise AudioError("unreadable", f"{name} cannot be opened: {type(error).__name__}: {error}") from error
         with contextlib.ExitStack() as stack:
             if hasattr(source, "close"):
                 stack.callback(source.close)

@@ -1,8 +1,8 @@
-"""What can be checked of a model and of what is asked of it, before anything starts.
+"""All checks of model, engine settings and options that are possible before anything starts.
 
-Both faces call ``preflight`` first: an engine that cannot load its model, or cannot draft as asked, would say so
-minutes later, from another process. ``check_request`` is the one place where a recording's options are held
-against the model: the bulk job calls it in its Listener, before the audio is opened; the endpoint with each request.
+Job and endpoint call ``preflight`` first: an engine that cannot load its model, or does not have the speculation asked
+for, would fail minutes later, in another process. ``check_request`` alone checks a recording's options against the
+model: the job calls it in its Listener, before the audio is opened; the endpoint for each request.
 """
 
 from speech.engines.base import EngineConfig
@@ -17,10 +17,10 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
     """Checks an engine's settings, and the options that recordings have by default.
 
     Args:
-        engine: how the engine will be started.
-        options: defaults of all recordings; None where there are none.
+        engine: settings of the engine.
+        options: defaults of all recordings; None if there are none.
         loads_here: whether an engine will load the model on this machine. A cluster's machines have caches and
-            networks of their own, so that nothing can be said of the checkpoint from here.
+            networks of their own, so that the checkpoint cannot be checked from here.
 
     Returns:
         The model's family.
@@ -42,7 +42,7 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
 
 
 def check_request(family: Family, speculation: Speculation, options: Options) -> None:
-    """Checks one recording's options against the model and the way in which its engine drafts.
+    """Checks one recording's options against the model and the engine's speculation.
 
     Raises:
         RequestError: ``unsupported_language``, ``unsupported_task`` or ``unsupported_option``.

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from speech.errors import RequestError, first_error
+from speech.raw_format import parse_raw_format
+from speech.redaction import redact_presigned
 
 Channels = Literal["auto", "split", "mix", "first"]
 Task = Literal["transcribe", "translate"]
@@ -100,6 +102,11 @@ class Options(BaseModel):
     punctuation: bool = Field(False, description="ask for punctuation and capitals, where the model has them")
     word_timestamps: bool = Field(False, description="ask for the time of every word, where the model has them")
     speaker_tags: bool = Field(False, description="ask the model for speaker labels, where it has them")
+    raw_format: str | None = Field(
+        None,
+        description="format of audio without a header whose name does not have it: g722, ulaw, sln16 …, "
+        "or with rate and channels: sln:16000:2",
+    )
 
     @field_validator("language", "target_language")
     @classmethod
@@ -110,6 +117,13 @@ class Options(BaseModel):
     @classmethod
     def _clean_keywords(cls, value: Any) -> Any:
         return clean_keywords(value if value is not None else ())
+
+    @field_validator("raw_format")
+    @classmethod
+    def _check_raw_format(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_raw_format(value)
+        return value
 
     @model_validator(mode="after")
     def _default_target(self) -> Self:
@@ -179,7 +193,11 @@ class Recording(BaseModel):
     def malformed(cls, row: Mapping[str, Any]) -> Self:
         """A recording for a row that ``from_row`` rejects, so that the row can be reported as failed. Never raises."""
         audio = row.get("audio") or row.get("audio_filepath") or ""
-        metadata = {name: cell for name, cell in row.items() if name not in cls.model_fields}
+        metadata = {
+            escape_surrogates(name): cell if _is_unicode(cell) else escape_surrogates(_as_text(cell))
+            for name, cell in row.items()
+            if name not in cls.model_fields
+        }
         return cls(id=row_id(row), audio=escape_surrogates(str(audio)), metadata=metadata)
 
     def speaker(self, channel: int) -> str | None:
@@ -187,8 +205,11 @@ class Recording(BaseModel):
         return self.speakers[channel] or None if channel < len(self.speakers) else None
 
     def metadata_json(self) -> str:
-        """``metadata`` as JSON; values that JSON cannot represent (dates, decimals) are written as their str."""
-        return escape_surrogates(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
+        """``metadata`` as JSON, presigned links without their query.
+
+        Values that JSON cannot represent (dates, decimals) are written as their str.
+        """
+        return redact_presigned(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
 
 
 def row_id(row: Mapping[str, Any]) -> str:
@@ -220,13 +241,21 @@ def escape_surrogates(text: str) -> str:
 
 def _check_unicode(cells: Mapping[str, Any]) -> None:
     for name, cell in cells.items():
-        try:
-            f"{name}{json.dumps(cell, ensure_ascii=False, default=str)}".encode()
-        except UnicodeEncodeError as error:
+        if not (_is_unicode(name) and _is_unicode(cell)):
             raise RequestError(
                 "bad_row",
                 f"column '{escape_surrogates(name)}' is not valid Unicode text: save names and cells in UTF-8",
-            ) from error
+            )
+
+
+def _is_unicode(cell: Any) -> bool:
+    """Whether all text in a cell can be encoded: it contains no lone surrogates."""
+    text = _as_text(cell)
+    return text == escape_surrogates(text)
+
+
+def _as_text(cell: Any) -> str:
+    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
 
 
 def _is_missing(value: Any) -> bool:

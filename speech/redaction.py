@@ -1,8 +1,14 @@
 """Removes credentials from URIs: a presigned link is one, and must not reach a message or a table."""
 
+import re
 from urllib.parse import urlsplit
 
 _HTTP_SCHEMES = frozenset({"http", "https"})
+# Query parameters of presigned links: AWS (v4 and v2), Google, CloudFront, Azure's shared access signatures.
+_PRESIGNED = re.compile(
+    r"""(https?://[^\s"'<>\\?]+)\?[^\s"'<>\\]*?\b(?:X-(?:Amz|Goog)-\w[\w-]*|AWSAccessKeyId|Signature|sig)=[^\s"'<>\\]*""",
+    re.IGNORECASE,
+)
 
 
 def redact_uri(uri: str) -> str:
@@ -13,3 +19,8 @@ def redact_uri(uri: str) -> str:
     host, slash, path = rest.partition("/")
     redacted = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
     return urlsplit(redacted)._replace(query="", fragment="").geturl() if scheme.lower() in _HTTP_SCHEMES else redacted
+
+
+def redact_presigned(text: str) -> str:
+    """Text, or JSON, whose presigned links have lost their query; other links unchanged."""
+    return _PRESIGNED.sub(r"\1", text)

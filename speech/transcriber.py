@@ -14,6 +14,7 @@ import numpy as np
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.clips import Clip
+from speech.clip_slots import ClipSlots
 from speech.engines.base import ClipRequest, DecodingResult, Engine
 from speech.errors import EngineDied
 from speech.listener import ListenResult
@@ -46,7 +47,7 @@ class Transcriber:
         family: the model family, which says what the model can do.
         model: the model's name, for the output.
         concurrent_clips: how many clips the engine decodes at once. A tenth more are sent to it, so that
-            its batch stays full; the rest wait here.
+            its batch stays full; the rest wait here (``ClipSlots``).
         clip_timeout_s: an engine that takes longer for one clip counts as dead.
     """
 
@@ -56,14 +57,14 @@ class Transcriber:
         self.engine = engine
         self._family = family
         self._model = model
-        self._slots = asyncio.Semaphore(math.ceil(1.1 * concurrent_clips))
+        self._slots = ClipSlots(math.ceil(1.1 * concurrent_clips))
         self._clip_timeout_s = clip_timeout_s
         self._clip_count = 0
         self.queued_audio_s = 0.0  # seconds of audio that are pending or in flight
 
     async def warm_up(self) -> None:
         """Decodes a second of silence, so that the engine's set-up for its first clip (seconds) is part of loading."""
-        await self.engine.decode(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID))
+        await self._decode_in_time(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID))
 
     async def transcribe(self, recording: Recording, listened: ListenResult) -> Transcript:
         """Decodes all clips of a recording.
@@ -91,9 +92,17 @@ class Transcriber:
             transcribe_s=time.perf_counter() - start,
         )
 
-    async def stream(self, recording: Recording, listened: ListenResult) -> AsyncGenerator[ClipTranscript, None]:
-        """Decodes all clips concurrently and yields them in time order, each as soon as those before it are done."""
-        tasks = [self._start_clip(recording, clip) for clip in listened.clips]
+    async def stream(
+        self, recording: Recording, listened: ListenResult, *, live: bool = False
+    ) -> AsyncGenerator[ClipTranscript, None]:
+        """Decodes all clips concurrently and yields them in time order, each as soon as those before it are done.
+
+        Args:
+            recording: what is asked for.
+            listened: its clips.
+            live: whether they are decoded before those of recordings that are not live.
+        """
+        tasks = [self._start_clip(recording, clip, live) for clip in listened.clips]
         try:
             for task in tasks:
                 yield await task
@@ -102,7 +111,7 @@ class Transcriber:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start_clip(self, recording: Recording, clip: Clip) -> asyncio.Task[ClipTranscript]:
+    def _start_clip(self, recording: Recording, clip: Clip, live: bool) -> asyncio.Task[ClipTranscript]:
         """Starts decoding a clip; it counts as queued until its task is done."""
         seconds = clip.end_s - clip.start_s
 
@@ -110,22 +119,25 @@ class Transcriber:
             self.queued_audio_s -= seconds
 
         self.queued_audio_s += seconds
-        task = asyncio.create_task(self._decode(recording, clip))
+        task = asyncio.create_task(self._decode(recording, clip, live))
         task.add_done_callback(subtract)
         return task
 
-    async def _decode(self, recording: Recording, clip: Clip) -> ClipTranscript:
-        async with self._slots:
+    async def _decode(self, recording: Recording, clip: Clip, live: bool) -> ClipTranscript:
+        async with self._slots.acquire(recording.id, live=live):
             self._clip_count += 1
             request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clip_count}")
-            try:
-                async with asyncio.timeout(self._clip_timeout_s):
-                    decoding = await self.engine.decode(request)
-            except TimeoutError as error:
-                raise EngineDied(
-                    "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
-                ) from error
+            decoding = await self._decode_in_time(request)
         return ClipTranscript(tuple(_segments(recording, clip, decoding)), decoding.usage)
+
+    async def _decode_in_time(self, request: ClipRequest) -> DecodingResult:
+        try:
+            async with asyncio.timeout(self._clip_timeout_s):
+                return await self.engine.decode(request)
+        except TimeoutError as error:
+            raise EngineDied(
+                "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
+            ) from error
 
 
 def join_text(segments: list[Segment], options: Options) -> str:

@@ -3,12 +3,28 @@
 Limit: of the errors of gcsfs and adlfs only those with an HTTP status count as transient.
 """
 
+import re
+from collections.abc import Iterator
 from typing import Any, cast
+
+from storage.row_access import PrivateHostError
 
 # HTTP statuses that count as transient, besides all of 5xx: request timeout, too early, too many requests.
 _TRANSIENT_STATUSES = frozenset({408, 425, 429})
-# S3's error codes for credentials that are no longer accepted, with status 400: of those of AWS's temporary tokens.
-_CREDENTIAL_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"})
+# AWS error codes of credentials, whatever their HTTP status: S3 responds with 400 to an expired token (Amazon S3 API
+# reference, Error responses; IAM and STS, Common errors).
+_CREDENTIAL_CODES = frozenset(
+    {
+        *("AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthFailure", "ExpiredToken"),
+        *("ExpiredTokenException", "IDPCommunicationError", "IDPRejectedClaim", "IncompleteSignature"),
+        *("InvalidAccessKeyId", "InvalidClientTokenId", "InvalidIdentityToken", "InvalidSecurity", "InvalidToken"),
+        *("MissingAuthenticationToken", "MissingSecurityHeader", "NotSignedUp", "OptInRequired", "RequestExpired"),
+        *("RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired", "UnrecognizedClientException"),
+        "400",  # of a HEAD, whose response has no body with a code: mostly an expired token
+    }
+)
+# Exceptions of botocore, google-auth and azure-identity about credentials.
+_CREDENTIAL_EXCEPTION = re.compile(r"Credential|SSOToken|TokenRetrieval|RefreshError|Authentication")
 
 
 def is_transient(error: BaseException) -> bool:
@@ -34,9 +50,12 @@ def is_transient(error: BaseException) -> bool:
 def error_code(error: BaseException) -> str | None:
     """``not_found`` or ``forbidden``, if the driver's error means that; else None."""
     status = http_status(error)
-    if status in (401, 403) or isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-        return "forbidden"
-    if _response(error).get("Error", {}).get("Code") in _CREDENTIAL_CODES:
+    if (
+        status in (401, 403)
+        or service_code(error) in _CREDENTIAL_CODES
+        or isinstance(error, PermissionError)
+        or _CREDENTIAL_EXCEPTION.search(type(error).__name__)
+    ):
         return "forbidden"
     if status in (404, 410) or isinstance(error, FileNotFoundError):
         return "not_found"
@@ -44,13 +63,16 @@ def error_code(error: BaseException) -> str | None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The cause of a FileNotFoundError, if it has one: fsspec raises that for every HTTP error."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+    """The cause of a FileNotFoundError, which fsspec raises for every HTTP error; of aiohttp's, a PrivateHostError."""
+    if isinstance(error, FileNotFoundError) and error.__cause__:
+        error = error.__cause__
+    os_error = getattr(error, "os_error", None)
+    return os_error if isinstance(os_error, PrivateHostError) else error
 
 
 def http_status(error: BaseException) -> int | None:
     """The HTTP status in a driver's error, or None."""
-    if response := _response(error):
+    for response in _aws_responses(error):
         return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
     for name in ("status", "status_code", "code"):  # aiohttp, Azure, gcsfs
         if isinstance(status := getattr(error, name, None), int):
@@ -58,9 +80,14 @@ def http_status(error: BaseException) -> int | None:
     return None
 
 
-def _response(error: BaseException) -> dict[str, Any]:
-    """botocore's parsed response, or an empty dict."""
+def service_code(error: BaseException) -> str | None:
+    """The code in an AWS error response, or None."""
+    for response in _aws_responses(error):
+        return cast("str | None", response.get("Error", {}).get("Code"))
+    return None
+
+
+def _aws_responses(error: BaseException) -> Iterator[dict[str, Any]]:
     for each in (error, error.__cause__):  # s3fs raises OSErrors from botocore's errors
         if isinstance(response := getattr(each, "response", None), dict):
-            return response
-    return {}
+            yield response

@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 
 from speech.errors import UsageError
+from storage.row_access import public_session
 from storage.uris import S3, WEB
 
 PACKAGES = {
@@ -58,12 +59,13 @@ def filesystem_class(protocol: str) -> type[fsspec.AbstractFileSystem]:
 
 
 @functools.lru_cache(maxsize=64)
-def shared_filesystem(protocol: str, options_json: str) -> fsspec.AbstractFileSystem:
+def shared_filesystem(protocol: str, options_json: str, public_only: bool = False) -> fsspec.AbstractFileSystem:
     """The process's one instance. (fsspec's cache keeps one a thread, each with its own connections.)
 
     Args:
         protocol: a URI's scheme.
         options_json: the driver's arguments, as JSON.
+        public_only: connect over HTTP to hosts with a public address only.
 
     Raises:
         UsageError: ``unknown_storage``, ``missing_driver`` or ``bad_storage_options``.
@@ -74,6 +76,8 @@ def shared_filesystem(protocol: str, options_json: str) -> fsspec.AbstractFileSy
     try:
         if protocol in WEB:
             _set_web_limits(options)
+            if public_only:
+                options["get_client"] = public_session
         if protocol in S3:
             _set_s3_limits(options)
         filesystem = filesystem_class(protocol)(skip_instance_cache=True, **options)

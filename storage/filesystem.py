@@ -25,23 +25,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 
 from speech.errors import AudioError, RayscribeError, StorageError, UsageError
 from speech.redaction import redact_uri
-from storage.driver_errors import error_code, is_transient, root_cause
+from storage.driver_errors import error_code, is_transient, root_cause, service_code
 from storage.drivers import PACKAGES, filesystem_class, shared_filesystem
 from storage.remote import BLOCK_BYTES, RemoteFile
 from storage.retry import RETRY_FOR_S, retry
+from storage.row_access import PrivateHostError, check_scheme
 from storage.uris import LOCAL, SCHEME, WEB, is_glob, is_local, join, protocol_of, uri_like
 
-# Options that are not keyed by protocol are for object stores. An HTTP server may be anybody's and must not
-# receive the user's keys.
-_WITHOUT_SHARED_OPTIONS = LOCAL | WEB | {"memory"}
 _SECRET_OPTION = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.IGNORECASE)
 _URL_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 
@@ -56,29 +54,46 @@ class Storage:
 
     Args:
         options: for object stores, under fsspec's names (``key``, ``secret``, ``token``,
-            ``endpoint_url``, ``anon``, …), or keyed by protocol: ``{"s3": {…}, "https": {…}}``.
+            ``endpoint_url``, ``anon``, …), for s3, gs and az; or keyed by protocol, or by protocol and host:
+            ``{"s3": {…}, "https://calls.example.com": {…}}``. Each protocol or host receives its own only, as a
+            server that a row names may be anybody's. (aiohttp's redirects keep headers other than Authorization.)
             Without options the drivers use their default credentials (environment, profile, metadata service).
         retry_for_s: how long one operation is retried after transient errors.
+        allow_schemes: what ``open_audio`` opens besides ``storage.row_access.ROW_SCHEMES``.
+        allow_private_hosts: whether ``open_audio`` connects to private addresses over HTTP.
     """
 
-    def __init__(self, options: Mapping[str, Any] | None = None, retry_for_s: float = RETRY_FOR_S) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any] | None = None,
+        retry_for_s: float = RETRY_FOR_S,
+        allow_schemes: Collection[str] = (),
+        allow_private_hosts: bool = False,
+    ) -> None:
         options = dict(options or {})
         try:
             json.dumps(options)
         except TypeError as error:
             raise UsageError("bad_storage_options", "storage options must be plain JSON values") from error
         keyed = options and all(
-            name in fsspec.available_protocols() and isinstance(value, dict) for name, value in options.items()
+            name.partition("://")[0] in fsspec.available_protocols() and isinstance(value, dict)
+            for name, value in options.items()
         )
         self._shared: dict[str, Any] = {} if keyed else options
         self._by_protocol: dict[str, dict[str, Any]] = options if keyed else {}
         self._retry_for_s = retry_for_s
+        self._allow_schemes = frozenset(allow_schemes)
+        self._public_only = not allow_private_hosts
 
     def __repr__(self) -> str:
         return f"Storage({', '.join([*self._shared, *self._by_protocol])})"
 
-    def filesystem(self, uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    def filesystem(self, uri: str, public_only: bool = False) -> tuple[fsspec.AbstractFileSystem, str]:
         """The filesystem that holds ``uri``, and the path in it.
+
+        Args:
+            uri: of a file or folder.
+            public_only: connect over HTTP to hosts with a public address only.
 
         Raises:
             UsageError: ``unknown_storage``, ``missing_driver`` or ``bad_storage_options``.
@@ -89,11 +104,16 @@ class Storage:
             return shared_filesystem("file", "{}"), os.path.abspath(path)
         driver = filesystem_class(protocol)
         aliases = (driver.protocol,) if isinstance(driver.protocol, str) else driver.protocol
-        options = {} if protocol in _WITHOUT_SHARED_OPTIONS else self._shared
-        for alias in aliases:
-            options = options | self._by_protocol.get(alias, {})
-        options = options | driver._get_kwargs_from_urls(uri)
-        return shared_filesystem(protocol, json.dumps(options, sort_keys=True)), driver._strip_protocol(uri)
+        options = self._shared if protocol in PACKAGES else {}
+        for key in (*aliases, f"{protocol}://{urlsplit(uri).netloc.lower()}"):
+            options = options | self._by_protocol.get(key, {})
+        of_uri = driver._get_kwargs_from_urls(uri)
+        account = of_uri.get("account_name")
+        if account and options.get("account_name", account) != account:
+            options = {}  # the credentials are those of another Azure account
+        options_json = json.dumps(options | of_uri, sort_keys=True)
+        public_only = public_only and protocol in WEB  # not a part of the key where it makes no difference
+        return shared_filesystem(protocol, options_json, public_only), driver._strip_protocol(uri)
 
     def open(self, uri: str) -> BinaryIO:
         """Opens a file for reading, seekable where its storage is.
@@ -114,10 +134,12 @@ class Storage:
         fetched once, block by block, into memory or, beyond 16 MiB, to disk. The caller closes it.
 
         Raises:
-            AudioError: ``not_found``, ``forbidden`` or ``unreadable``. The decoder raises those of a local file.
+            AudioError: ``not_found``, ``forbidden`` (also what a row may not name) or ``unreadable``. The decoder
+                raises those of a local file.
         """
+        check_scheme(uri, self._allow_schemes)
         with self.map_errors(AudioError, uri), contextlib.ExitStack() as on_failure:
-            filesystem, path = self.filesystem(uri)
+            filesystem, path = self.filesystem(uri, self._public_only)
             if is_local(uri):
                 return path
             spool = on_failure.enter_context(tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES))
@@ -249,7 +271,7 @@ class Storage:
         try:
             if is_glob(uri) and not storage.exists(uri):
                 if not storage.list(uri):
-                    raise UsageError("not_found", f"no file matches {uri}")
+                    raise UsageError("not_found", f"no file matches {redact_uri(uri)}")
             elif not storage.is_folder(uri):
                 with storage.open(uri) as file, storage.map_errors(UsageError, uri):
                     file.read(1)
@@ -324,8 +346,7 @@ class Storage:
             name = redact_uri(uri)
             message = {
                 "not_found": f"{name} does not exist",
-                "forbidden": f"{name} is forbidden: check the credentials (environment or --storage-options) "
-                "and their permissions",
+                "forbidden": f"{name} is forbidden: {_forbidden_reason(cause)}",
                 "not_writable": f"{name} cannot be written: {self._redacted_reason(cause)}",
                 "unreadable": f"{name} cannot be read: {self._redacted_reason(cause)}",
             }[code]
@@ -343,6 +364,13 @@ class Storage:
                 if isinstance(value, str) and value and _SECRET_OPTION.search(name):
                     text = text.replace(value, "…")
         return _URL_QUERY.sub(r"\1", text)
+
+
+def _forbidden_reason(error: BaseException) -> str:
+    if isinstance(error, PrivateHostError):
+        return f"{error.strerror}, which a row may name with --allow-private-hosts only"
+    code = f"{code}: " if (code := service_code(error)) and code.isalpha() else ""
+    return f"{code}check the credentials (environment or --storage-options) and their permissions"
 
 
 def _umask() -> int:

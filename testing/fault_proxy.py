@@ -8,9 +8,10 @@
                  has done what the client does not know of
     stall        reads the request and does not respond for ``stall_s``, longer than a client should wait
 
-and, only if it is named, since it is not a fault of the network:
+and, only if they are named, since they are not faults of the network:
 
     forbidden    responds 403 AccessDenied, as to wrong credentials
+    "400 Code"   responds with any status and error code of S3
 
 Faults are drawn from a seed, in the order in which requests arrive; or a script gives them, one entry a request, and
 later requests are forwarded.
@@ -29,10 +30,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 FAULTS = ("slow_down", "reset", "cut", "stall")
-_SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
-_FORBIDDEN = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+_RESPONSES = {"slow_down": "503 SlowDown", "forbidden": "403 AccessDenied"}
 _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
 
@@ -107,10 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self._request_body()
         fault = self.server.draw()
-        if fault == "slow_down":
-            self._respond(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
-        elif fault == "forbidden":
-            self._respond(403, [("Content-Type", "application/xml")], _FORBIDDEN)
+        named = _RESPONSES.get(fault or "", fault or "")
+        if named[:1].isdigit():
+            number, _, code = named.partition(" ")
+            xml = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as injected</Message></Error>"
+            self._respond(int(number), [("Content-Type", "application/xml")], xml.encode())
         elif fault == "reset":
             self._reset()
         elif fault == "stall":

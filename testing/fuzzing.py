@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from speech.errors import AUDIO_CODES, AudioError
-from testing.audio_formats import FORMATS
+from testing.audio_formats import COMPOSED, FORMATS
 
 SAMPLES = Path(__file__).parent.parent / "demo" / "samples"
 MAX_SAMPLE_BYTES = 200_000  # larger ones cost time and add no format
@@ -43,7 +43,7 @@ class Failure:
 
 def intact_files() -> dict[str, bytes]:
     """The intact files that damaged ones are made from, by name."""
-    made = {name: make() for name, (make, _) in FORMATS.items()}
+    made = {name: make() for name, (make, _) in FORMATS.items()} | {name: make() for name, make in COMPOSED.items()}
     samples = {
         path.name: path.read_bytes()
         for path in sorted(SAMPLES.glob("*"))

@@ -9,6 +9,8 @@ The two sentences in data/ were synthesised once, so that tests need no synthesi
 """
 
 import io
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,27 +71,76 @@ def sndfile(samples: np.ndarray, container: str, coding: str, rate: int = RATE) 
 
 
 def ffmpeg(
-    samples: np.ndarray, container: str, codec: str, rate: int = RATE, gap_s: float = 0.0, **options: Any
+    samples: np.ndarray,
+    container: str,
+    codec: str,
+    rate: int = RATE,
+    gap_s: float = 0.0,
+    start_s: float = 0.0,
+    **options: Any,
 ) -> bytes:
-    """A file written by FFmpeg; with ``gap_s``, timestamps of the second half of the packets are that much later."""
+    """A file written by FFmpeg, of samples at 8 kHz resampled to ``rate``.
+
+    Args:
+        gap_s: timestamps of the second half of the packets are that much later.
+        start_s: all timestamps are that much later.
+        options: of PyAV's ``add_stream``.
+    """
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        packets = _encoded(file, samples, codec, rate, start_s, **options)
+        for number, packet in enumerate(packets):
+            if gap_s and number >= len(packets) // 2:
+                _delay(packet, gap_s)
+            file.mux(packet)
+    return out.getvalue()
+
+
+def multitrack(tracks: Sequence[tuple[np.ndarray, int]], container: str, codec: str, start_s: float = 0.0) -> bytes:
+    """A file written by FFmpeg with a track for each of ``tracks``, samples at 8 kHz and the rate of the track.
+
+    With ``start_s`` the audio begins that much after the video, a second of black frames.
+    """
+    out = io.BytesIO()
+    with av.open(out, "w", format=container) as file:
+        video = _black_video(file) if start_s else []
+        packets = [_encoded(file, samples, codec, rate, start_s) for samples, rate in tracks]
+        for packet in (*video, *itertools.chain(*packets)):
+            file.mux(packet)
+    return out.getvalue()
+
+
+def _encoded(
+    file: av.container.OutputContainer, samples: np.ndarray, codec: str, rate: int, start_s: float, **options: Any
+) -> list[av.Packet]:
+    """The packets of a new stream of ``file``."""
     samples = at_rate(samples, rate)
     samples = samples[:, None] if samples.ndim == 1 else samples
     layout = "mono" if samples.shape[1] == 1 else "stereo"
-    out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout=layout, **options)
-        assert isinstance(stream, av.AudioStream)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, np.float32), "fltp", layout)
-        frame.sample_rate, frame.pts = rate, 0
-        resampler = av.AudioResampler(stream.format, layout, rate, stream.frame_size or None)
-        frames = (*resampler.resample(frame), *resampler.resample(None), None)
-        packets = [packet for part in frames for packet in stream.encode(part)]
-        for number, packet in enumerate(packets):
-            if gap_s and number >= len(packets) // 2:
-                assert packet.pts is not None
-                packet.pts = packet.dts = packet.pts + round(gap_s / packet.time_base)
-            file.mux(packet)
-    return out.getvalue()
+    stream = file.add_stream(codec, rate=rate, layout=layout, **options)
+    assert isinstance(stream, av.AudioStream)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T, np.float32), "fltp", layout)
+    frame.sample_rate, frame.pts = rate, 0
+    resampler = av.AudioResampler(stream.format, layout, rate, stream.frame_size or None)
+    frames = (*resampler.resample(frame), *resampler.resample(None), None)
+    packets = [packet for part in frames for packet in stream.encode(part)]
+    for packet in packets:
+        _delay(packet, start_s)
+    return packets
+
+
+def _black_video(file: av.container.OutputContainer) -> list[av.Packet]:
+    stream = file.add_stream("mpeg4", rate=5, width=64, height=48, pix_fmt="yuv420p")
+    assert isinstance(stream, av.VideoStream)
+    frames = [av.VideoFrame(64, 48, "yuv420p") for _ in range(5)]
+    for number, frame in enumerate(frames):
+        frame.pts = number
+    return [packet for frame in (*frames, None) for packet in stream.encode(frame)]
+
+
+def _delay(packet: av.Packet, seconds: float) -> None:
+    assert packet.pts is not None
+    packet.pts = packet.dts = packet.pts + round(seconds / packet.time_base)
 
 
 def at_rate(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -24,6 +24,7 @@ os.environ.update(
     AWS_EC2_METADATA_DISABLED="true",
     AWS_CONFIG_FILE=os.devnull,
     AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    RAY_AUTH_MODE="disabled",
 )
 for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
     os.environ.pop(name, None)
@@ -48,6 +49,19 @@ def needs_s3() -> None: ...
 
 @pytest.fixture(scope="session")
 def needs_browser() -> None: ...
+
+
+@pytest.fixture(scope="session")
+def ray_here(needs_ray: None) -> Iterator[None]:
+    """One Ray for all tests that run a graph or an application in this process.
+
+    Of a second one in the same process, the results of Serve's handles never arrive (Ray 2.60).
+    """
+    import ray
+
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -9,8 +9,10 @@ from pydantic.fields import FieldInfo
 
 import rayscribe
 from pipelines.job import Job
+from pipelines.output import Output
 from serve.settings import ServeSettings
 from speech.errors import UsageError
+from storage.filesystem import Storage
 
 
 @pytest.fixture
@@ -76,6 +78,40 @@ def test_a_secret_in_bad_storage_options_is_not_repeated(
     assert "hush" not in message
 
 
+SECRET = '{"secret": "sesame"}'
+
+
+@pytest.mark.parametrize("command", ["transcribe m", "status", "evaluate"])
+def test_storage_options_come_from_a_file_or_the_environment(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that secrets need not be on the command line."""
+    (tmp_path / "options.json").write_text(SECRET)
+
+    def options(*arguments: str) -> object:
+        name, *rest = command.split()
+        output = ["--output", "out"] if rest else ["out"]
+        parsed = rayscribe._parser().parse_args([name, *rest, *output, *arguments])
+        return rayscribe._settings(parsed)["storage_options"] if rest else rayscribe._storage_options(parsed)
+
+    assert options() == {}
+    assert options("--storage-options", f"@{tmp_path}/options.json") == {"secret": "sesame"}
+    monkeypatch.setenv("RAYSCRIBE_STORAGE_OPTIONS", SECRET)
+    assert options() == {"secret": "sesame"}
+    assert options("--storage-options", '{"key": "k"}') == {"key": "k"}
+    monkeypatch.setenv("RAYSCRIBE_STORAGE_OPTIONS", f"@{tmp_path}/options.json")
+    assert options() == {"secret": "sesame"}
+
+
+def test_storage_options_of_yaml_win_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSCRIBE_STORAGE_OPTIONS", SECRET)
+    (tmp_path / "job.yaml").write_text("storage-options: {key: k}\nallow-scheme: [http, FTP]\n")
+    parsed = rayscribe._parser().parse_args(["transcribe", "m", "--output", "o", "--config", f"{tmp_path}/job.yaml"])
+    job = Job.from_settings(rayscribe._settings(parsed))
+    assert job.storage_options == {"key": "k"}
+    assert job.allow_scheme == ("http", "ftp")
+
+
 def test_an_option_that_yaml_invents_is_named(
     capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path
 ) -> None:
@@ -119,6 +155,14 @@ def test_every_setting_has_a_flag_and_a_description(command: str, settings: dict
     for name, field in settings.items():
         assert field.description
         assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_paths_that_are_not_utf8_are_stored_and_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output = Output(str(tmp_path), Storage())
+    output.claim({}, {"manifest": "caf\udce9.csv"}, allow_changes=False)
+    assert output.require_job()["manifest"] == "caf\udce9.csv"
+    assert rayscribe.main(["status", str(tmp_path)]) == 0
+    assert r"caf\udce9.csv" in capfd.readouterr().out
 
 
 def test_secrets_are_not_shown_with_a_job() -> None:

@@ -19,6 +19,7 @@ import yaml
 import rayscribe
 from pipelines.job import Job
 from tests.conftest import S3
+from tests.test_packaging import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 RAY_JOB = ROOT / "k8s" / "rayjob.yaml"
@@ -157,11 +158,11 @@ def test_the_image_is_built_as_the_readme_says(cluster: dict[str, Any]) -> None:
     assert f"docker build -f k8s/Dockerfile -t {image} ." in (ROOT / "k8s" / "README.md").read_text()
     assert image.endswith(f":{version('rayscribe')}")
     lines = (ROOT / "k8s" / "Dockerfile").read_text().splitlines()
-    assert "--extra gpu" in "".join(lines)
     assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
-    copied = {line.split()[1] for line in lines if line.startswith("COPY ")}
-    needed = {"rayscribe.py", "speech", "pipelines", "cluster", "serve", "pyproject.toml"}
-    assert needed <= copied
+    copied = {path for line in lines if line.startswith("COPY ") for path in line.split()[1:-1]}
+    assert {"rayscribe.py", "pyproject.toml", *PACKAGES, "k8s/requirements-${BUILD}.txt"} <= copied
+    assert "ARG BUILD=gpu" in lines
+    copied = {path.replace("${BUILD}", build) for path in copied for build in ("gpu", "cpu")}
     assert all((ROOT / path).exists() for path in copied)
 
 

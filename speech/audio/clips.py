@@ -1,7 +1,7 @@
-"""From one channel's samples to clips: stretches of speech, ready for an engine.
+"""From one channel's samples to clips: speech regions with their audio, ready for an engine.
 
-Samples come in blocks of any size, from a file or as they are spoken. Only the audio that no decision has been made
-on yet is held, at most a clip's length.
+Samples come in blocks of any size, from a file or a live stream. Only audio that a later clip may contain is held in
+memory, at most a clip's length.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from speech.audio.vad import SpeechDetector
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One stretch of speech on one channel.
+    """The audio of one speech region of one channel.
 
     Attributes:
-        channel: the channel in the file; 0 for a mixture and for mono written twice.
-        start_s, end_s: in the time of the file, so a recording's ``offset`` is counted in.
+        channel: the channel in the file; 0 for an average of channels and for dual mono.
+        start_s, end_s: from the beginning of the file, so a recording's ``offset`` is included.
         samples: int16, mono, 16 kHz.
     """
 
@@ -32,14 +32,14 @@ class Clip:
 
 
 class ChannelSegmenter:
-    """One channel's way from samples to clips, whether they come from a file or as they are spoken.
+    """Cuts one channel, of a file or a live stream, into clips.
 
     Args:
-        channel: what its clips are said to be of.
-        clip_s: the longest clip that the model takes.
-        vad: of ``load_silero``; may be shared.
-        start_s: the time of its first sample.
-        leakage: knows the other channel, where there is one.
+        channel: the channel number that its clips carry.
+        clip_s: the longest clip that the model takes, in seconds.
+        vad: from ``load_silero``; may be shared.
+        start_s: the time of the first sample.
+        crosstalk: has the samples of both channels; None where there are not two.
     """
 
     def __init__(
@@ -56,57 +56,57 @@ class ChannelSegmenter:
         self.speech = 0
         self._detector = SpeechDetector(vad)
         self._segmenter = Segmenter(clip_s)
-        self._undecided: list[np.ndarray] = []  # int16 blocks that later segments may need, the first from _from on
-        self._from = self._heard = 0
+        self._pending: list[np.ndarray] = []  # int16 blocks that later regions may need; the first begins at _first
+        self._first = self._received = 0
         self._cut: list[tuple[SpeechRegion, np.ndarray]] = []
 
     @property
     def keep_from(self) -> int:
-        """The first sample that a later segment may still hold."""
+        """The first sample that a later clip may contain."""
         return self._segmenter.keep_from
 
     def push(self, samples: np.ndarray) -> None:
-        """Takes the next samples: float32, 16 kHz."""
-        self._undecided.append(_as_int16(samples))
-        self._heard += len(samples)
-        self._keep(self._segmenter.push(self._detector.push(samples)))
-        self._forget()
+        """Adds the next samples: float32, 16 kHz."""
+        self._pending.append(_as_int16(samples))
+        self._received += len(samples)
+        self._add(self._segmenter.push(self._detector.push(samples)))
+        self._discard()
 
     def finish(self) -> None:
-        """Ends the channel, and with it the speech that is being heard."""
-        self._keep(self._segmenter.push(self._detector.finish()))
-        self._keep(self._segmenter.finish(self._heard))
-        self._undecided.clear()
+        """Ends the channel, and with it an open speech region."""
+        self._add(self._segmenter.push(self._detector.finish()))
+        self._add(self._segmenter.finish(self._received))
+        self._pending.clear()
 
     def pop_clips(self) -> list[Clip]:
-        """The clips that have become certain since the last call."""
-        clips = [self._clip(cut.start, cut.end, samples) for cut, samples in self._cut]
+        """The clips completed since the last call."""
+        clips = [self._clip(region.start, region.end, samples) for region, samples in self._cut]
         self._cut.clear()
         return clips
 
     def partial_clip(self) -> Clip | None:
-        """The speech that is being heard, as far as it has come; None in a pause."""
+        """The audio of the open speech region so far; None in a pause."""
         if not self._segmenter.speaking:
             return None
-        return self._clip(self.keep_from, self._heard, np.concatenate(self._undecided)[self.keep_from - self._from :])
+        return self._clip(self.keep_from, self._received, np.concatenate(self._pending)[self.keep_from - self._first :])
 
     def _clip(self, start: int, end: int, samples: np.ndarray) -> Clip:
         return Clip(self.channel, self._start_s + start / SAMPLE_RATE, self._start_s + end / SAMPLE_RATE, samples)
 
-    def _keep(self, segments: list[SpeechRegion]) -> None:
-        if not segments:
+    def _add(self, regions: list[SpeechRegion]) -> None:
+        if not regions:
             return
-        audio = np.concatenate(self._undecided)
-        for found in segments:
-            if self._crosstalk is not None and self._crosstalk.is_crosstalk(self.channel, found):
+        audio = np.concatenate(self._pending)
+        for region in regions:
+            if self._crosstalk is not None and self._crosstalk.is_crosstalk(self.channel, region):
                 continue
-            end = min(found.end, self._heard)
-            self._cut.append((found, audio[found.start - self._from : end - self._from].copy()))
-            self.speech += found.speech
+            end = min(region.end, self._received)
+            self._cut.append((region, audio[region.start - self._first : end - self._first].copy()))
+            self.speech += region.speech
 
-    def _forget(self) -> None:
-        while self._undecided and self._from + len(self._undecided[0]) <= self.keep_from:
-            self._from += len(self._undecided.pop(0))
+    def _discard(self) -> None:
+        while self._pending and self._first + len(self._pending[0]) <= self.keep_from:
+            self._first += len(self._pending.pop(0))
 
 
 def _as_int16(samples: np.ndarray) -> np.ndarray:

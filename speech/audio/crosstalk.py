@@ -1,14 +1,14 @@
-"""Speech that leaked from one channel into the other is not said twice.
+"""Crosstalk: segments of one channel that are only the other channel's speech, attenuated, are dropped.
 
-Stereo Opus at low bitrates keeps one signal and how it is panned, and a recorder's mixer may let one side
-through to the other. Then each voice is on its own channel, and some decibels lower on the other's, where
-the VAD finds it as well: the transcript would give every sentence to both speakers.
+Stereo Opus at low bitrates codes one signal and its panning, and a recorder's mixer may couple its inputs. Then each
+voice is on its own channel and, some decibels lower, on the other one, where the VAD detects it as well: every
+sentence would be transcribed for both speakers.
 
-A segment is a leak only if, in each quarter second of it that isn't a pause, it is the other channel's very
-waveform (all but a twentieth of its energy) and the other is the louder one. So nothing is lost with it:
-the same words are on the other channel, and anything said over them breaks the likeness.
+A segment is crosstalk only if, in each quarter second of it that is not a pause, its waveform equals the other
+channel's (all but a twentieth of its energy) and the other channel is louder. So no speech is lost: the same words
+are on the other channel, and any speech on top of them lowers the correlation.
 
-Limits: two channels only, and leaks without delay. An acoustic echo is another waveform and stays.
+Limits: two channels only, and crosstalk without delay. An acoustic echo has another waveform and is kept.
 """
 
 import numpy as np
@@ -16,22 +16,22 @@ import numpy as np
 from speech.audio.segmenting import SpeechRegion
 from speech.audio.vad import WINDOW
 
-_STEP = 8  # windows looked at together: a quarter of a second
-MAX_RESIDUAL = 0.05  # leaks through Opus leave at most a fiftieth, two voices a half or more
-MIN_LOUDER = 10 ** (2 / 10)  # of the other channel's energy over this one's
-LOUD_RANGE = 10 ** (-20 / 10)  # quarters quieter than this, beside the segment's loudest, are pauses
+_STEP = 8  # windows compared together: a quarter of a second
+MAX_RESIDUAL = 0.05  # share of the energy; Opus crosstalk leaves at most 0.02, two voices 0.5 or more
+MIN_LOUDER = 10 ** (2 / 10)  # energy of the other channel over this one's
+LOUD_RANGE = 10 ** (-20 / 10)  # steps quieter than this, relative to the segment's loudest, are pauses
 
 
 class CrosstalkDetector:
-    """What two channels have in common, window by window, for as long as a segment may still need it."""
+    """Energies and cross product of two channels, window by window, kept as long as a segment may need them."""
 
     def __init__(self) -> None:
         self._rest = np.zeros((0, 2), np.float32)
-        self._from = 0  # the first window that is kept
-        self._products = np.zeros((0, 2, 2), np.float32)  # of each window: energies, and what they share
+        self._first = 0  # index of the first window kept
+        self._products = np.zeros((0, 2, 2), np.float32)  # of each window: energies and cross product
 
     def push(self, block: np.ndarray) -> None:
-        """Takes the next samples, of shape (frames, 2)."""
+        """Adds the next samples, of shape (frames, 2), at 16 kHz."""
         samples = np.concatenate([self._rest, block])
         count = len(samples) // WINDOW
         self._rest = samples[count * WINDOW :]
@@ -39,14 +39,14 @@ class CrosstalkDetector:
         self._products = np.concatenate([self._products, np.einsum("wtc,wtd->wcd", windows, windows)])
 
     def discard_before(self, before: int) -> None:
-        """No segment will begin before this sample any more."""
-        gone = max(0, before // WINDOW - self._from)
-        self._products = self._products[gone:]
-        self._from += gone
+        """Forgets the windows before this sample; no later segment may begin before it."""
+        dropped = max(0, before // WINDOW - self._first)
+        self._products = self._products[dropped:]
+        self._first += dropped
 
-    def is_crosstalk(self, channel: int, segment_channel: SpeechRegion) -> bool:
-        """Whether what ``channel`` has there is the other channel's, and louder there."""
-        first, end = segment_channel.start // WINDOW - self._from, -(-segment_channel.end // WINDOW) - self._from
+    def is_crosstalk(self, channel: int, region: SpeechRegion) -> bool:
+        """Whether the region of ``channel`` is the other channel's speech, which is louder there."""
+        first, end = region.start // WINDOW - self._first, -(-region.end // WINDOW) - self._first
         products = self._products[first:end].astype(np.float64)
         if not len(products):
             return False

@@ -1,24 +1,19 @@
-"""The two decoding libraries: libsndfile for the formats that it reads exactly, FFmpeg for all others.
+"""What a decoder is, the decoder for libsndfile's formats, and the one for files made of several.
 
 Each decoder gives the sample rate, the number of channels, and the samples from a given frame on. Time ranges, limits
-and error codes belong to ``speech.audio.decoding``.
+and error codes belong to ``speech.audio.decoding``; FFmpeg's decoder is ``speech.audio.ffmpeg``.
 
-libsndfile is tried first, and only for files that begin with the magic bytes of one of its formats: it decodes
-several times faster than FFmpeg, seeks to the exact sample and reads Sphere in every coding. MP3 is left to FFmpeg,
-because libsndfile's MP3 decoder prints warnings to stderr.
-
-FFmpeg's demuxers are limited to a whitelist. Playlists (HLS, concat) are not on it: they name other files and
-addresses, and an upload may be hostile.
+libsndfile is used where it can be: it decodes G.711 many times faster than FFmpeg, seeks to the exact sample and reads
+Sphere in every coding.
 """
 
 import contextlib
-import re
-from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-import av
 import numpy as np
 import soundfile
+import soxr
 
 from speech.audio.source import Source
 
@@ -31,27 +26,6 @@ _MAX_BLOCK_SAMPLES = 1 << 21
 # Above any real length (2,000 years at 16 kHz); libsndfile gives its largest integer for an unknown length.
 _MAX_FRAMES = 1 << 50
 
-_SNDFILE_MAGIC = re.compile(rb"RIFF|RIFX|RF64|riff|fLaC|OggS|FORM|\.snd|dns\.|NIST_1A|caff", re.DOTALL)
-_FFMPEG_CONTAINERS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,g722,g726,g729,gsm,loas,matroska,mov,mp3,"
-    "mpeg,mpegts,mpc,mpc8,nistsphere,ogg,sox,tta,voc,w64,wav,wv"
-)
-# Decoding from the middle of a stream needs a pre-roll: 80 ms for Opus (RFC 7845, 4.6), half a second for MP3's bit
-# reservoir.
-_PRE_ROLL_S = 1.0
-# Timestamps may be off by a packet (Matroska's are in milliseconds). A larger gap is silence that the sender did not
-# transmit (Opus DTX, a muted microphone).
-_GAP_S = 0.05
-# A larger jump in timestamps is a damaged file or two joined ones, not silence.
-_MAX_GAP_S = 3600.0
-# The share of packets that may fail to decode, as transmission errors cause; above it the file is damaged.
-_MAX_BAD_SHARE = 0.05
-# How many times the demuxer may lose synchronisation.
-_MAX_RESYNCS = 100
-# Containers that declare a duration, and by how much the audio may fall short of it.
-_TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-_SLACK_S = 0.5
-
 
 class DecodeError(Exception):
     """This library cannot read this file: the reason, and the error code for when no other library can."""
@@ -59,6 +33,27 @@ class DecodeError(Exception):
     def __init__(self, reason: str, code: str = "unreadable") -> None:
         super().__init__(reason)
         self.code = code
+
+
+class FormatChanged(Exception):  # noqa: N818 - not a failure: the caller starts again
+    """Audio with more channels, or at a higher rate, than the file began with. The decoder's are now as many.
+
+    What was decoded before lacks the new channels, so the caller must read from the start again.
+    """
+
+
+class Piece(NamedTuple):
+    """Consecutive samples of one format.
+
+    Attributes:
+        rate: Hz.
+        samples: float32, (frames, channels).
+        time_s: of the first sample, None if unknown.
+    """
+
+    rate: int
+    samples: np.ndarray
+    time_s: float | None = None
 
 
 class Decoder(Protocol):
@@ -71,7 +66,8 @@ class Decoder(Protocol):
     def blocks(self, start: int) -> Iterator[np.ndarray]:
         """Samples from frame ``start`` to the file's end as float32 of shape (frames, channels).
 
-        May be called more than once. Raises DecodeError where the file is damaged.
+        May be called more than once. Raises DecodeError where the file is damaged, FormatChanged where
+        ``sample_rate`` or ``channels`` had to grow.
         """
         ...
 
@@ -81,15 +77,18 @@ def block_frames(sample_rate: int, channels: int) -> int:
 
 
 class SndfileDecoder:
-    """libsndfile, through soundfile."""
+    """libsndfile, through soundfile.
+
+    Args:
+        file: what to decode.
+        raw: soundfile's arguments for a file without a header.
+    """
 
     name: ClassVar[str] = "libsndfile"
 
-    def __init__(self, file: Source) -> None:
+    def __init__(self, file: Source, **raw: Any) -> None:
         self._file = file
-        file.seek(0)
-        if not _SNDFILE_MAGIC.match(file.read(8)):
-            raise DecodeError("not one of its formats")
+        self._raw = raw
         with self._open() as sound:
             self.sample_rate: int = sound.samplerate
             self.channels: int = sound.channels
@@ -102,8 +101,9 @@ class SndfileDecoder:
     def _open(self) -> Iterator[soundfile.SoundFile]:
         self._file.seek(0)
         descriptor = self._file.descriptor()
+        file = self._file if descriptor is None else descriptor
         try:
-            with soundfile.SoundFile(self._file if descriptor is None else descriptor, closefd=False) as sound:
+            with soundfile.SoundFile(file, closefd=False, **self._raw) as sound:
                 yield sound
         except (soundfile.LibsndfileError, soundfile.SoundFileRuntimeError) as error:
             raise DecodeError(_sndfile_reason(error)) from error
@@ -120,133 +120,65 @@ class SndfileDecoder:
                 yield block
 
 
-class FFmpegDecoder:
-    """FFmpeg's demuxers and decoders, through PyAV."""
+class ChainDecoder:
+    """Several files one after the other, each with its own rate and channels.
 
-    name: ClassVar[str] = "FFmpeg"
+    The rate is the highest, the number of channels the largest; a file with fewer channels has the first ones.
+    """
 
-    def __init__(self, file: Source) -> None:
-        self._file = file
-        with self._open() as (container, stream):
-            # The header is not enough: HE-AAC doubles the rate, and Parametric Stereo the channels, only in
-            # the decoder. The first frame has the real values.
-            first = next(_decoded(container, stream, pre_roll=0.0), None)
-            if first is None:
-                raise DecodeError("it finds no samples", "empty")
-            self.sample_rate: int = first.sample_rate
-            self.channels: int = first.layout.nb_channels
-            self.frames: int | None = _declared_frames(container, stream, self.sample_rate)
+    def __init__(self, decoders: list[Decoder]) -> None:
+        self._decoders = decoders
+        self.frames: int | None = None
+        self._update_format()
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[Any, Any]]:
-        self._file.seek(0)
-        try:
-            options = {"format_whitelist": _FFMPEG_CONTAINERS}
-            with av.open(self._file, options=options, metadata_errors="ignore") as container:
-                if not container.streams.audio:
-                    raise DecodeError("it finds no audio track")
-                stream = container.streams.audio[0]
-                if stream.codec_context is None:
-                    raise DecodeError("it knows no decoder for the audio track", "unsupported_codec")
-                yield container, stream
-        except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError) as error:
-            raise DecodeError("it has no decoder for the audio track", "unsupported_codec") from error
-        except av.error.FFmpegError as error:
-            raise DecodeError(error.strerror or type(error).__name__) from error
+    def _update_format(self) -> None:
+        self.sample_rate = max(decoder.sample_rate for decoder in self._decoders)
+        self.channels = max(decoder.channels for decoder in self._decoders)
 
     def blocks(self, start: int) -> Iterator[np.ndarray]:
-        size = block_frames(self.sample_rate, self.channels)
-        pending: list[np.ndarray] = []
-        pending_frames = 0
-        for samples in self._samples(start):
-            pending.append(samples)
-            pending_frames += len(samples)
-            if pending_frames >= size:
-                yield np.concatenate(pending)
-                pending, pending_frames = [], 0
-        if pending:
-            yield np.concatenate(pending)
-
-    def _samples(self, start: int) -> Iterator[np.ndarray]:
-        """Each frame's samples from ``start`` on, with gaps in the timestamps filled with silence."""
-        rate, silence = self.sample_rate, np.zeros((self.sample_rate, self.channels), np.float32)
-        with self._open() as (container, stream):
-            origin = float((stream.start_time or 0) * stream.time_base)
-            pre_roll = start / rate - _PRE_ROLL_S
-            at = 0 if pre_roll <= 0 else None  # position of the next sample in the file
-            for frame in _decoded(container, stream, pre_roll + origin):
-                if (frame.sample_rate, frame.layout.nb_channels) != (rate, self.channels):
-                    raise DecodeError("its sample rate or channels change within the file")
-                stamp = at if frame.time is None else round((frame.time - origin) * rate)
-                if at is None:
-                    at = stamp or 0
-                elif stamp is not None and _GAP_S * rate < stamp - at <= _MAX_GAP_S * rate:
-                    while at < stamp:
-                        gap = silence[: stamp - at]
-                        yield gap[max(0, start - at) :]
-                        at += len(gap)
-                samples = _as_float(frame, self.channels)
-                yield samples[max(0, start - at) :]
-                at += len(samples)
-
-
-def _decoded(container: Any, stream: Any, pre_roll: float) -> Iterator[Any]:
-    """Yields decoded frames, from the first packet that ends at ``pre_roll`` (seconds) or later.
-
-    Packets before it are demuxed and not decoded: that is exact in every container, where seeking is not (MP3's table
-    of contents has a resolution of a hundredth of the file). A packet that fails to decode is skipped; timestamps
-    keep the later ones in place.
-    """
-    good = bad = lost = 0
-    packets = container.demux(stream)
-    tick = float(stream.time_base)
-    while True:
+        pieces = (Piece(decoder.sample_rate, block) for decoder in self._decoders for block in decoder.blocks(0))
+        position = 0
         try:
-            packet = next(packets)
-        except (StopIteration, EOFError):
-            break
-        except av.error.InvalidDataError:
-            lost += 1
-            if lost > _MAX_RESYNCS:
-                raise
-            continue
-        if packet.pts is not None and (packet.pts + (packet.duration or 0)) * tick < pre_roll:
-            continue
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            bad += 1
-            continue
-        good += 1
-        yield from frames
-    if bad > 1 + _MAX_BAD_SHARE * good:
-        raise DecodeError(f"{bad} of {bad + good} packets are damaged")
+            for block in in_format(pieces, self.sample_rate, self.channels):
+                if position + len(block) > start:
+                    yield block[max(0, start - position) :]
+                position += len(block)
+        except FormatChanged:
+            self._update_format()
+            raise
 
 
-def _declared_frames(container: Any, stream: Any, sample_rate: int) -> int | None:
-    """The least number of frames in a complete file, where the header declares it; None where FFmpeg estimates.
+def in_format(pieces: Iterable[Piece], sample_rate: int, channels: int) -> Iterator[np.ndarray]:
+    """Audio whose rate and channels may change, at one rate and with one number of channels.
 
-    FLAC declares samples. The others declare times, of which ``_SLACK_S`` is allowed for priming and rounding.
+    Fewer channels become the first ones, and the others are silent: a copy on each would be transcribed on each.
+
+    Args:
+        pieces: in order; none with more channels than ``channels``.
     """
-    if container.format.name == "flac" and stream.duration:
-        return int(stream.duration * stream.time_base * sample_rate)
-    duration = float(stream.duration * stream.time_base) if stream.duration else None
-    if duration is None and container.duration and len(container.streams) == 1:
-        duration = container.duration / av.time_base
-    if duration is None or container.format.name not in _TIMED_CONTAINERS:
-        return None
-    return max(0, int((duration - _SLACK_S) * sample_rate))
+    stream: soxr.ResampleStream | None = None
+    stream_format = (0, 0)  # rate and channels
+    for piece in pieces:
+        rate, samples = piece.rate, piece.samples
+        if stream is not None and stream_format != (rate, samples.shape[1]):
+            yield _with_channels(_resampler_rest(stream, stream_format[1]), channels)
+            stream = None
+        if rate != sample_rate:
+            if stream is None:
+                stream_format = (rate, samples.shape[1])
+                stream = soxr.ResampleStream(rate, sample_rate, samples.shape[1], dtype="float32")
+            samples = stream.resample_chunk(samples)
+        yield samples if samples.shape[1] == channels else _with_channels(samples, channels)
+    if stream is not None:
+        yield _with_channels(_resampler_rest(stream, stream_format[1]), channels)
 
 
-def _as_float(frame: Any, channels: int) -> np.ndarray:
-    """A frame's samples as float32 of shape (frames, channels), full scale at 1."""
-    samples: np.ndarray = frame.to_ndarray()
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
-    if np.issubdtype(samples.dtype, np.integer):
-        return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    return samples.astype(np.float32, copy=False)
+def _resampler_rest(stream: soxr.ResampleStream, channels: int) -> np.ndarray:
+    return stream.resample_chunk(np.zeros((0, channels), np.float32), last=True)
+
+
+def _with_channels(samples: np.ndarray, channels: int) -> np.ndarray:
+    return np.pad(samples, ((0, 0), (0, channels - samples.shape[1])))
 
 
 def _sndfile_reason(error: Exception) -> str:

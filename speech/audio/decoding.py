@@ -1,14 +1,16 @@
 """Decodes audio of any container and codec to blocks of float32 samples, or raises an AudioError.
 
-``open_audio`` tries each decoder of ``speech.audio.decoders`` in turn; ``AudioFile.blocks`` reads a time range of the
-file in blocks of some seconds; ``resampled`` converts them to the 16 kHz of the VAD and the models. A whole file is
-never in memory. The decoded length is compared with the declared one: half a file is an error (``truncated``), not
-half a transcript.
+``open_audio`` finds the decoder: by the file's first bytes (``containers``), else by its name or the option
+``raw_format`` (``raw``). ``AudioFile.blocks`` reads a time range of the file in blocks of some seconds; ``resampled``
+converts them to the 16 kHz of the VAD and the models. A whole file is never in memory. The decoded length is compared
+with the declared one: half a file is an error (``truncated``), not half a transcript.
 
 The choice of channels belongs to ``speech.audio.channels``, the opening of URIs to ``speech.listener.Listener``.
 """
 
 import contextlib
+import functools
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,10 +20,13 @@ import numpy as np
 import soxr
 
 from speech.audio import SAMPLE_RATE
-from speech.audio.decoders import DecodeError, Decoder, FFmpegDecoder, SndfileDecoder
-from speech.audio.headers import missing_bytes
-from speech.audio.source import Source
+from speech.audio.containers import MPEG_SYNC, UNKNOWN, Container, identify, missing_bytes, without_id3
+from speech.audio.decoders import ChainDecoder, DecodeError, Decoder, FormatChanged, SndfileDecoder
+from speech.audio.ffmpeg import FFmpegDecoder
+from speech.audio.ogg import link_starts
+from speech.audio.source import Source, SourceRange
 from speech.errors import AudioError
+from speech.raw_format import RawFormat, raw_format_of
 
 # Outside this range the header is damaged: speech needs more, and no recorder samples faster.
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
@@ -31,10 +36,8 @@ MAX_DURATION_S = 8 * 3600.0
 # Full scale is 1. A loud float mix may exceed it a few times; values in the thousands are integers stored as floats.
 _MAX_SAMPLE = 32.0
 
-_DECODERS: tuple[tuple[str, Callable[[Source], Decoder]], ...] = (
-    (SndfileDecoder.name, SndfileDecoder),
-    (FFmpegDecoder.name, FFmpegDecoder),
-)
+_GSM_FRAME_BYTES = 33
+_GSM_SIGNATURE = 0xD
 
 AudioSource = BinaryIO | str | os.PathLike[str]
 
@@ -48,8 +51,15 @@ class AudioFile:
         self._name = name
         self._missing = missing
         self._max_duration_s = max_duration_s
-        self.sample_rate = decoder.sample_rate
-        self.channels = decoder.channels
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz. Grows, as ``channels`` does, when a part of the file has more: see ``blocks``."""
+        return self._decoder.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self._decoder.channels
 
     def blocks(self, offset: float = 0.0, duration: float | None = None) -> Iterator[np.ndarray]:
         """Samples at the file's own rate, float32, of shape (frames, channels).
@@ -61,6 +71,8 @@ class AudioFile:
         Raises:
             AudioError: ``bad_range`` when the offset is at or after the end, ``too_long``,
                 ``truncated``, ``empty`` or ``unreadable``.
+            FormatChanged: the file goes on with more channels or a higher rate, which ``channels`` and
+                ``sample_rate`` are now; the blocks before are to be read again.
         """
         if duration is None and self._missing:  # before decoding an hour of it
             raise self._truncated()
@@ -81,6 +93,9 @@ class AudioFile:
                     return
         except DecodeError as error:
             damage = error
+        except FormatChanged:
+            _check_header(self._decoder, self._name)
+            raise
         # The file ended before the range did: compare with its declared end.
         self._check_source()
         frames = self._decoder.frames
@@ -122,14 +137,19 @@ class AudioFile:
 
 @contextlib.contextmanager
 def open_audio(
-    source: AudioSource, name: str | None = None, *, max_duration_s: float = MAX_DURATION_S
+    source: AudioSource,
+    name: str | None = None,
+    *,
+    max_duration_s: float = MAX_DURATION_S,
+    raw_format: str | None = None,
 ) -> Iterator[AudioFile]:
     """Opens a path, or a seekable binary file that the caller closes.
 
     Args:
         source: a path or a file.
-        name: its name in messages; by default the path.
+        name: its name in messages, and for raw audio the source of its format; by default the path.
         max_duration_s: a time range longer than this is ``too_long``.
+        raw_format: the format if the file has no header (``speech.raw_format``).
 
     Raises:
         AudioError: ``not_found``, ``forbidden``, ``empty``, ``unsupported_codec``, ``truncated`` or
@@ -145,8 +165,11 @@ def open_audio(
             file.raise_caught()
             if not size:
                 raise AudioError("empty", f"{name} has 0 bytes")
-            missing = missing_bytes(file, size)
-            decoder = _first_decoder(file, name, missing)
+            file, size = without_id3(file, size)
+            container = identify(file, size)
+            missing = missing_bytes(container, file, size)
+            candidates = _candidates(container, file, size, name, raw_format)
+            decoder = _first_decoder(candidates, file, name, missing)
         except OSError as error:
             raise _io_error(error, name) from error
         _check_header(decoder, name)
@@ -172,13 +195,68 @@ def resampled(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.nda
             yield out
 
 
-def _first_decoder(file: Source, name: str, missing: int) -> Decoder:
+Candidate = tuple[str, Callable[[], Decoder]]
+
+
+def _candidates(
+    container: Container, file: Source, size: int, name: str, raw_format: str | None
+) -> Iterator[Candidate]:
+    """The decoders to try, in order, each by its library's name."""
+    if container in (UNKNOWN, MPEG_SYNC) and (raw := raw_format_of(name, raw_format)):
+        yield "raw audio", functools.partial(_raw_decoder, file, raw)
+        return
+    if container.repaired and (replaced := container.repaired(file, size)):
+        file = SourceRange(file, replaced=replaced)
+    if container.sndfile:
+        yield SndfileDecoder.name, functools.partial(SndfileDecoder, file)
+    yield FFmpegDecoder.name, functools.partial(_ffmpeg_decoder, container, file, size)
+
+
+def _raw_decoder(file: Source, raw: RawFormat) -> Decoder:
+    if raw.subtype is None:
+        return FFmpegDecoder(file, demuxer=raw.demuxer, options=dict(raw.options))
+    if raw.subtype == "GSM610":
+        _require_gsm(file)
+    return SndfileDecoder(
+        file, format="RAW", subtype=raw.subtype, samplerate=raw.rate, channels=raw.channels, endian="LITTLE"
+    )
+
+
+def _require_gsm(file: Source) -> None:
+    """Raises DecodeError unless the first frames begin with GSM 06.10's signature (RFC 3551, 4.5.8)."""
+    file.seek(0)
+    head = file.read(4 * _GSM_FRAME_BYTES)
+    if any(byte >> 4 != _GSM_SIGNATURE for byte in head[::_GSM_FRAME_BYTES]):
+        raise DecodeError("it is not GSM 06.10: a frame does not begin with its signature")
+
+
+def _ffmpeg_decoder(container: Container, file: Source, size: int) -> Decoder:
+    """FFmpeg's decoder of a file, or of each link of a chained one; empty links are left out."""
+    # A declared length in bytes is the better one, so the duration counts only without it.
+    known = container.declared_end is not None and container.declared_end(file, size) is not None
+    slack_s = None if known else container.ffmpeg_slack_s
+    starts = link_starts(file, size) if container.name == "Ogg" else [0]
+    if len(starts) == 1:
+        return FFmpegDecoder(file, slack_s)
+    decoders: list[Decoder] = []
+    for start, end in itertools.pairwise([*starts, size]):
+        try:
+            decoders.append(FFmpegDecoder(SourceRange(file, start, end)))
+        except DecodeError as error:
+            if error.code != "empty":
+                raise
+    if not decoders:
+        raise DecodeError("it finds no samples", "empty")
+    return ChainDecoder(decoders)
+
+
+def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, missing: int) -> Decoder:
     attempts: list[str] = []
     codes: list[str] = []
     cause: DecodeError | None = None
-    for library, make in _DECODERS:
+    for library, make in candidates:
         try:
-            return make(file)
+            return make()
         except DecodeError as error:
             attempts.append(f"{library}: {error}")
             codes.append(error.code)
@@ -187,7 +265,9 @@ def _first_decoder(file: Source, name: str, missing: int) -> Decoder:
             file.raise_caught()
     # The last decoder reads the most formats, so its code is reported, unless the file is truncated.
     code = "truncated" if missing else codes[-1]
-    raise AudioError(code, f"{name} cannot be decoded ({'; '.join(attempts)})") from cause
+    hint = "; if it is audio without a header, name its format with raw_format (--raw-format g722)"
+    hint = hint if code == "unreadable" else ""
+    raise AudioError(code, f"{name} cannot be decoded ({'; '.join(attempts)}){hint}") from cause
 
 
 def _check_header(decoder: Decoder, name: str) -> None:

@@ -1,54 +1,40 @@
-"""The size in bytes that a file's header declares, to detect truncated files before decoding.
+"""The size in bytes that a file's header declares, one function a container; ``containers`` says when it counts.
 
-libsndfile and FFmpeg decode a truncated file without an error, so half an upload would become half a transcript
-with status ok. Most containers store how many bytes follow; that number is compared with the file's size.
-
-Limits: raw AMR, raw AAC, FLAC and MP3 without a Xing tag declare no size (FLAC declares a number of samples, which
-``speech.audio.decoding`` compares with the number decoded). An Ogg file truncated exactly between two pages cannot be
-told from a live stream that was stopped, and counts as complete.
-
-A length of zero or near the maximum of its field is what a writer to a pipe leaves in the header. It counts as
-unknown, and the file is read to its end.
+Each takes a file and its size and returns the offset in bytes at which the audio data should end, None if the header
+declares none. A length of zero or near the maximum of its field is what a writer to a pipe leaves in the header; it
+counts as unknown.
 """
 
 import re
 import struct
-from collections.abc import Callable
 
 from speech.audio.source import Source
 
-# ffmpeg writes 0xFFFFFFFF, sox and arecord 0x7FFF… or 0x8000…, when the length is unknown.
+# ffmpeg writes 0xFFFFFFFF, sox and arecord 0x7FFF… or 0x8000…, when the length is unknown; sox's AIFF 0x7F000000.
 _UNKNOWN_FROM = 0x7FFF_0000
-# Missing bytes that are tolerated: a pad byte, or a writer that counted its header twice.
-_SLACK_BYTES = 256
-# Searched for the last page: an Ogg page is at most 65,307 bytes.
-_OGG_TAIL_BYTES = 1 << 17
+_AIFF_UNKNOWN_FROM = 0x7F00_0000
+_UNKNOWN_FROM_64 = 1 << 62
 _MAX_CHUNKS = 1000
+# MP4 boxes without which audio is missing; other boxes and bytes that are not a box may be incomplete.
+_MP4_AUDIO_BOXES = frozenset({b"mdat", b"moov", b"moof"})
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
-def missing_bytes(file: Source, size: int) -> int:
-    """The number of bytes that the header of ``file`` declares beyond its ``size``; 0 when the file is complete."""
+def riff(file: Source, size: int) -> int | None:
+    """WAV, RF64 and BW64: the end of the ``data`` chunk."""
     file.seek(0)
-    head = file.read(12)
-    declared = next((parse(file, size) for magic, parse in _PARSERS if magic.match(head)), None)
-    if declared is None or declared - size <= _SLACK_BYTES:
-        return 0
-    return declared - size
-
-
-def _riff(file: Source, size: int) -> int | None:
-    """WAV and RF64: the end of the ``data`` chunk."""
-    at, long_size = 12, None
+    order = ">" if file.read(4) == b"RIFX" else "<"
+    at, long_size = 12, 0
     for _ in range(_MAX_CHUNKS):
         file.seek(at)
         chunk = file.read(8)
         if len(chunk) < 8:
             return None
-        name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
+        name, length = chunk[:4], struct.unpack(f"{order}I", chunk[4:])[0]
         if name == b"ds64":
             long_size = struct.unpack("<Q", file.read(16).ljust(16, b"\0")[8:])[0]
         if name == b"data":
-            if length == 0xFFFF_FFFF and long_size:
+            if length == 0xFFFF_FFFF and 0 < long_size < _UNKNOWN_FROM_64:
                 length = long_size
             elif length == 0 or length >= _UNKNOWN_FROM:
                 return None
@@ -57,17 +43,46 @@ def _riff(file: Source, size: int) -> int | None:
     return None
 
 
-def _wave64(file: Source, size: int) -> int | None:
-    file.seek(16)
-    return int.from_bytes(file.read(8), "little") or None
-
-
-def _aiff(file: Source, size: int) -> int | None:
+def avi(file: Source, size: int) -> int | None:
+    """The end of the first RIFF chunk."""
     file.seek(4)
-    return 8 + int.from_bytes(file.read(4), "big")
+    length = int.from_bytes(file.read(4), "little")
+    return None if length == 0 or length >= _UNKNOWN_FROM else 8 + length
 
 
-def _caf(file: Source, size: int) -> int | None:
+def wave64(file: Source, size: int) -> int | None:
+    """Sony Wave64: the size in the ``riff`` header."""
+    file.seek(16)
+    length = int.from_bytes(file.read(8), "little")
+    return None if length == 0 or length >= _UNKNOWN_FROM_64 else length
+
+
+def wave64_data_size(file: Source, size: int) -> dict[int, bytes]:
+    """The size field of a Wave64 ``data`` chunk of unknown size, set to the bytes there are, by its offset.
+
+    Neither decoder opens such a file: libsndfile looks for a chunk behind the data, FFmpeg refuses the size.
+    """
+    at = 40  # behind the riff and wave GUIDs
+    for _ in range(_MAX_CHUNKS):
+        file.seek(at)
+        chunk = file.read(24)
+        if len(chunk) < 24:
+            return {}
+        length = int.from_bytes(chunk[16:], "little")
+        if chunk[:4] == b"data":
+            return {at + 16: struct.pack("<Q", size - at)} if length <= 24 or length >= _UNKNOWN_FROM_64 else {}
+        at += max(24, -(-length // 8) * 8)
+    return {}
+
+
+def aiff(file: Source, size: int) -> int | None:
+    """AIFF and AIFF-C: the end of the FORM chunk."""
+    file.seek(4)
+    length = int.from_bytes(file.read(4), "big")
+    return None if length == 0 or length >= _AIFF_UNKNOWN_FROM else 8 + length
+
+
+def caf(file: Source, size: int) -> int | None:
     """Apple's Core Audio Format: the end of the ``data`` chunk, whose length is -1 while the file is being written."""
     at = 8
     for _ in range(_MAX_CHUNKS):
@@ -84,13 +99,14 @@ def _caf(file: Source, size: int) -> int | None:
     return None
 
 
-def _au(file: Source, size: int) -> int | None:
+def au(file: Source, size: int) -> int | None:
+    """Sun's AU: the end of the data."""
     file.seek(4)
     start, length = struct.unpack(">II", file.read(8).ljust(8, b"\0"))
-    return None if length in (0, 0xFFFF_FFFF) else start + length
+    return None if length == 0 or length >= _UNKNOWN_FROM else start + length
 
 
-def _sphere(file: Source, size: int) -> int | None:
+def sphere(file: Source, size: int) -> int | None:
     """NIST Sphere: samples x channels x bytes a sample, after the header; None for shortened audio."""
     file.seek(0)
     header = file.read(1024)
@@ -104,26 +120,14 @@ def _sphere(file: Source, size: int) -> int | None:
     if start is None or not all(counts):
         return None
     samples, channels, width = (int(count[1]) for count in counts if count)
-    return int(start[1]) + samples * channels * width
+    return int(start[1]) + samples * channels * width if samples else None
 
 
-def _ogg(file: Source, size: int) -> int | None:
-    """The end of the last page that begins in the file."""
-    tail_at = max(0, size - _OGG_TAIL_BYTES)
-    file.seek(tail_at)
-    tail = file.read(_OGG_TAIL_BYTES)
-    page = tail.rfind(b"OggS\0")
-    if page < 0:
-        return None
-    if len(tail) < page + 27 or len(tail) < page + 27 + tail[page + 26]:
-        return size + _SLACK_BYTES + 1  # truncated in the page's header: how much is missing is unknown
-    lacing = tail[page + 27 : page + 27 + tail[page + 26]]
-    end = tail_at + page + 27 + len(lacing) + sum(lacing)
-    return end if end <= size else max(end, size + _SLACK_BYTES + 1)
+def mp4(file: Source, size: int) -> int | None:
+    """The end of the first box with audio or its index that is longer than the file, else the end of the last box.
 
-
-def _mp4(file: Source, size: int) -> int | None:
-    """The end of the last box. A file truncated before its index (``moov``) does not open at all."""
+    A file truncated before its index (``moov``) does not open at all.
+    """
     at = 0
     for _ in range(_MAX_CHUNKS):
         file.seek(at)
@@ -134,14 +138,14 @@ def _mp4(file: Source, size: int) -> int | None:
         if length == 1:
             length = int.from_bytes(box[8:16], "big")
         if length < 8:  # 0: the box extends to the end of the file
-            break
+            return None
+        if at + length > size:
+            return at + length if box[4:8] in _MP4_AUDIO_BOXES else size
         at += length
-        if at > size:
-            return at
-    return None
+    return at
 
 
-def _matroska(file: Source, size: int) -> int | None:
+def matroska(file: Source, size: int) -> int | None:
     """The end of the Segment element; in a live recording its size is unknown (all ones)."""
     file.seek(0)
     head = file.read(128)
@@ -160,13 +164,19 @@ def _ebml_element(head: bytes, at: int) -> tuple[bytes, int | None, int]:
     return head[at : at + 4], None if length == ones else length, at + 4 + width
 
 
-def _mp3(file: Source, size: int) -> int | None:
-    """The end of the stream by the byte count of a Xing or Info tag in the first frame."""
+def asf(file: Source, size: int) -> int | None:
+    """WMA: the file size of the File Properties object, unless it is flagged as a broadcast."""
     file.seek(0)
-    head = file.read(10)
-    frame_at = 0
-    if head.startswith(b"ID3") and len(head) == 10:
-        frame_at = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+    head = file.read(1 << 16)
+    at = head.find(_ASF_FILE_PROPERTIES)
+    if at < 0 or len(head) < at + 92 or head[at + 88] & 1:
+        return None
+    return int.from_bytes(head[at + 40 : at + 48], "little") or None
+
+
+def mpeg_audio(file: Source, size: int) -> int | None:
+    """MP3: the end of the stream by the byte count of a Xing or Info tag in the first frame."""
+    frame_at = id3v2_end(file)
     file.seek(frame_at)
     frame = file.read(256)
     tag = re.search(rb"Xing|Info", frame, re.DOTALL)
@@ -180,15 +190,11 @@ def _mp3(file: Source, size: int) -> int | None:
     return frame_at + length if length else None
 
 
-_PARSERS: tuple[tuple[re.Pattern[bytes], Callable[[Source, int], int | None]], ...] = (
-    (re.compile(rb"(?:RIFF|RF64)....WAVE", re.DOTALL), _riff),
-    (re.compile(rb"riff\x2e\x91\xcf\x11"), _wave64),
-    (re.compile(rb"FORM....AIF[FC]", re.DOTALL), _aiff),
-    (re.compile(rb"caff"), _caf),
-    (re.compile(rb"\.snd"), _au),
-    (re.compile(rb"NIST_1A\n"), _sphere),
-    (re.compile(rb"OggS\0"), _ogg),
-    (re.compile(rb"....ftyp", re.DOTALL), _mp4),
-    (re.compile(rb"\x1a\x45\xdf\xa3"), _matroska),
-    (re.compile(rb"ID3|\xff[\xe0-\xff]"), _mp3),
-)
+def id3v2_end(file: Source) -> int:
+    """The offset in bytes behind the ID3v2 tag (id3.org, 2.4, section 3.1) that the file begins with, 0 without one."""
+    file.seek(0)
+    head = file.read(10)
+    if len(head) < 10 or not head.startswith(b"ID3"):
+        return 0
+    length = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
+    return 10 + length + (10 if head[5] & 0x10 else 0)

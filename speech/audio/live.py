@@ -1,4 +1,4 @@
-"""Live audio: raw samples in as they arrive, clips out as soon as their end is certain.
+"""Live audio: raw samples in as they arrive, clips out as soon as they are complete.
 
 Clips are cut by ``speech.audio.clips.ChannelSegmenter``, as those of a file are: a live call has the segments that its
 recording would have.
@@ -22,7 +22,7 @@ _SUBTYPES: dict[Encoding, str] = {"pcm16": "PCM_16", "ulaw": "ULAW", "alaw": "AL
 
 @dataclass(frozen=True, slots=True)
 class LiveFormat:
-    """Raw mono samples: 16-bit little-endian PCM, or G.711's companded bytes, at ``sample_rate`` Hz."""
+    """Raw mono samples: 16-bit little-endian PCM, or G.711 (µ-law or A-law), at ``sample_rate`` Hz."""
 
     encoding: Encoding = "pcm16"
     sample_rate: int = 24_000
@@ -33,12 +33,12 @@ class LiveFormat:
 
 
 class LiveSegmenter:
-    """Hears one speaker, bytes of any number at a time.
+    """Cuts one live mono stream into clips; bytes come in pieces of any size.
 
     Args:
         format: of the bytes.
-        clip_s: the longest clip that the model takes.
-        vad: of ``speech.audio.vad.load_silero``; may be shared.
+        clip_s: the longest clip that the model takes, in seconds.
+        vad: from ``speech.audio.vad.load_silero``; may be shared.
     """
 
     def __init__(self, format: LiveFormat, clip_s: float, vad: InferenceSession) -> None:
@@ -46,12 +46,12 @@ class LiveSegmenter:
         self._clip_s = clip_s
         self._vad = vad
         self.received_s = 0.0
-        self._rest = b""  # bytes short of a sample
+        self._rest = b""  # bytes of an incomplete sample
         self._resampler = self._new_resampler()
         self._segmenter = self._new_segmenter()
 
     def push(self, data: bytes) -> list[Clip]:
-        """Takes the next bytes; returns the clips that they have made certain."""
+        """Adds the next bytes; returns the clips that they complete."""
         data = self._rest + data
         whole = len(data) // self._format.bytes_per_sample * self._format.bytes_per_sample
         self._rest = data[whole:]
@@ -60,7 +60,7 @@ class LiveSegmenter:
         return self._segmenter.pop_clips()
 
     def finish(self) -> list[Clip]:
-        """Ends what is being said; what comes next begins anew. Times go on."""
+        """Ends the open clip and returns it; later audio starts a new one, with times counted from the same origin."""
         self._push(b"", last=True)
         self._segmenter.finish()
         clips = self._segmenter.pop_clips()
@@ -68,7 +68,7 @@ class LiveSegmenter:
         return clips
 
     def partial_clip(self) -> Clip | None:
-        """What is being said, as far as it has come; None in a pause."""
+        """The audio of the open clip so far; None in a pause."""
         return self._segmenter.partial_clip()
 
     def _new_resampler(self) -> soxr.ResampleStream | None:
@@ -79,15 +79,15 @@ class LiveSegmenter:
         return ChannelSegmenter(0, self._clip_s, self._vad, self.received_s)
 
     def _push(self, data: bytes, last: bool) -> None:
-        samples = self._decoded(data)
+        samples = self._decode(data)
         self.received_s += len(samples) / self._format.sample_rate
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples, last=last)
         if len(samples):
             self._segmenter.push(samples)
 
-    def _decoded(self, data: bytes) -> np.ndarray:
-        """float32 in [-1, 1), at the format's rate."""
+    def _decode(self, data: bytes) -> np.ndarray:
+        """Samples as float32 in [-1, 1), at the format's rate."""
         if not data:
             return np.zeros(0, np.float32)
         samples, _ = soundfile.read(

@@ -8,7 +8,7 @@ calls ``raise_caught`` before using what was decoded.
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 
@@ -54,3 +54,48 @@ class Source:
             raise self._caught
         if self._caught is not None:
             raise OSError(f"{type(self._caught).__name__}: {self._caught}") from self._caught
+
+
+class SourceRange(Source):
+    """A byte range of a Source as a file of its own, with its own position.
+
+    Args:
+        source: the file; several ranges may share it.
+        start, end: offsets in bytes; ``end`` None is the end of the file.
+        replaced: bytes that are read in place of the file's own, by their offset in the range.
+    """
+
+    def __init__(
+        self, source: Source, start: int = 0, end: int | None = None, replaced: Mapping[int, bytes] | None = None
+    ) -> None:
+        self._source = source
+        self._start = start
+        self._size = (source.seek(0, os.SEEK_END) if end is None else end) - start
+        self._replaced = dict(replaced or {})
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        self._source.seek(self._start + self._position)
+        data = self._source.read(left if size < 0 else min(size, left))
+        for at, value in self._replaced.items():
+            first, last = max(at, self._position), min(at + len(value), self._position + len(data))
+            if first < last:
+                head, tail = data[: first - self._position], data[last - self._position :]
+                data = head + value[first - at : last - at] + tail
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def descriptor(self) -> int | None:
+        return None
+
+    def raise_caught(self) -> None:
+        self._source.raise_caught()

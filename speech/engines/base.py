@@ -1,6 +1,6 @@
 """The interface of an engine: one clip of speech in, its text out.
 
-An engine handles audio and tokens; it knows nothing of recordings, channels or files. Two implement it:
+An engine handles audio and tokens, and no recordings, channels or files. Two implement it:
 ``speech.engines.vllm`` (continuous batching, GPU or CPU) and ``speech.engines.transformers`` (the reference, and for
 CPUs without vLLM). At float32 both output the same tokens, which a test asserts.
 """
@@ -55,6 +55,9 @@ class EngineConfig(BaseModel):
     )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for the KV cache on a CPU, in GiB")
     gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine reserves")
+    engine_start_timeout_s: float = Field(
+        1800.0, gt=0, description="seconds for an engine to start, a download of the model included"
+    )
     clip_timeout_s: float = Field(
         600.0, gt=0, description="seconds for one clip; an engine that takes longer is restarted"
     )

@@ -104,7 +104,7 @@ class VllmEngine:
         }
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
-        check_speculation(self._speculation, clip.options)
+        check_speculation(self._speculation, clip.options)  # also for callers that skip speech.preflight
         output = await self._generate(clip)
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):

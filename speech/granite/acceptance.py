@@ -12,12 +12,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from vllm.v1.outputs import LogprobsTensors, SamplerOutput
-from vllm.v1.sample.metadata import SamplingMetadata
-from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID, RejectionSampler
-from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from speech.granite.runner import ModelRunner, Sample
+from speech.granite.runner import (
+    PLACEHOLDER_TOKEN_ID,
+    LogprobsTensors,
+    ModelRunner,
+    RejectionSampler,
+    Sample,
+    SamplerOutput,
+    SamplingMetadata,
+    SpecDecodeMetadata,
+)
 
 UNVERIFIED_RANK = 0  # rank reported for a token that was accepted unverified; vLLM's ranks begin at 1
 

@@ -23,7 +23,7 @@ are corrected by those that the model has output before (``speech.granite.spelli
 1. If no frame's entropy exceeds ``max_entropy``, the CTC hypothesis is the text, whole, in the step in which the
    encoder ran. (vLLM prefills the prompt in that same step, so this much of the model's work is not saved.)
 2. Else every token of it to which the model gives at least ``min_prob`` is accepted, up to the first that is
-   not. The end-of-text token is one of them: where the model would rather go on, it does.
+   not. The end-of-text token is one of them: where the model rejects it, decoding continues.
 3. From there on the model decodes, and the rest of the draft is verified exactly.
 """
 

@@ -24,7 +24,7 @@ def enabled() -> Iterator[None]:
     """Adds our plugin to the allow-list for the processes that are started meanwhile.
 
     A list of the user's own keeps its names. Without one vLLM would load whatever is installed; we allow the platform
-    plugins alone, without which vLLM does not find hardware that it has no support for of its own.
+    plugins alone, which support hardware that vLLM itself does not.
     """
     before = os.environ.get(ALLOW_LIST)
     names = [plugin.name for plugin in entry_points(group="vllm.platform_plugins")]

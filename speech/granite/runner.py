@@ -1,9 +1,10 @@
 """The adapter to vLLM's internals: every private attribute that we read, replace or depend on is in this file.
 
-vLLM's interface for drafters from outside (``method="custom_class"``) says which tokens were sampled in which row of
+vLLM's interface for external drafters (``method="custom_class"``) says which tokens were sampled in which row of
 the batch, and not for which request. The rest is read from the model runner (``ModelRunner``), whose attributes are no
-public API and may change with any release. So they are checked before they are used: ``ModelRunner`` at bind, once an
-engine, and ``check_model`` when the model is built. Both raise an error that names what is missing.
+public API and may change with any release. So they are checked before they are used: what is imported from vLLM's
+private modules here, for the drafter and its sampling too; the runner's attributes when ``ModelRunner`` is built, once
+an engine; the model's by ``check_model`` when it is built. The error names what is missing.
 """
 
 import dataclasses
@@ -15,14 +16,46 @@ from typing import Any
 import numpy as np
 import torch
 import vllm
-from vllm.model_executor.models.granite_speech import GraniteSpeechForConditionalGeneration
-from vllm.multimodal.inputs import MultiModalFeatureSpec
-from vllm.v1.outputs import LogprobsTensors, SamplerOutput
-from vllm.v1.sample.rejection_sampler import RejectionSampler
-from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
 MADE_FOR = "0.32"
+
+
+class VllmMismatchError(RuntimeError):
+    """The installed vLLM lacks what this file uses."""
+
+    def __init__(self, owner: str, missing: Iterable[str], instead: str) -> None:
+        super().__init__(
+            f"vLLM {vllm.__version__} does not have what Rayscribe uses of its {owner}: {', '.join(missing)}. "
+            f"Rayscribe was made for vLLM {MADE_FOR}: install that version, or give {instead}"
+        )
+
+
+try:
+    from vllm.model_executor.models.granite_speech import GraniteSpeechForConditionalGeneration
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
+    from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+    from vllm.v1.sample.metadata import SamplingMetadata
+    from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID, RejectionSampler
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+    from vllm.v1.worker.gpu_input_batch import CachedRequestState
+except ImportError as error:
+    raise VllmMismatchError("modules", [str(error)], "--engine transformers") from error
+
+__all__ = [
+    "PLACEHOLDER_TOKEN_ID",
+    "LogprobsTensors",
+    "ModelRunner",
+    "RejectionSampler",
+    "Request",
+    "Sample",
+    "SamplerOutput",
+    "SamplingMetadata",
+    "SpecDecodeMetadata",
+    "VllmMismatchError",
+    "check_model",
+    "check_runner",
+    "drafter_of",
+]
 
 Sample = Callable[[torch.Tensor, SpecDecodeMetadata | None], SamplerOutput]
 
@@ -40,7 +73,7 @@ _RUNNER_ATTRIBUTES: dict[str, type] = {
 # Methods that we call or replace, by owner, and their parameters in order.
 _RUNNER_METHODS = {"_sample": ("logits", "spec_decode_metadata"), "get_model": ()}
 _SAMPLER_METHODS = {"apply_logits_processors": ("logits", "sampling_metadata", "metadata")}
-# Fields of what the runner and the sampler hand out.
+# Fields of the objects that the runner and the sampler return.
 _FIELDS: dict[type, tuple[str, ...]] = {
     CachedRequestState: ("sampling_params", "mm_features", "prompt_token_ids", "output_token_ids"),
     MultiModalFeatureSpec: ("identifier",),
@@ -58,16 +91,6 @@ _LAYER_ATTRIBUTES = """
     ff1 ff2 post_norm attn.pre_norm attn.context_size attn.num_heads attn.dim_head attn.to_q attn.to_kv attn.to_out
     attn.rel_pos_emb attn.scale conv.norm conv.up_conv conv.glu conv.depth_conv conv.batch_norm conv.silu conv.down_conv
 """.split()
-
-
-class VllmMismatchError(RuntimeError):
-    """The installed vLLM lacks what this file uses."""
-
-    def __init__(self, owner: str, missing: Iterable[str], instead: str) -> None:
-        super().__init__(
-            f"vLLM {vllm.__version__} does not have what Rayscribe uses of its {owner}: {', '.join(missing)}. "
-            f"Rayscribe was made for vLLM {MADE_FOR}: install that version, or give {instead}"
-        )
 
 
 def drafter_of(runner: Any) -> Any:

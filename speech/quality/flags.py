@@ -1,7 +1,7 @@
 """Flags on segments whose text is probably not what was said.
 
 ASR models fail with fluent text: repetition loops, phrases hallucinated in silence, early stops. Nothing is
-dropped or rewritten here; a flag marks segments to check by ear. The checks use only
+dropped or rewritten here; a flag marks segments to listen to. The checks use only
 the text, the clip's duration and the model's own log-probabilities, and cost next to nothing. (NeMo Curator's
 ``WhisperHallucinationStage`` has the same purpose.)
 """

@@ -5,21 +5,11 @@ asked of ``finished``, and a test that goes on from a finished run takes a copy 
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.pipelines.jobs import Finished, answers_in, job_of, make_calls, manifest_of, start_scripted
-
-
-@pytest.fixture(scope="package")
-def ray_here(needs_ray: None) -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def test_a_folder_of_audio(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "suffix",
-    ".spx .ts .flv .wmv .m4v .mpga .dts .eac3 .g722 .g726 .ulaw .alaw .sln .gsm .vox .mts .m2ts .3g2".split(),
+    ".spx .ts .flv .wmv .m4v .mpga .dts .eac3 .g722 .g726 .ulaw .alaw .sln .gsm .vox .sln16 .mulaw .mts .3g2".split(),
 )
 def test_a_folder_of_less_common_formats(tmp_path: Path, suffix: str) -> None:
     call = write(tmp_path / f"call{suffix}", "x")
@@ -257,6 +257,7 @@ def test_a_missing_file_or_unknown_suffix_is_an_error_before_iteration(tmp_path:
         ("m.jsonl", '[{"audio": "/1.wav"}]', "m.jsonl line 1 is not a JSON object"),
         ("m.jsonl", "{\n", "m.jsonl line 1 is not JSON"),
         ("m.jsonl", "[" * 100_000, "m.jsonl line 1 is not JSON"),
+        ("m.jsonl", '{"x": ' + "[" * 101 + "]" * 101 + "}", "m.jsonl line 1 is nested more than 100 levels"),
         ("m.csv", "audio,text\n/1.wav,a\n/2.wav\n", "m.csv line 3 has 1 cells where the header has 2"),
         ("m.csv", "audio,text\n/1.wav,a,b\n", "m.csv line 2 has 3 cells"),
         ("m.csv", 'audio\n"/1.wav\n', "m.csv line 2 is not CSV"),

@@ -55,7 +55,9 @@ class CannedBackend:
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         raise AssertionError("the page requests only streams")
 
-    async def stream(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
+    async def stream(
+        self, recording: Recording, handle: Any, *, live: bool = False
+    ) -> AsyncGenerator[ClipTranscript, None]:
         try:
             for number, segment in enumerate(self.segments):
                 if number:

@@ -45,8 +45,10 @@ class DirectBackend:
     async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
         return await self.transcriber.transcribe(recording, handle)
 
-    def stream(self, recording: Recording, handle: ListenResult) -> AsyncGenerator[ClipTranscript, None]:
-        return self.transcriber.stream(recording, handle)
+    def stream(
+        self, recording: Recording, handle: ListenResult, *, live: bool = False
+    ) -> AsyncGenerator[ClipTranscript, None]:
+        return self.transcriber.stream(recording, handle, live=live)
 
 
 def client_of(engine: Engine, *, peer: str = "127.0.0.1", **settings: Any) -> TestClient:

@@ -11,10 +11,9 @@ import ray
 from ray import serve
 
 from cluster.nodes import plan_layout
-from cluster.session import connect_ray
 from serve.app import application
 from serve.serve_backend import ServeBackend
-from serve.server import APP, stop
+from serve.server import APP
 from serve.settings import ServeSettings
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.fake import FakeEngine
@@ -44,17 +43,12 @@ def start_engine(config: EngineConfig, family: Family) -> FakeEngine:
 
 
 @pytest.fixture(scope="module")
-def backend() -> Iterator[ServeBackend]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        connect_ray(None)
-        serve.start(http_options={"port": free_port()})
-        settings = ServeSettings.from_settings({"model": MODEL})
-        serve.run(application(settings, plan_layout({}, cores=2), start_engine), name=APP)
-        yield ServeBackend(
-            serve.get_deployment_handle("Listener", APP), serve.get_deployment_handle("Transcriber", APP)
-        )
-        stop()
+def backend(ray_here: None) -> Iterator[ServeBackend]:
+    serve.start(http_options={"port": free_port()})
+    settings = ServeSettings.from_settings({"model": MODEL})
+    serve.run(application(settings, plan_layout({}, cores=2), start_engine), name=APP)
+    yield ServeBackend(serve.get_deployment_handle("Listener", APP), serve.get_deployment_handle("Transcriber", APP))
+    serve.shutdown()
 
 
 def object_store_bytes() -> int:
@@ -108,8 +102,8 @@ def test_a_result_whose_listener_has_died_is_answered_replica_died(backend: Serv
         with tempfile.TemporaryFile() as audio:
             audio.write(CALL)
             summary = await backend.listen(RECORDING, audio)
-        [name] = [actor["name"] for actor in ray.util.list_named_actors(True) if "Listener" in actor["name"]]
-        ray.kill(ray.get_actor(name, namespace="serve"))
+        for name in [actor["name"] for actor in ray.util.list_named_actors(True) if "Listener" in actor["name"]]:
+            ray.kill(ray.get_actor(name, namespace="serve"))
         with pytest.raises(EngineDied, match="replica_died"):
             await asyncio.wait_for(transcribe_until_it_fails(backend, summary.handle), MAX_WAIT_S)
         with pytest.raises(EngineDied, match="replica_died"):

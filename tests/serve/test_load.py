@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,7 +37,7 @@ class StuckEngine(FakeEngine):
 
 @asynccontextmanager
 async def endpoint(
-    engine: StuckEngine, **settings: Any
+    engine: FakeEngine, **settings: Any
 ) -> AsyncIterator[Callable[..., Coroutine[None, None, httpx.Response]]]:
     asked = ServeSettings.from_settings({"model": MODEL, **settings})
     service = TranscriptionService(asked, DirectBackend(engine), RequestMetrics())
@@ -44,9 +45,11 @@ async def endpoint(
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 5000))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
 
-        async def ask(**fields: Any) -> httpx.Response:
+        async def ask(key: str = "", audio: bytes = CALL, **fields: Any) -> httpx.Response:
             data = {"model": MODEL, **fields}
-            return await client.post("/v1/audio/transcriptions", data=data, files={"file": ("call.wav", CALL)})
+            headers = {"authorization": f"Bearer {key}"}
+            files = {"file": ("call.wav", audio)}
+            return await client.post("/v1/audio/transcriptions", data=data, files=files, headers=headers)
 
         yield ask
 
@@ -92,5 +95,25 @@ def test_a_refused_upload_frees_its_admission() -> None:
             assert (await ask(language="xx")).status_code == 400
             assert (await ask(stream="true")).status_code == 200
             assert (await ask()).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_one_key_cannot_take_all_requests(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sk-one\nsk-two\n")
+
+    async def scenario() -> None:
+        engine = StuckEngine()
+        async with endpoint(engine, max_requests=4, api_keys=str(tmp_path / "keys")) as ask:
+            in_flight = [asyncio.create_task(ask("sk-one")) for _ in range(2)]
+            await engine.begun.wait()
+            refused = await ask("sk-one")
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "too_many_requests"
+            assert int(refused.headers["retry-after"]) > 0
+            in_flight += [asyncio.create_task(ask("sk-two")) for _ in range(2)]
+            engine.released.set()
+            assert [(await task).status_code for task in in_flight] == [200] * 4
+            assert (await ask("sk-one")).status_code == 200
 
     asyncio.run(scenario())

@@ -13,9 +13,10 @@ import soundfile
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
+from serve import live_session
 from testing.synthetic_audio import sentence, silence
 from tests.pipelines.jobs import scripted_engine
-from tests.serve.direct import MODEL, client_of
+from tests.serve.direct import MODEL, client_of, post
 
 URL = "ws://localhost:8000/v1/realtime?intent=transcription"
 PIECE = 1600  # bytes: a fifth of a second of G.711
@@ -178,6 +179,57 @@ def test_an_item_that_the_engine_refuses_fails_alone(client: TestClient) -> None
         assert {event["error"]["code"] for event in of_type(events, f"{TRANSCRIPTION}.failed")} == {"engine_refused"}
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[" * 100_000,
+        '{"type": "session.update", "session": ' + '{"audio":' * 100_000,
+        '{"type": ' + "[" * 900 + "]" * 900 + "}",
+        '{"type": "input_audio_buffer.clear", "event_id": ' + "[" * 900 + "]" * 900 + "}",
+        '{"type": "session.update", "session": {"audio": {"input": {"format": ' + "[" * 900 + "]" * 900 + "}}}}",
+    ],
+)
+def test_deep_json_is_an_error_and_the_session_goes_on(client: TestClient, message: str) -> None:
+    with opened(client) as session:
+        session.send_text(message)
+        assert session.receive_json()["type"] == "error"
+        append(session, ulaw())
+        assert until(session, f"{TRANSCRIPTION}.completed")
+
+
+def test_a_session_has_a_lifetime() -> None:
+    with client_of(scripted_engine(), max_session_s=0.5) as client, client.websocket_connect(URL) as session:
+        assert session.receive_json()["type"] == "session.created"
+        assert session.receive_json()["error"]["code"] == "session_expired"
+        with pytest.raises(WebSocketDisconnect):
+            session.receive_json()
+
+
+def test_an_idle_session_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_session, "IDLE_S", 0.3)
+    with client_of(scripted_engine()) as client, client.websocket_connect(URL) as session:
+        assert session.receive_json()["type"] == "session.created"
+        assert session.receive_json()["error"]["code"] == "idle_timeout"
+
+
+def test_sessions_and_requests_are_admitted_separately() -> None:
+    with client_of(scripted_engine(), max_requests=1, max_live_sessions=2) as client, client.websocket_connect(URL):
+        assert post(client).status_code == 200
+
+
+def test_one_key_cannot_take_all_sessions(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sk-one\nsk-two\n")
+    one, two = ({"authorization": f"Bearer sk-{name}"} for name in ("one", "two"))
+    with (
+        client_of(scripted_engine(), max_live_sessions=2, api_keys=str(tmp_path / "keys")) as client,
+        client.websocket_connect(URL, headers=one),
+    ):
+        with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
+            client.websocket_connect(URL, headers=one).__enter__()
+        with client.websocket_connect(URL, headers=two) as session:
+            assert session.receive_json()["type"] == "session.created"
+
+
 def test_audio_over_the_limit_ends_the_session() -> None:
     with client_of(scripted_engine(), max_audio_s=1.0) as client, opened(client) as session:
         append(session, ulaw())
@@ -201,7 +253,7 @@ def test_pages_of_other_sites_may_not_connect(client: TestClient) -> None:
 
 
 def test_an_overloaded_endpoint_refuses_a_session() -> None:
-    with client_of(scripted_engine(), max_requests=1) as client, client.websocket_connect(URL) as session:
+    with client_of(scripted_engine(), max_live_sessions=1) as client, client.websocket_connect(URL) as session:
         assert session.receive_json()["type"] == "session.created"
         with pytest.raises((WebSocketDisconnect, WebSocketDenialResponse)):
             client.websocket_connect(URL).__enter__()

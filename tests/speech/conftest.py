@@ -1,4 +1,4 @@
-"""What several modules share because it is dear: an engine on the demo checkpoint, and what it is given to hear."""
+"""Shared by several modules because it is slow to make: an engine on the demo checkpoint, and clips to decode."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ SAMPLES = Path("demo/samples")
 
 @pytest.fixture(scope="package")
 def greedy(needs_engine: None) -> Iterator[RunningEngine]:
-    """vLLM on the demo checkpoint, without drafts. Started once, for it takes most of a minute."""
+    """vLLM on the demo checkpoint, without drafts. Started once: it takes most of a minute."""
     engine = RunningEngine(EngineConfig(model="demo/model", kv_cache_gb=0.5, speculation="off"))
     yield engine
     engine.stop()
@@ -29,6 +29,6 @@ def sample_clips() -> list[ClipRequest]:
     for path in sorted(SAMPLES.iterdir()):
         try:
             found += listener.listen(Recording(id=path.stem, audio=str(path))).clips
-        except RayscribeError:  # some are bad on purpose, and one is the manifest
+        except RayscribeError:  # some are broken on purpose, and one is the manifest
             continue
     return [ClipRequest(clip.samples, Options(), str(number)) for number, clip in enumerate(found)]

@@ -1,4 +1,4 @@
-"""A call comes out as its turns: whose, when, and the sound of them; the same from wherever it came."""
+"""The Listener returns each turn of a call with its channel, times and audio, wherever the file comes from."""
 
 import io
 import os
@@ -24,15 +24,15 @@ def listener() -> Listener:
     return Listener(clip_s=30.0)
 
 
-def push(
-    listener: Listener, path: Path, samples: np.ndarray, channels: Channels = "auto", **stretch: float
+def listen(
+    listener: Listener, path: Path, samples: np.ndarray, channels: Channels = "auto", **range_s: float
 ) -> ListenResult:
     path.write_bytes(sndfile(samples, "WAV", "ULAW"))
-    return listener.listen(Recording(id="1", audio=str(path), options=Options(channels=channels), **stretch))
+    return listener.listen(Recording(id="1", audio=str(path), options=Options(channels=channels), **range_s))
 
 
 def assert_turns(clips: list[Clip], turns: tuple[Turn, ...]) -> None:
-    """Each turn is one clip, which begins a little before it and ends a little after."""
+    """Each turn is one clip, which begins and ends up to a padding before and after it."""
     assert [clip.channel for clip in clips] == [turn.channel for turn in turns]
     for clip, turn in zip(clips, turns, strict=True):
         assert turn.start_s - 0.5 <= clip.start_s <= turn.start_s
@@ -40,16 +40,16 @@ def assert_turns(clips: list[Clip], turns: tuple[Turn, ...]) -> None:
         assert len(clip.samples) == round((clip.end_s - clip.start_s) * 16_000)
 
 
-def test_a_stereo_call_is_its_turns_in_time_order(listener: Listener, tmp_path: Path) -> None:
-    listened = push(listener, tmp_path / "call.wav", CALL)
+def test_a_stereo_call_becomes_its_turns_in_time_order(listener: Listener, tmp_path: Path) -> None:
+    listened = listen(listener, tmp_path / "call.wav", CALL)
     assert_turns(listened.clips, TURNS)
     assert (listened.channels, listened.duration_s) == (2, pytest.approx(CALL_S))
     spoken_s = sum(turn.end_s - turn.start_s for turn in TURNS)
     assert listened.speech_s == pytest.approx(spoken_s, rel=0.1)
 
 
-def test_a_clip_is_the_sound_of_its_turn(listener: Listener, tmp_path: Path) -> None:
-    listened = push(listener, tmp_path / "call.wav", CALL)
+def test_a_clip_has_the_audio_of_its_turn(listener: Listener, tmp_path: Path) -> None:
+    listened = listen(listener, tmp_path / "call.wav", CALL)
     whole = at_rate(CALL, 16_000)
     for clip in listened.clips:
         assert clip.samples.dtype == np.int16
@@ -59,61 +59,61 @@ def test_a_clip_is_the_sound_of_its_turn(listener: Listener, tmp_path: Path) -> 
         assert np.abs(clip.samples).max() / 32768 == pytest.approx(np.abs(said).max(), rel=0.1)
 
 
-def test_speakers_who_talk_at_once_are_both_heard(listener: Listener, tmp_path: Path) -> None:
+def test_overlapping_speech_is_kept_on_both_channels(listener: Listener, tmp_path: Path) -> None:
     agent, customer = sentence("agent"), sentence("customer")
     size = max(len(agent), len(customer))
     both = np.stack([np.pad(voice, (RATE, size - len(voice) + RATE)) for voice in (agent, customer)], axis=1)
-    listened = push(listener, tmp_path / "call.wav", both)
+    listened = listen(listener, tmp_path / "call.wav", both)
     assert [clip.channel for clip in listened.clips] == [0, 1]
     assert listened.speech_s > 0.9 * (len(agent) + len(customer)) / RATE
 
 
-def test_mono_written_twice_is_heard_once(listener: Listener, tmp_path: Path) -> None:
+def test_dual_mono_is_one_channel(listener: Listener, tmp_path: Path) -> None:
     mono = CALL.sum(axis=1)
-    listened = push(listener, tmp_path / "call.wav", np.stack([mono, mono], axis=1))
+    listened = listen(listener, tmp_path / "call.wav", np.stack([mono, mono], axis=1))
     assert listened.channels == 1
     assert_turns(listened.clips, tuple(Turn(0, turn.start_s, turn.end_s) for turn in TURNS))
 
 
 @pytest.mark.parametrize(("channels", "count", "turns"), [("mix", 1, 4), ("first", 1, 2), ("split", 2, 4)])
-def test_channels_as_asked_for(channels: Channels, count: int, turns: int, listener: Listener, tmp_path: Path) -> None:
-    listened = push(listener, tmp_path / "call.wav", CALL, channels)
+def test_the_channels_option(channels: Channels, count: int, turns: int, listener: Listener, tmp_path: Path) -> None:
+    listened = listen(listener, tmp_path / "call.wav", CALL, channels)
     assert (listened.channels, len(listened.clips)) == (count, turns)
 
 
-def test_times_of_a_stretch_are_those_of_the_file(listener: Listener, tmp_path: Path) -> None:
+def test_times_of_a_range_count_from_the_start_of_the_file(listener: Listener, tmp_path: Path) -> None:
     first, second = TURNS[1], TURNS[2]
     offset, end = first.start_s - 0.7, second.end_s + 0.7
-    listened = push(listener, tmp_path / "call.wav", CALL, offset=offset, duration=end - offset)
+    listened = listen(listener, tmp_path / "call.wav", CALL, offset=offset, duration=end - offset)
     assert_turns(listened.clips, (first, second))
     assert listened.duration_s == pytest.approx(end - offset, abs=0.001)
 
 
-def test_silence_has_a_length_and_no_clips(listener: Listener, tmp_path: Path) -> None:
+def test_silence_has_a_duration_and_no_clips(listener: Listener, tmp_path: Path) -> None:
     noise = (1e-3 * np.random.default_rng(0).standard_normal(5 * RATE)).astype(np.float32)
     for samples in (silence(5), noise):
-        listened = push(listener, tmp_path / "silence.wav", samples)
+        listened = listen(listener, tmp_path / "silence.wav", samples)
         assert listened == ListenResult(duration_s=5.0, speech_s=0.0, channels=1, clips=[])
 
 
 def test_the_shortest_files(listener: Listener, tmp_path: Path) -> None:
     for size in (1, 100, 600):
-        assert push(listener, tmp_path / "short.wav", sentence("agent")[:size]).duration_s == size / RATE
+        assert listen(listener, tmp_path / "short.wav", sentence("agent")[:size]).duration_s == size / RATE
 
 
-def test_a_monologue_is_cut_to_clips_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_a_long_monologue_is_cut_into_clips_without_loss(tmp_path: Path) -> None:
     speech = np.concatenate([sentence("agent"), sentence("customer")])
-    listened = push(Listener(clip_s=5.0), tmp_path / "long.wav", np.tile(speech, 4))
+    listened = listen(Listener(clip_s=5.0), tmp_path / "long.wav", np.tile(speech, 4))
     assert len(listened.clips) >= 6
     assert all(len(clip.samples) <= 5 * 16_000 for clip in listened.clips)
     assert sum(len(clip.samples) for clip in listened.clips) / 16_000 > 0.97 * 4 * len(speech) / RATE
     whole = at_rate(np.tile(speech, 4), 16_000)
-    for clip in listened.clips[:-1]:  # a cut falls where it is quiet, not into a word
+    for clip in listened.clips[:-1]:  # cuts are in pauses, not in words
         at = round(clip.end_s * 16_000)
         assert np.abs(whole[at - 160 : at + 160]).mean() < 0.3 * np.abs(whole).mean()
 
 
-def test_a_path_and_a_file_object_give_the_same_bytes(listener: Listener, tmp_path: Path) -> None:
+def test_a_path_and_a_file_object_give_the_same_samples(listener: Listener, tmp_path: Path) -> None:
     data = sndfile(CALL, "OGG", "OPUS")
     (tmp_path / "call.ogg").write_bytes(data)
     file = io.BytesIO(data)
@@ -129,16 +129,16 @@ def test_a_path_and_a_file_object_give_the_same_bytes(listener: Listener, tmp_pa
     [
         (FileNotFoundError("s3://b/call"), "not_found"),
         (PermissionError("403"), "forbidden"),
-        (RuntimeError("an SDK's own kind"), "unreadable"),
-        (AudioError("forbidden", "told by the storage itself"), "forbidden"),
+        (RuntimeError("an SDK's own exception"), "unreadable"),
+        (AudioError("forbidden", "from the storage layer"), "forbidden"),
     ],
 )
-def test_an_opener_that_fails_is_an_audio_error(raised: Exception, code: str) -> None:
-    def refuse(uri: str) -> Path:
+def test_an_exception_of_the_opener_becomes_an_audio_error(raised: Exception, code: str) -> None:
+    def fail(uri: str) -> Path:
         raise raised
 
     with pytest.raises(AudioError) as caught:
-        Listener(clip_s=30.0, open_audio=refuse).listen(Recording(id="1", audio="s3://b/call"))
+        Listener(clip_s=30.0, open_audio=fail).listen(Recording(id="1", audio="s3://b/call"))
     assert caught.value.code == code
 
 
@@ -146,12 +146,12 @@ def test_bad_audio_and_too_long(listener: Listener, tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="not_found"):
         listener.listen(Recording(id="1", audio=str(tmp_path / "gone.wav")))
     with pytest.raises(AudioError, match="bad_range"):
-        push(listener, tmp_path / "call.wav", CALL, offset=CALL_S + 1)
+        listen(listener, tmp_path / "call.wav", CALL, offset=CALL_S + 1)
     with pytest.raises(AudioError, match="too_long"):
-        push(Listener(clip_s=30.0, max_duration_s=5.0), tmp_path / "call.wav", CALL)
+        listen(Listener(clip_s=30.0, max_duration_s=5.0), tmp_path / "call.wav", CALL)
 
 
-# Three hours take Silero most of a minute. What it says has no bearing on memory, so here the level says it.
+# Three hours take Silero most of a minute. Its output does not affect memory, so a level threshold replaces it.
 THREE_HOURS = """
 import re, sys
 import numpy as np
@@ -164,10 +164,11 @@ class ByLevel:
         return loud.astype(np.float32), feed["h"], feed["c"]
 
 speech.listener.load_silero = ByLevel
-heard = speech.listener.Listener(clip_s=30.0).listen(Recording(id="1", audio=sys.argv[1]))
-# Not ru_maxrss: a child starts with that of the process that it was forked from.
+listened = speech.listener.Listener(clip_s=30.0).listen(Recording(id="1", audio=sys.argv[1]))
+# Not ru_maxrss: a child inherits that of the process that it was forked from.
 peak_mb = int(re.search("VmHWM: *([0-9]+)", open("/proc/self/status").read().replace("\t", " "))[1]) / 1024
-print(heard.duration_s, heard.channels, heard.speech_s, peak_mb, "torch" in sys.modules or "ray" in sys.modules)
+heavy = "torch" in sys.modules or "ray" in sys.modules
+print(listened.duration_s, listened.channels, listened.speech_s, peak_mb, heavy)
 """
 
 

@@ -264,3 +264,28 @@ def test_the_stream_yields_clips_in_time_order() -> None:
         return [decoded.segments[0].text async for decoded in stream]
 
     assert asyncio.run(first_two()) == ["clip 0", "second"]
+
+
+def test_a_short_recording_is_decoded_in_turn_with_a_long_one_and_live_audio_first() -> None:
+    order: list[str] = []
+
+    async def record(request: ClipRequest) -> None:
+        order.append(request.recording_id)
+        await asyncio.sleep(0)
+
+    async def decode(transcriber: Transcriber, name: str, clips: int, live: bool = False) -> None:
+        recording = Recording(id=name, audio="call.wav")
+        async for _ in transcriber.stream(recording, listened(*map(clip, range(clips))), live=live):
+            pass
+
+    async def scenario() -> None:
+        transcriber = Transcriber(FakeEngine(before=record), GRANITE_4_0, "a-model", concurrent_clips=1)
+        await asyncio.gather(
+            decode(transcriber, "long", 30), decode(transcriber, "short", 3), decode(transcriber, "live", 2, live=True)
+        )
+
+    asyncio.run(scenario())
+    in_flight = 2  # the slots of one concurrent clip, and a tenth more
+    assert order[:in_flight] == ["long"] * in_flight
+    assert order[in_flight : in_flight + 2] == ["live"] * 2
+    assert order[in_flight + 2 : in_flight + 8].count("short") == 3

@@ -1,8 +1,11 @@
 """Remote recordings as tests open them."""
 
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from storage.filesystem import Storage
+
+# Allowances of Storage for the tests' own web servers.
+LOCAL_WEB: dict[str, Any] = {"allow_schemes": ["http"], "allow_private_hosts": True}
 
 
 def open_remote(storage: Storage, uri: str) -> BinaryIO:

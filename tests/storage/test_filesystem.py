@@ -16,7 +16,7 @@ from speech.errors import AudioError, UsageError
 from storage.filesystem import Storage
 from storage.uris import is_glob, parent, resolve
 from tests.conftest import S3
-from tests.storage.remote import open_remote
+from tests.storage.remote import LOCAL_WEB, open_remote
 
 
 class _Web(BaseHTTPRequestHandler):
@@ -94,7 +94,7 @@ def test_remote_audio_decodes_like_local_audio(s3: S3, storage: Storage, tmp_pat
 
 
 def test_audio_from_a_web_server(web: str) -> None:
-    with open_remote(Storage({"key": "for object stores only"}), f"{web}/200/call.wav") as file:
+    with open_remote(Storage({"key": "for object stores only"}, **LOCAL_WEB), f"{web}/200/call.wav") as file:
         assert file.read() == _Web.body
 
 
@@ -103,7 +103,7 @@ def test_audio_from_a_web_server(web: str) -> None:
 )
 def test_web_errors_have_codes_and_hide_the_query(web: str, path: str, code: str) -> None:
     with pytest.raises(AudioError) as caught:
-        Storage(retry_for_s=0).open_audio(f"{web}{path}?X-Amz-Signature=sesame")
+        Storage(retry_for_s=0, **LOCAL_WEB).open_audio(f"{web}{path}?X-Amz-Signature=sesame")
     assert caught.value.code == code
     assert f"{web}{path}" in caught.value.message
     assert "sesame" not in caught.value.message
@@ -112,7 +112,7 @@ def test_web_errors_have_codes_and_hide_the_query(web: str, path: str, code: str
 
 def test_an_unreachable_server_is_unreadable_not_missing() -> None:
     with pytest.raises(AudioError) as caught:
-        Storage(retry_for_s=0).open_audio("http://127.0.0.1:9/a.wav")
+        Storage(retry_for_s=0, **LOCAL_WEB).open_audio("http://127.0.0.1:9/a.wav")
     assert caught.value.code == "unreadable"
 
 
@@ -128,7 +128,7 @@ def test_missing_audio_in_s3(s3: S3, storage: Storage) -> None:
 def test_audio_in_unknown_storage_fails_as_a_row(uri: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(AudioError, match=expected) as caught:
-        Storage().open_audio(uri)
+        Storage(allow_schemes=["tape"]).open_audio(uri)
     assert caught.value.code == "unreadable"
 
 
@@ -200,7 +200,7 @@ def test_credentials_and_endpoint_from_the_environment(s3: S3, monkeypatch: pyte
 
 
 def test_options_by_protocol_are_used_for_that_protocol_only(s3: S3, web: str) -> None:
-    storage = Storage({"s3": s3.options, "gs": {"token": "sesame"}})
+    storage = Storage({"s3": s3.options, "gs": {"token": "sesame"}}, **LOCAL_WEB)
     storage.write_bytes(f"{s3.bucket}/a", b"1")
     assert storage.exists(f"{s3.bucket}/a")
     with open_remote(storage, f"{web}/200/call.wav") as file:

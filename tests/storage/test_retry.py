@@ -15,7 +15,7 @@ from storage.driver_errors import error_code, is_transient
 from storage.filesystem import Storage
 from testing.fault_proxy import FAULTS, FaultProxy, faults_before
 from tests.conftest import S3
-from tests.storage.remote import open_remote
+from tests.storage.remote import LOCAL_WEB, open_remote
 
 # Small ranges, so that a response without faults is fast. The file takes a HEAD and three range requests.
 RANGE_BYTES = 64 << 10
@@ -144,13 +144,52 @@ def test_not_found_and_forbidden_are_not_retried(s3: S3, status: int, code: str)
 
     with _web(answer) as address:
         with pytest.raises(AudioError) as caught:
-            Storage().open_audio(f"{address}/call.wav")
+            Storage(**LOCAL_WEB).open_audio(f"{address}/call.wav")
         assert caught.value.code == code
         assert len(requests) <= 2  # HEAD, and GET for servers without HEAD
     with faults_before(s3.endpoint) as proxy:
         with pytest.raises(AudioError):
             storage_through(proxy).open_audio(f"{s3.bucket}/none.wav")
         assert proxy.passed <= 2  # as a file, as a folder
+
+
+CREDENTIAL_CODES = ["ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestExpired", "SignatureDoesNotMatch"]
+
+
+@pytest.mark.parametrize("status", [400, 403])
+@pytest.mark.parametrize("code", [*CREDENTIAL_CODES, "TokenRefreshRequired", "ExpiredTokenException"])
+def test_credential_errors_are_forbidden_whatever_their_status(faulty: Faulty, s3: S3, status: int, code: str) -> None:
+    uri = f"{s3.bucket}/call.wav"
+    with faulty(share=1.0, kinds=[f"{status} {code}"]) as proxy:
+        storage = storage_through(proxy)
+        operations: list[Callable[[], object]] = [
+            lambda: storage.open_audio(uri),  # a HEAD, whose response has no body with the code
+            lambda: storage.read_bytes(uri),
+            lambda: storage.write_bytes(uri, b""),
+            lambda: storage.create_bytes(uri, b""),
+            lambda: storage.list(s3.bucket),
+            lambda: storage.check_readable(uri),
+        ]
+        for operation in operations:
+            with pytest.raises((AudioError, UsageError), match="check the credentials") as caught:
+                operation()
+            assert caught.value.code == "forbidden"
+        assert sum(proxy.injected.values()) <= 2 * len(operations)  # not retried
+        with pytest.raises(UsageError, match=f"forbidden: {code}"):
+            storage.list(s3.bucket)
+
+
+def test_credentials_that_expire_while_a_recording_is_read(faulty: Faulty, s3: S3) -> None:
+    with faulty(script=[None, None, *["400 ExpiredToken"] * 5]) as proxy, pytest.raises(AudioError) as caught:
+        storage_through(proxy).open_audio(f"{s3.bucket}/call.wav")
+    assert caught.value.code == "forbidden"
+    assert proxy.injected == {"400 ExpiredToken": 1}
+
+
+def test_other_errors_with_status_400_are_unreadable(faulty: Faulty, s3: S3) -> None:
+    with faulty(share=1.0, kinds=["400 InvalidRequest"]) as proxy, pytest.raises(UsageError) as caught:
+        storage_through(proxy).list(s3.bucket)
+    assert caught.value.code == "unreadable"
 
 
 def test_an_unreachable_endpoint_is_reported_within_seconds() -> None:
@@ -188,7 +227,7 @@ def test_a_web_server_with_transient_faults(ranges: str | None) -> None:
             handler.wfile.write(content[: len(content) // 2] if fault == "half" else content)
             handler.close_connection = True
 
-    with _web(respond) as address, open_remote(Storage(), f"{address}/call.wav") as audio:
+    with _web(respond) as address, open_remote(Storage(**LOCAL_WEB), f"{address}/call.wav") as audio:
         assert audio.read() == body
 
 

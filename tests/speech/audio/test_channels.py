@@ -1,4 +1,4 @@
-"""Two people on two channels are split; one mixture written twice is not, whatever a codec did to it."""
+"""Two speakers on two channels are split, dual mono is not, in every codec."""
 
 import io
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ AGENT, CUSTOMER = STEREO.T
 MONO = AGENT + CUSTOMER
 
 
-def hiss(level_db: float, seed: int = 0) -> np.ndarray:
+def noise(level_db: float, seed: int = 0) -> np.ndarray:
     return (10 ** (level_db / 20) * np.random.default_rng(seed).standard_normal(len(MONO))).astype(np.float32)
 
 
-def two(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def stereo(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.stack([left, right], axis=1).astype(np.float32)
 
 
@@ -35,46 +35,46 @@ ENCODERS = {
     "aac at 64 kbit/s": lambda samples: ffmpeg(samples, "mp4", "aac", 44100, bit_rate=64_000),
 }
 COPIES = {
-    "the same twice": two(MONO, MONO),
-    "20 dB down": two(MONO, MONO * 0.1),
-    "12 dB up": two(MONO * 0.25, MONO),
-    "inverted": two(MONO, -MONO),
-    "each with its own hiss": two(MONO + hiss(-60), MONO + hiss(-60, seed=1)),
-    "very quiet": two(MONO, MONO * 0.8) * 0.01,
-    "nothing at all": two(MONO, MONO) * 0,
+    "identical": stereo(MONO, MONO),
+    "20 dB down": stereo(MONO, MONO * 0.1),
+    "12 dB up": stereo(MONO * 0.25, MONO),
+    "inverted": stereo(MONO, -MONO),
+    "independent noise": stereo(MONO + noise(-60), MONO + noise(-60, seed=1)),
+    "very quiet": stereo(MONO, MONO * 0.8) * 0.01,
+    "digital silence": stereo(MONO, MONO) * 0,
 }
 DIFFERENT = {
     "a call": STEREO,
     "a quiet call": STEREO * 0.003,
-    "second silent": two(MONO, MONO * 0),
-    "first silent": two(MONO * 0, MONO),
-    "second only hiss": two(MONO, hiss(-60)),
-    "crosstalk 10 dB down": two(AGENT + 0.316 * CUSTOMER, CUSTOMER + 0.316 * AGENT),
-    "crosstalk 3 dB down": two(AGENT + 0.7 * CUSTOMER, CUSTOMER + 0.7 * AGENT),
-    "echo after 50 ms": two(MONO, 0.5 * np.roll(MONO, RATE // 20)),
-    "alike but for the end": np.concatenate([two(MONO, MONO), two(CUSTOMER * 0, CUSTOMER)[-6 * RATE :]]),
+    "second silent": stereo(MONO, MONO * 0),
+    "first silent": stereo(MONO * 0, MONO),
+    "second only noise": stereo(MONO, noise(-60)),
+    "crosstalk 10 dB down": stereo(AGENT + 0.316 * CUSTOMER, CUSTOMER + 0.316 * AGENT),
+    "crosstalk 3 dB down": stereo(AGENT + 0.7 * CUSTOMER, CUSTOMER + 0.7 * AGENT),
+    "echo after 50 ms": stereo(MONO, 0.5 * np.roll(MONO, RATE // 20)),
+    "different at the end only": np.concatenate([stereo(MONO, MONO), stereo(CUSTOMER * 0, CUSTOMER)[-6 * RATE :]]),
 }
 
 
-def differ(data: bytes) -> bool:
-    with open_audio(io.BytesIO(data), "it") as audio:
+def differs(data: bytes) -> bool:
+    with open_audio(io.BytesIO(data), "call.wav") as audio:
         assert audio.channels == 2
         return channels_differ(audio.blocks(), audio.sample_rate)
 
 
 @pytest.mark.parametrize("codec", ENCODERS)
 @pytest.mark.parametrize("name", COPIES)
-def test_copies_are_one(name: str, codec: str) -> None:
-    assert not differ(ENCODERS[codec](COPIES[name]))
+def test_copies_do_not_differ(name: str, codec: str) -> None:
+    assert not differs(ENCODERS[codec](COPIES[name]))
 
 
 @pytest.mark.parametrize("codec", ENCODERS)
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_voices_are_two(name: str, codec: str) -> None:
-    assert differ(ENCODERS[codec](DIFFERENT[name]))
+def test_two_speakers_differ(name: str, codec: str) -> None:
+    assert differs(ENCODERS[codec](DIFFERENT[name]))
 
 
-def test_measuring_stops_when_it_knows() -> None:
+def test_reading_stops_at_the_first_difference() -> None:
     read = 0
 
     def hours() -> Iterator[np.ndarray]:
@@ -87,35 +87,35 @@ def test_measuring_stops_when_it_knows() -> None:
     assert read == 1
 
 
-def chosen(samples: np.ndarray, channels: Channels, speakers: tuple[str, ...] = ()) -> ChannelGroups:
-    recording = Recording(id="1", audio="it", speakers=speakers, options=Options(channels=channels))
-    with open_audio(io.BytesIO(sndfile(samples, "WAV", "PCM_16")), "it") as audio:
+def selected(samples: np.ndarray, channels: Channels, speakers: tuple[str, ...] = ()) -> ChannelGroups:
+    recording = Recording(id="1", audio="call.wav", speakers=speakers, options=Options(channels=channels))
+    with open_audio(io.BytesIO(sndfile(samples, "WAV", "PCM_16")), "call.wav") as audio:
         return select_channels(audio, recording)
 
 
-def test_what_each_option_takes() -> None:
-    same, both, first = two(MONO, MONO), ((0,), (1,)), ((0,),)
-    assert chosen(STEREO, "auto") == both
-    assert chosen(same, "auto") == first
-    assert chosen(same, "split") == both
-    assert chosen(STEREO, "first") == first
-    assert chosen(STEREO, "mix") == ((0, 1),)
-    assert [chosen(MONO, option) for option in ("auto", "split", "first", "mix")] == [first] * 4
+def test_each_channels_option() -> None:
+    dual_mono, both, first = stereo(MONO, MONO), ((0,), (1,)), ((0,),)
+    assert selected(STEREO, "auto") == both
+    assert selected(dual_mono, "auto") == first
+    assert selected(dual_mono, "split") == both
+    assert selected(STEREO, "first") == first
+    assert selected(STEREO, "mix") == ((0, 1),)
+    assert [selected(MONO, option) for option in ("auto", "split", "first", "mix")] == [first] * 4
 
 
-def test_what_is_taken_of_a_block() -> None:
+def test_groups_are_averaged() -> None:
     block = np.array([[1, 2, 3], [4, 5, 9]], np.float32)
     assert average_groups(block, ((0,), (1,), (2,))).tolist() == block.tolist()
     assert average_groups(block, ((0,),)).tolist() == [[1], [4]]
     assert average_groups(block, ((0, 1, 2),)).tolist() == [[2], [6]]
 
 
-def test_a_third_channel_counts() -> None:
+def test_a_third_channel_is_compared() -> None:
     assert not channels_differ([np.stack([MONO, MONO, MONO], axis=1)], RATE)
     assert channels_differ([np.stack([MONO, MONO, CUSTOMER], axis=1)], RATE)
 
 
-def test_more_speakers_than_channels_cant_be_split() -> None:
+def test_split_with_more_speakers_than_channels_is_bad_channel() -> None:
     with pytest.raises(AudioError, match="bad_channel"):
-        chosen(MONO, "split", speakers=("agent", "customer"))
-    assert chosen(MONO, "auto", speakers=("agent", "customer")) == ((0,),)
+        selected(MONO, "split", speakers=("agent", "customer"))
+    assert selected(MONO, "auto", speakers=("agent", "customer")) == ((0,),)

@@ -1,4 +1,4 @@
-"""Audio as it is spoken: cut as its recording would be, whatever the coding and the size of its pieces."""
+"""Live audio is cut as its recording would be, whatever its encoding and the size of the pieces."""
 
 import io
 
@@ -13,22 +13,22 @@ from speech.listener import Listener
 from speech.recording import Recording
 from testing.synthetic_audio import at_rate, sentence, silence, sndfile
 
-SPOKEN = np.concatenate([silence(1), sentence("agent"), silence(1.5), sentence("customer"), silence(1.5)])
+SPEECH = np.concatenate([silence(1), sentence("agent"), silence(1.5), sentence("customer"), silence(1.5)])
 SUBTYPES = {"pcm16": "PCM_16", "ulaw": "ULAW", "alaw": "ALAW"}
 
 
 def raw(encoding: Encoding, rate: int) -> bytes:
     out = io.BytesIO()
-    soundfile.write(out, at_rate(SPOKEN, rate), rate, SUBTYPES[encoding], format="RAW")
+    soundfile.write(out, at_rate(SPEECH, rate), rate, SUBTYPES[encoding], format="RAW")
     return out.getvalue()
 
 
-def recorded(encoding: Encoding, rate: int) -> list[Clip]:
-    file = sndfile(SPOKEN, "WAV", SUBTYPES[encoding], rate)
+def file_clips(encoding: Encoding, rate: int) -> list[Clip]:
+    file = sndfile(SPEECH, "WAV", SUBTYPES[encoding], rate)
     return Listener(clip_s=30.0).listen(Recording(id="x", audio="call.wav"), io.BytesIO(file)).clips
 
 
-def spoken(segmenter: LiveSegmenter, data: bytes, piece: int) -> list[Clip]:
+def live_clips(segmenter: LiveSegmenter, data: bytes, piece: int) -> list[Clip]:
     clips = [clip for start in range(0, len(data), piece) for clip in segmenter.push(data[start : start + piece])]
     return clips + segmenter.finish()
 
@@ -37,16 +37,16 @@ def spoken(segmenter: LiveSegmenter, data: bytes, piece: int) -> list[Clip]:
     ("encoding", "rate", "piece"),
     [("ulaw", 8000, 160), ("alaw", 8000, 1000), ("pcm16", 8000, 321), ("pcm16", 16000, 640), ("pcm16", 24000, 4801)],
 )
-def test_live_speech_is_cut_as_its_recording(encoding: Encoding, rate: int, piece: int) -> None:
-    live = spoken(LiveSegmenter(LiveFormat(encoding, rate), 30.0, load_silero()), raw(encoding, rate), piece)
-    file = recorded(encoding, rate)
+def test_live_audio_has_the_clips_of_its_recording(encoding: Encoding, rate: int, piece: int) -> None:
+    live = live_clips(LiveSegmenter(LiveFormat(encoding, rate), 30.0, load_silero()), raw(encoding, rate), piece)
+    file = file_clips(encoding, rate)
     assert len(live) == 2
-    for listened, cut in zip(live, file, strict=True):
-        assert (listened.start_s, listened.end_s) == (cut.start_s, cut.end_s)
-        np.testing.assert_array_equal(listened.samples, cut.samples)
+    for streamed, cut in zip(live, file, strict=True):
+        assert (streamed.start_s, streamed.end_s) == (cut.start_s, cut.end_s)
+        np.testing.assert_array_equal(streamed.samples, cut.samples)
 
 
-def test_speech_can_be_followed_while_it_goes_on() -> None:
+def test_partial_clips_grow() -> None:
     segmenter = LiveSegmenter(LiveFormat("ulaw", 8000), 30.0, load_silero())
     data = raw("ulaw", 8000)
     lengths = []
@@ -61,13 +61,13 @@ def test_speech_can_be_followed_while_it_goes_on() -> None:
     assert len(lengths) > 20
 
 
-def test_what_is_finished_early_is_a_clip_and_times_go_on() -> None:
+def test_finish_ends_the_open_clip_and_times_continue() -> None:
     segmenter = LiveSegmenter(LiveFormat("ulaw", 8000), 30.0, load_silero())
     data = raw("ulaw", 8000)
     assert not segmenter.push(data[: 2 * 8000])
     [first] = segmenter.finish()
     assert first.end_s == pytest.approx(2.0, abs=0.1)
     assert segmenter.partial_clip() is None
-    rest = spoken(segmenter, data[2 * 8000 :], 160)
+    rest = live_clips(segmenter, data[2 * 8000 :], 160)
     assert [clip.start_s > 1.9 for clip in rest] == [True, True]
-    assert segmenter.received_s == pytest.approx(len(SPOKEN) / 8000)
+    assert segmenter.received_s == pytest.approx(len(SPEECH) / 8000)

@@ -1,4 +1,4 @@
-"""The VAD in blocks gives what Silero's own export gives window by window."""
+"""The VAD in blocks returns the probabilities of Silero's streaming export."""
 
 import importlib.util
 from pathlib import Path
@@ -19,8 +19,8 @@ def session() -> onnxruntime.InferenceSession:
 
 
 @pytest.fixture(scope="module")
-def official(session: onnxruntime.InferenceSession) -> np.ndarray:
-    """Silero's streaming export, one window a call, as its README runs it."""
+def reference(session: onnxruntime.InferenceSession) -> np.ndarray:
+    """Silero's streaming export, one window a call, as in its README."""
     package = importlib.util.find_spec("silero_vad")
     assert package is not None
     assert package.origin is not None
@@ -29,33 +29,33 @@ def official(session: onnxruntime.InferenceSession) -> np.ndarray:
     probabilities = []
     padded = np.pad(SAMPLES, (0, -len(SAMPLES) % WINDOW))
     for window in padded.reshape(-1, 1, WINDOW):
-        listened = np.concatenate([context, window], axis=1)
-        probability, state = model.run(None, {"input": listened, "state": state, "sr": np.array(16_000)})
-        context = listened[:, -64:]
+        framed = np.concatenate([context, window], axis=1)
+        probability, state = model.run(None, {"input": framed, "state": state, "sr": np.array(16_000)})
+        context = framed[:, -64:]
         probabilities.append(probability[0, 0])
     return np.array(probabilities)
 
 
 @pytest.mark.parametrize("block", [100, WINDOW, 5000, 10**9])
-def test_probabilities_are_the_official_ones(
-    block: int, session: onnxruntime.InferenceSession, official: np.ndarray
+def test_probabilities_are_those_of_the_streaming_export(
+    block: int, session: onnxruntime.InferenceSession, reference: np.ndarray
 ) -> None:
     detector = SpeechDetector(session)
     pushed = [detector.push(SAMPLES[at : at + block]) for at in range(0, len(SAMPLES), block)]
     probabilities = np.concatenate([windows.probabilities for windows in (*pushed, detector.finish())])
-    assert probabilities.shape == official.shape
-    assert np.abs(probabilities - official).max() < 1e-4
-    assert 0.3 < (official > 0.5).mean() < 0.9, "the recording should hold both speech and silence"
+    assert probabilities.shape == reference.shape
+    assert np.abs(probabilities - reference).max() < 1e-4
+    assert 0.3 < (reference > 0.5).mean() < 0.9, "the recording should hold both speech and silence"
 
 
-def test_levels_are_those_of_the_windows(session: onnxruntime.InferenceSession) -> None:
+def test_levels_are_the_power_of_each_window(session: onnxruntime.InferenceSession) -> None:
     detector = SpeechDetector(session)
     tone = np.sin(np.arange(10 * WINDOW) * np.pi / 16).astype(np.float32)
     windows = detector.push(np.concatenate([tone, tone / 10, np.zeros(2 * WINDOW, np.float32)]))
     assert windows.levels_db == pytest.approx([-3.01] * 10 + [-23.01] * 10 + [-70.0] * 2, abs=0.05)
 
 
-def test_a_recording_of_whole_windows_ends_without_another(session: onnxruntime.InferenceSession) -> None:
+def test_whole_windows_are_not_followed_by_a_padded_one(session: onnxruntime.InferenceSession) -> None:
     detector = SpeechDetector(session)
     detector.push(np.zeros(3 * WINDOW, np.float32))
     assert len(detector.finish().probabilities) == 0

@@ -1,4 +1,4 @@
-"""The engines on the demo checkpoint: what no peer promises, and what every caller relies on."""
+"""The engines on the demo checkpoint: batch invariance, agreement of both engines, limits and errors."""
 
 import random
 from dataclasses import replace
@@ -29,23 +29,23 @@ def clips(sample_clips: list[ClipRequest]) -> list[ClipRequest]:
     return chosen
 
 
-def named(clips: list[ClipRequest], name: str) -> list[ClipRequest]:
-    return [replace(clip, id=f"{name}-{number}") for number, clip in enumerate(clips)]
+def with_ids(clips: list[ClipRequest], prefix: str) -> list[ClipRequest]:
+    return [replace(clip, id=f"{prefix}-{number}") for number, clip in enumerate(clips)]
 
 
-def test_a_transcript_never_depends_on_its_neighbours(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
-    alone = [greedy.decode(clip)[0].token_ids for clip in named(clips, "alone")]
-    assert len(set(alone)) > len(clips) // 2  # real and different transcripts, or equality says nothing
+def test_a_transcript_does_not_depend_on_the_batch(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
+    alone = [greedy.decode(clip)[0].token_ids for clip in with_ids(clips, "alone")]
+    assert len(set(alone)) > len(clips) // 2  # mostly different transcripts, or equality would prove nothing
     order = list(range(len(clips)))
     for attempt in range(3):
         random.Random(attempt).shuffle(order)
-        together = greedy.decode(*named([clips[index] for index in order], f"mix{attempt}"))
-        assert [decoding.token_ids for decoding in together] == [alone[index] for index in order]
+        batch = greedy.decode(*with_ids([clips[index] for index in order], f"mix{attempt}"))
+        assert [decoding.token_ids for decoding in batch] == [alone[index] for index in order]
 
 
-def test_transformers_gives_the_same_tokens_at_float32(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
+def test_transformers_outputs_the_same_tokens_at_float32(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
     reference = RunningEngine(EngineConfig(model=MODEL, engine="transformers", dtype="float32"))
-    expected, found = reference.decode(*named(clips, "hf")), greedy.decode(*named(clips, "vllm"))
+    expected, found = reference.decode(*with_ids(clips, "hf")), greedy.decode(*with_ids(clips, "vllm"))
     reference.stop()
     assert [each.token_ids for each in found] == [each.token_ids for each in expected]
     assert [each.text for each in found] == [each.text for each in expected]
@@ -57,35 +57,37 @@ def test_transformers_gives_the_same_tokens_at_float32(greedy: RunningEngine, cl
 def test_tokens_are_counted(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
     [decoding] = greedy.decode(replace(clips[0], id="counted"))
     usage = decoding.usage
-    # Granite Speech hears ten tokens a second, in windows of three (facts of the Q-Former's shape).
+    # Granite Speech has ten audio tokens a second, three for each window of the Q-Former.
     assert usage.audio_tokens == pytest.approx(10 * clips[0].seconds, abs=3)
     assert usage.prompt_tokens > usage.audio_tokens
     assert usage.output_tokens == len(decoding.token_ids)
     assert decoding.complete
 
 
-def test_output_is_capped_by_the_length_of_the_clip(greedy: RunningEngine) -> None:
+def test_output_tokens_are_limited_by_the_duration_of_the_clip(greedy: RunningEngine) -> None:
     noise = (np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE) * 8000).astype(np.int16)
     [decoding] = greedy.decode(ClipRequest(noise, Options(), id="noise"))
     assert len(decoding.token_ids) <= family_of(MODEL).max_tokens(2.0)
 
 
-def test_a_clip_that_the_engine_refuses_fails_alone(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
+def test_a_clip_that_the_engine_refuses_does_not_affect_the_next(
+    greedy: RunningEngine, clips: list[ClipRequest]
+) -> None:
     many = tuple(f"keyword number {number} which is much too long to fit" for number in range(199))
-    too_much = ClipRequest(clips[0].samples, Options(keywords=many), id="too-much")
+    too_long = ClipRequest(clips[0].samples, Options(keywords=many), id="too-long")
     with pytest.raises(EngineError) as refused:
-        greedy.decode(too_much)
+        greedy.decode(too_long)
     assert refused.value.code == "engine_refused"
     assert greedy.decode(replace(clips[0], id="next"))[0].text
 
 
-def test_a_checkpoint_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_the_error_has_the_path_of_a_checkpoint_that_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "granite_speech"}')
     with pytest.raises(UsageError, match=str(tmp_path)):
         start_engine(EngineConfig(model=str(tmp_path), engine="transformers"), family_of(MODEL))
 
 
-def test_groups_of_similar_lengths_hold_every_clip_once_and_little_padding() -> None:
+def test_groups_of_similar_lengths_have_every_clip_once_and_little_padding() -> None:
     for seed in range(200):
         rng = random.Random(seed)
         lengths = [rng.randint(20, 1500) for _ in range(rng.randint(1, 40))]

@@ -1,4 +1,4 @@
-"""Drafts change no word, whatever they say, and spare steps where they are right."""
+"""Speculative decoding: no draft changes the text, and good drafts save steps."""
 
 import random
 from collections.abc import Iterator
@@ -23,45 +23,45 @@ pytestmark = pytest.mark.engine
 
 MODEL = "demo/model"
 SHORT_CLIPS = 240
-# Room for some 30 blocks of the KV cache: with 48 clips at once, most are put off now and then, and
-# their prompts are read again, in parts.
+# A KV cache of some 30 blocks: with 48 clips at once, most are preempted now and then, and prefilled again in chunks.
 SMALL = EngineConfig(model=MODEL, kv_cache_gb=0.0115, concurrent_clips=48)
 
 
-class PromptedEngine(VllmEngine):
-    """Takes from the test what the drafter is asked for a clip."""
+class ScriptedEngine(VllmEngine):
+    """Takes the drafter's ``extra_args`` of a clip from the test."""
 
-    def __init__(self, config: EngineConfig, asked: dict[str, Any]) -> None:
+    def __init__(self, config: EngineConfig, extra_args: dict[str, Any]) -> None:
         super().__init__(config, family_of(config.model))
-        self._asked = asked
+        self._extra_args = extra_args
 
     def _sampling(self, clip: ClipRequest) -> Any:
         sampling = super()._sampling(clip)
-        if clip.id in self._asked:
-            sampling.extra_args = self._asked[clip.id]
+        if clip.id in self._extra_args:
+            sampling.extra_args = self._extra_args[clip.id]
         return sampling
 
-    def become_fast(self) -> None:
-        """From now on as with ctc-accept, by binding the drafter anew: starting another engine takes a minute."""
+    def use_ctc_accept(self) -> None:
+        """Switches to ctc-accept by binding the drafter again: starting another engine takes a minute."""
         self._speculation, self._accept = "ctc-accept", [0.7, 0.2]
         self._prepared = None
 
 
-class Prompted(RunningEngine):
-    """A running engine with speculation; what its drafter is asked can be set by the id of the clip."""
+class ScriptedRunningEngine(RunningEngine):
+    """A running engine with speculation; ``extra_args`` for its drafter can be set by the id of the clip."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.asked: dict[str, Any] = {}
+        self.extra_args: dict[str, Any] = {}
         self._thread = LoopThread()
-        self._engine: PromptedEngine = PromptedEngine(config, self.asked)
+        self._engine: ScriptedEngine = ScriptedEngine(config, self.extra_args)
 
-    def become_fast(self) -> None:
-        self._engine.become_fast()
+    @property
+    def engine(self) -> ScriptedEngine:
+        return self._engine
 
 
 @pytest.fixture(scope="module")
 def clips(sample_clips: list[ClipRequest]) -> list[ClipRequest]:
-    """All clips of the sample calls, and many short ones cut out of them anywhere."""
+    """All clips of the sample calls, and many short ones cut out of them at random."""
     rng, whole = random.Random(0), [clip.samples for clip in sample_clips]
     cut = []
     for _ in range(SHORT_CLIPS):
@@ -77,27 +77,27 @@ def clips(sample_clips: list[ClipRequest]) -> list[ClipRequest]:
 
 @pytest.fixture(scope="module")
 def plain(greedy: RunningEngine, clips: list[ClipRequest]) -> list[DecodingResult]:
-    """Every clip as plain greedy decoding has it (which no neighbour changes: see test_engines)."""
+    """Plain greedy decoding of every clip (which does not depend on the batch: see test_engines)."""
     return greedy.decode(*clips)
 
 
 @pytest.fixture(scope="module")
-def drafting() -> Iterator[Prompted]:
-    engine = Prompted(SMALL.model_copy(update={"speculation": "ctc"}))
+def drafting() -> Iterator[ScriptedRunningEngine]:
+    engine = ScriptedRunningEngine(SMALL.model_copy(update={"speculation": "ctc"}))
     yield engine
     engine.stop()
 
 
 def test_the_text_is_that_of_plain_greedy_decoding_whatever_the_draft(
-    drafting: Prompted, clips: list[ClipRequest], plain: list[DecodingResult]
+    drafting: ScriptedRunningEngine, clips: list[ClipRequest], plain: list[DecodingResult]
 ) -> None:
     rng = random.Random(1)
     vocabulary = max(token for decoding in plain for token in decoding.token_ids) + 1
-    assert len({decoding.token_ids for decoding in plain}) > len(plain) // 2  # or equality says little
+    assert len({decoding.token_ids for decoding in plain}) > len(plain) // 2  # or equality would prove little
 
     def draft(index: int) -> Any:
         right = list(plain[index].token_ids)
-        kind = rng.choice(["ctc", "none", "right", "wrong", "empty", "too long", "swapped", "slips"])
+        kind = rng.choice(["ctc", "none", "right", "wrong", "empty", "too long", "swapped", "errors"])
         if kind == "ctc":
             return "ctc"
         if kind == "none":
@@ -105,7 +105,7 @@ def test_the_text_is_that_of_plain_greedy_decoding_whatever_the_draft(
         if kind == "swapped":
             return list(rng.choice(plain).token_ids)
         noise = rng.choices(range(vocabulary), k=rng.randint(1, 150))
-        if kind == "slips":
+        if kind == "errors":
             return [rng.choice(noise) if rng.random() < 0.1 else token for token in right if rng.random() > 0.05]
         return {"right": right, "wrong": noise, "empty": [], "too long": right + noise}[kind]
 
@@ -113,32 +113,35 @@ def test_the_text_is_that_of_plain_greedy_decoding_whatever_the_draft(
         order = list(range(len(clips)))
         rng.shuffle(order)
         batch = [replace(clips[index], id=f"{attempt}-{index}") for index in order]
-        drafting.asked.update({clip.id: {"draft": draft(index)} for clip, index in zip(batch, order, strict=True)})
+        drafting.extra_args.update({clip.id: {"draft": draft(index)} for clip, index in zip(batch, order, strict=True)})
         for found, index in zip(drafting.decode(*batch), order, strict=True):
             expected = plain[index]
             assert (found.token_ids, found.complete) == (expected.token_ids, expected.complete)
             assert found.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-3)
 
 
-def test_what_ctc_reads_spares_most_steps(
-    drafting: Prompted, sample_clips: list[ClipRequest], clips: list[ClipRequest], plain: list[DecodingResult]
+def test_ctc_drafts_save_most_steps(
+    drafting: ScriptedRunningEngine,
+    sample_clips: list[ClipRequest],
+    clips: list[ClipRequest],
+    plain: list[DecodingResult],
 ) -> None:
     found = drafting.decode(*(replace(clip, id=f"ctc-{clip.id}") for clip in clips))
     assert [each.token_ids for each in found] == [each.token_ids for each in plain]
-    # Of whole sentences, that is: what is cut out of the middle of words the model makes up as it likes.
+    # Of whole sentences only: on clips cut in the middle of words CTC and the model differ.
     whole = {len(clip.samples) for clip in sample_clips}
-    spoken = [one.usage for one, clip in zip(found, clips, strict=True) if len(clip.samples) in whole]
-    tokens = sum(usage.output_tokens for usage in spoken)
-    accepted = sum(usage.accepted_draft_tokens for usage in spoken)
-    assert 0 < accepted < sum(usage.draft_tokens for usage in spoken)
+    usages = [one.usage for one, clip in zip(found, clips, strict=True) if len(clip.samples) in whole]
+    tokens = sum(usage.output_tokens for usage in usages)
+    accepted = sum(usage.accepted_draft_tokens for usage in usages)
+    assert 0 < accepted < sum(usage.draft_tokens for usage in usages)
     assert tokens / (tokens - accepted) > 2
 
 
-def test_a_right_draft_takes_a_step_a_slice(
-    drafting: Prompted, clips: list[ClipRequest], plain: list[DecodingResult]
+def test_a_correct_draft_takes_one_step_for_each_slice(
+    drafting: ScriptedRunningEngine, clips: list[ClipRequest], plain: list[DecodingResult]
 ) -> None:
     index = max(range(len(clips)), key=lambda index: len(plain[index].token_ids))
-    drafting.asked["right"] = {"draft": list(plain[index].token_ids)}
+    drafting.extra_args["right"] = {"draft": list(plain[index].token_ids)}
     [found] = drafting.decode(replace(clips[index], id="right"))
     usage = found.usage
     assert found.token_ids == plain[index].token_ids
@@ -147,7 +150,7 @@ def test_a_right_draft_takes_a_step_a_slice(
     assert usage.output_tokens - usage.accepted_draft_tokens <= slices + 1
 
 
-def test_what_is_far_from_the_spoken_words_is_not_drafted(drafting: Prompted, clips: list[ClipRequest]) -> None:
+def test_translations_are_not_drafted_for(drafting: ScriptedRunningEngine, clips: list[ClipRequest]) -> None:
     translated = replace(clips[0], options=Options(task="translate", target_language="de"), id="german")
     keywords = replace(clips[0], options=Options(keywords=("zanzibar",)), id="keywords")
     german, with_keywords = drafting.decode(translated, keywords)
@@ -155,8 +158,10 @@ def test_what_is_far_from_the_spoken_words_is_not_drafted(drafting: Prompted, cl
     assert with_keywords.usage.draft_tokens > 0
 
 
-def test_drafts_go_on_to_the_end_of_the_context(drafting: Prompted, clips: list[ClipRequest]) -> None:
-    # vLLM stops drafts of the whole batch when one request nears the end; ours must neither stop nor fail.
+def test_drafts_are_proposed_up_to_the_end_of_the_context(
+    drafting: ScriptedRunningEngine, clips: list[ClipRequest]
+) -> None:
+    # vLLM stops the drafts of a whole batch when one request nears the end; CTC drafts must neither stop nor fail.
     tokenizer, context = AutoTokenizer.from_pretrained(MODEL), 4096
     keywords = tuple(f"keyword number {number} of very many words that nobody says" for number in range(200))
     while len(tokenizer.encode(", ".join(keywords))) > context - 200:
@@ -167,47 +172,67 @@ def test_drafts_go_on_to_the_end_of_the_context(drafting: Prompted, clips: list[
     assert all(each.usage.draft_tokens > 0 for each in found)
 
 
+@pytest.mark.parametrize("outcome", [Exception("vLLM 0.99 does not have encoder_cache"), [None]])
+def test_a_drafter_that_cannot_be_bound_is_an_error_with_its_cause(
+    drafting: ScriptedRunningEngine, clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch, outcome: Any
+) -> None:
+    async def bind(method: str, args: tuple[bool, bool]) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafting.engine, "_prepared", None)
+        patch.setattr(drafting.engine._llm, "collective_rpc", bind)
+        with pytest.raises(UsageError, match=r"encoder_cache|no worker") as refused:
+            drafting.decode(replace(clips[0], id="unbound"))
+    assert refused.value.code == "bad_engine"
+    assert drafting.decode(replace(clips[0], id="bound"))[0].text
+
+
 @pytest.fixture(scope="module")
-def accepting(drafting: Prompted) -> Prompted:  # what comes after it in this file is not exact any more
-    drafting.become_fast()
+def accepting(
+    drafting: ScriptedRunningEngine,
+) -> ScriptedRunningEngine:  # tests after this one in the file do not verify exactly
+    drafting.engine.use_ctc_accept()
     return drafting
 
 
-def test_fast_mode_takes_what_ctc_reads_and_says_so_and_leaves_exact_neighbours_alone(
-    accepting: Prompted, clips: list[ClipRequest], plain: list[DecodingResult]
+def test_ctc_accept_flags_accepted_hypotheses_and_does_not_affect_exact_requests(
+    accepting: ScriptedRunningEngine, clips: list[ClipRequest], plain: list[DecodingResult]
 ) -> None:
-    ways = {
+    modes = {
         "exact": {"draft": "ctc"},
-        "strict": {"draft": "ctc", "accept": [-1.0, 1.0]},  # never sure, and nothing is likely enough
-        "sure": {"draft": "ctc", "accept": [1e9, 1.0]},  # always sure
-        "lax": {"draft": "ctc", "accept": [-1.0, 0.0]},  # never sure, and everything is likely enough
+        "strict": {"draft": "ctc", "accept": [-1.0, 1.0]},  # no hypothesis is accepted whole, no token is likely enough
+        "whole": {"draft": "ctc", "accept": [1e9, 1.0]},  # every hypothesis is accepted whole
+        "lax": {"draft": "ctc", "accept": [-1.0, 0.0]},  # no hypothesis is accepted whole, every token is likely enough
     }
     indices = range(0, len(clips), 2)
-    asked = [(way, index) for way in ways for index in indices]
+    asked = [(mode, index) for mode in modes for index in indices]
     random.Random(2).shuffle(asked)
-    batch = [replace(clips[index], id=f"{way}-{index}") for way, index in asked]
-    accepting.asked.update({clip.id: ways[way] for clip, (way, _) in zip(batch, asked, strict=True)})
+    batch = [replace(clips[index], id=f"{mode}-{index}") for mode, index in asked]
+    accepting.extra_args.update({clip.id: modes[mode] for clip, (mode, _) in zip(batch, asked, strict=True)})
     found = dict(zip(asked, accepting.decode(*batch), strict=True))
     for index in indices:
-        for way in ("exact", "strict"):
-            assert (found[way, index].token_ids, found[way, index].flags) == (plain[index].token_ids, ())
-        accept_all, lax = found["sure", index], found["lax", index]
-        assert (accept_all.flags, accept_all.avg_logprob) == (("ctc_text",), None)
-        assert accept_all.usage.output_tokens - accept_all.usage.accepted_draft_tokens == 1
-        assert lax.token_ids == accept_all.token_ids  # wherever its draft was cut into slices
+        for mode in ("exact", "strict"):
+            assert (found[mode, index].token_ids, found[mode, index].flags) == (plain[index].token_ids, ())
+        whole, lax = found["whole", index], found["lax", index]
+        assert (whole.flags, whole.avg_logprob) == (("ctc_text",), None)
+        assert whole.usage.output_tokens - whole.usage.accepted_draft_tokens == 1
+        assert lax.token_ids == whole.token_ids  # however its draft was cut into slices
         assert lax.flags == (() if lax.token_ids == plain[index].token_ids else ("ctc_words",))
         assert lax.avg_logprob is not None
     assert any(found["lax", index].flags for index in indices)
 
 
-def test_fast_mode_refuses_what_ctc_cannot_write(accepting: Prompted, clips: list[ClipRequest]) -> None:
+def test_ctc_accept_refuses_what_ctc_cannot_produce(accepting: ScriptedRunningEngine, clips: list[ClipRequest]) -> None:
     with pytest.raises(RequestError, match="keywords"):
         accepting.decode(replace(clips[0], options=Options(keywords=("zanzibar",)), id="keywords"))
     assert accepting.decode(replace(clips[0], id="next"))[0].text
 
 
 @pytest.mark.parametrize(
-    ("options", "exactly", "fast"),
+    ("options", "drafted", "accepted"),
     [
         (Options(), True, True),
         (Options(language="fr"), True, True),
@@ -219,19 +244,19 @@ def test_fast_mode_refuses_what_ctc_cannot_write(accepting: Prompted, clips: lis
         (Options(task="translate", target_language="de"), False, False),
     ],
 )
-def test_which_requests_drafts_can_help_and_which_fast_mode_refuses(
-    options: Options, exactly: bool, fast: bool
+def test_which_requests_are_drafted_for_and_which_ctc_accept_refuses(
+    options: Options, drafted: bool, accepted: bool
 ) -> None:
-    assert ctc_can_help(options) is exactly
+    assert ctc_can_help(options) is drafted
     check_speculation("auto", options)
-    if fast:
+    if accepted:
         check_speculation("ctc-accept", options)
     else:
         with pytest.raises(RequestError, match="speculation auto or off"):
             check_speculation("ctc-accept", options)
 
 
-def test_auto_drafts_where_it_can_and_an_explicit_wish_is_refused_where_it_cannot() -> None:
+def test_auto_drafts_where_it_can_and_an_explicit_method_is_refused_where_it_cannot() -> None:
     assert method_for("auto", GRANITE_4_0, "vllm") == "ctc"
     assert method_for("ctc-accept", GRANITE_4_0, "vllm") == "ctc"
     assert method_for("auto", GRANITE_4_0, "transformers") is None
@@ -244,7 +269,7 @@ def test_auto_drafts_where_it_can_and_an_explicit_wish_is_refused_where_it_canno
             start_engine(EngineConfig(engine=engine, speculation="ctc"), family)
 
 
-def test_a_draft_model_and_the_wish_for_one_go_together() -> None:
+def test_the_draft_method_and_a_draft_model_go_together() -> None:
     assert method_for("draft", GRANITE_4_0, "vllm", "small-granite") == "draft"
     wrong: list[tuple[Speculation, str | None]] = [("draft", None), ("ctc", "small-granite"), ("off", "small-granite")]
     for asked, draft_model in wrong:

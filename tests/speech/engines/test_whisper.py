@@ -1,4 +1,4 @@
-"""Whisper through the same two engines, on a checkpoint of random weights made here."""
+"""Whisper in both engines, on a checkpoint of random weights made here."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,5 +93,5 @@ def test_whisper_decodes_clips(engine: RunningEngine) -> None:
         assert decoding.usage.output_tokens == len(decoding.token_ids)
 
 
-def test_the_family_is_read_from_the_checkpoint(checkpoint: Path) -> None:
+def test_the_family_is_known_from_the_checkpoint(checkpoint: Path) -> None:
     assert family_of(str(checkpoint)) is WHISPER

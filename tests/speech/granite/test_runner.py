@@ -1,6 +1,7 @@
 """The adapter to vLLM's internals: all that it uses is in the installed vLLM, and its error names what is not."""
 
 from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from vllm.distributed import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
+from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from speech.granite import runner as runner_module
@@ -73,3 +75,12 @@ def test_a_model_without_a_part_that_is_used_is_named(monkeypatch: pytest.Monkey
         VllmMismatchError, match=r"Granite Speech model: _make_encoder\(config\), config.audio_token_index"
     ):
         check_model(object())
+
+
+def test_a_module_without_a_class_that_is_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(rejection_sampler, "RejectionSampler")
+    spec = spec_from_file_location("runner_of_another_vllm", runner_module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(RuntimeError, match=r"'RejectionSampler' .*made for vLLM 0\.32"):
+        spec.loader.exec_module(module_from_spec(spec))

@@ -1,4 +1,4 @@
-"""A model that cannot be had is refused in one line, before anything is started."""
+"""A model that is not available is refused with one line, before anything starts."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -17,21 +17,21 @@ MODEL = "ibm-granite/granite-4.0-1b-speech"
 
 @pytest.fixture
 def hub_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Puts the hub elsewhere, with an empty cache before it."""
+    """Sets the address of the hub, with an empty cache."""
     from huggingface_hub import constants
 
-    def put(endpoint: str) -> None:
+    def set_endpoint(endpoint: str) -> None:
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/{revision}/{filename}")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
-    return put
+    return set_endpoint
 
 
 @contextmanager
 def hub(status: int, **headers: str) -> Iterator[str]:
-    """A hub that answers every question alike."""
+    """A hub with the same answer to every request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -51,7 +51,7 @@ def hub(status: int, **headers: str) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_run_without_hub_ends_with_one_line_that_names_the_fix(
+def test_a_run_without_hub_ends_with_one_line_that_names_the_remedy(
     hub_at: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hub_at("http://127.0.0.1:9")
@@ -63,10 +63,12 @@ def test_a_run_without_hub_ends_with_one_line_that_names_the_fix(
     assert captured.err.count("\n") == 1
     for word in (MODEL, "http://127.0.0.1:9", "HTTPS_PROXY", "folder of a checkpoint"):
         assert word in captured.err
-    assert list(output.iterdir()) == []  # no work has begun
+    assert list(output.iterdir()) == []  # nothing has started
 
 
-def test_a_hub_that_may_not_be_asked(hub_at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uncached_model_in_offline_mode_is_refused(
+    hub_at: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     with hub(200) as endpoint:
@@ -78,39 +80,39 @@ def test_a_hub_that_may_not_be_asked(hub_at: Callable[[str], None], monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("status", "says", "code", "named"),
+    ("status", "headers", "code", "message"),
     [
         (404, {"X_Error_Code": "RepoNotFound"}, "unknown_model", "has no such model"),
         (403, {"X_Error_Code": "GatedRepo"}, "forbidden", "accept its terms"),
         (500, {}, "no_hub", "answers 500"),
     ],
 )
-def test_what_the_hub_says_of_a_model(
-    hub_at: Callable[[str], None], status: int, says: dict[str, str], code: str, named: str
+def test_the_hubs_refusals_have_codes_of_their_own(
+    hub_at: Callable[[str], None], status: int, headers: dict[str, str], code: str, message: str
 ) -> None:
-    with hub(status, **says) as endpoint:
+    with hub(status, **headers) as endpoint:
         hub_at(endpoint)
-        with pytest.raises(UsageError, match=named) as refused:
+        with pytest.raises(UsageError, match=message) as refused:
             check_available(MODEL)
     assert refused.value.code == code
 
 
-def test_a_model_that_can_be_had_passes(hub_at: Callable[[str], None], tmp_path: Path) -> None:
+def test_an_available_model_passes(hub_at: Callable[[str], None], tmp_path: Path) -> None:
     with hub(200, ETag='"1"', X_Repo_Commit="1") as endpoint:
         hub_at(endpoint)
         check_available(MODEL)
     with pytest.raises(UsageError):
-        check_available(MODEL)  # the hub has gone, and nothing was kept
+        check_available(MODEL)  # the hub is gone, and nothing was cached
     snapshot = tmp_path / "cache" / f"models--{MODEL.replace('/', '--')}"
     (snapshot / "refs").mkdir(parents=True)
     (snapshot / "refs" / "main").write_text("1")
     (snapshot / "snapshots" / "1").mkdir(parents=True)
     (snapshot / "snapshots" / "1" / "config.json").write_text("{}")
     check_available(MODEL)
-    check_available(str(tmp_path))  # a folder is nothing to ask a hub about
+    check_available(str(tmp_path))  # no hub is asked about a folder
 
 
-def test_what_is_no_hub_id_is_said_so(hub_at: Callable[[str], None]) -> None:
+def test_an_invalid_hub_id_is_refused_as_such(hub_at: Callable[[str], None]) -> None:
     hub_at("http://127.0.0.1:9")
     with pytest.raises(UsageError, match="no folder here and no hub id"):
         check_available("models/granite/speech")

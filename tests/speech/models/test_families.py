@@ -1,7 +1,7 @@
-"""Each family's prompts, word for word, and what it refuses.
+"""Each family's prompts, word for word, and the options that it refuses.
 
-The models were trained on these very words and fall back to plain transcription on others, so a prompt
-that is nearly right fails in silence. Sources are in ``speech.models.families``.
+The models were trained on this wording and fall back to plain transcription on any other, so a prompt
+that is nearly right fails silently. Sources are in ``speech.models.families``.
 """
 
 import json
@@ -54,7 +54,7 @@ ASK = "can you transcribe the speech into a written format?"
     ("family", "options", "instruction"),
     [
         (GRANITE_4_0, {}, ASK),
-        (GRANITE_4_0, {"language": "ja"}, ASK),  # the model hears which language it is
+        (GRANITE_4_0, {"language": "ja"}, ASK),  # the model detects the language
         (GRANITE_4_0, {"keywords": "Acme Corp, Kim"}, f"{ASK} Keywords: Acme Corp, Kim"),
         (GRANITE_4_0, {"task": "translate", "target_language": "de"}, "translate the speech to German"),
         (GRANITE_4_0, {"task": "translate", "target_language": "zh"}, "translate the speech to Mandarin"),
@@ -118,7 +118,7 @@ def test_whisper(options: dict[str, Any], expected: str) -> None:
     assert prompt(WHISPER, **options) == expected
 
 
-# What a family lacks
+# Options that a family refuses
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_whisper(options: dict[str, Any], expected: str) -> None:
         (GRANITE_4_1_PLUS, {"speaker_tags": True, "keywords": "Kim"}, "unsupported_option", "no keywords with"),
     ],
 )
-def test_what_a_model_lacks_is_refused_with_what_it_has(
+def test_the_refusal_of_an_option_lists_what_is_supported(
     family: Family, options: dict[str, Any], code: str, named: str
 ) -> None:
     with pytest.raises(RequestError, match=named) as caught:
@@ -147,7 +147,7 @@ def test_what_a_model_lacks_is_refused_with_what_it_has(
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_whatever_a_family_offers_has_a_prompt(family: Family) -> None:
+def test_everything_a_family_supports_has_a_prompt(family: Family) -> None:
     for language in family.languages:
         assert prompt(family, language=language)
     for spoken, into in family.translations:
@@ -169,7 +169,7 @@ def test_whispers_languages_are_tokens_of_its_vocabulary() -> None:
     assert set(LANGUAGES) - set(WHISPER.languages) == {"yue"}  # of large-v3 alone
 
 
-def test_no_true_transcript_reaches_the_token_limit() -> None:
+def test_no_real_transcript_reaches_the_token_limit() -> None:
     """The fastest talkers reach 25 characters a second, and English has about four characters a token."""
     for family in FAMILIES:
         assert family.max_tokens(30) > 30 * 25 / 4 * 1.5
@@ -177,7 +177,7 @@ def test_no_true_transcript_reaches_the_token_limit() -> None:
         assert family.max_tokens(0.5) >= 16
 
 
-# Which family
+# Detection of the family
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_the_shipped_model_is_a_granite() -> None:
     assert family_of(str(Path(__file__).parents[3] / "demo" / "model")) is GRANITE_4_0
 
 
-def test_an_unknown_model_is_told_what_there_is(tmp_path: Path) -> None:
+def test_the_refusal_of_an_unknown_model_lists_the_families(tmp_path: Path) -> None:
     for content in (None, '{"model_type": "llama"}', "{broken"):
         if content:
             (tmp_path / "config.json").write_text(content)

@@ -1,4 +1,4 @@
-"""Granite 4.1 plus writes speakers and times into its text; here they come out again."""
+"""Parsing of the speaker and time tags in the output of Granite 4.1 plus."""
 
 from speech.models.tags import speaker_turns, timed_words, without_time_tags
 from speech.transcript import Word
@@ -25,7 +25,7 @@ def test_words_and_their_times() -> None:
     ]
 
 
-def test_the_clock_rolls_over_every_ten_seconds() -> None:
+def test_times_wrap_around_every_ten_seconds() -> None:
     words = timed_words("a [T:950] b [T:20] _ [T:990] c [T:5] d [T:5]")
     assert [(word.start_s, word.end_s) for word in words] == [(0.0, 9.5), (9.5, 10.2), (19.9, 20.05), (20.05, 20.05)]
 
@@ -34,7 +34,7 @@ def test_tags_without_spaces() -> None:
     assert [word.text for word in timed_words("hello[T:45]world,[T:82]")] == ["hello", "world,"]
 
 
-def test_the_text_loses_its_tags_and_no_word() -> None:
+def test_time_tags_are_removed_and_no_word() -> None:
     assert without_time_tags("hello [T:45] _ [T:60] world [T:82]") == "hello world"
     assert without_time_tags("hello[T:45] world") == "hello world"  # cut off at the token limit
     assert without_time_tags("no tags at all") == "no tags at all"  # the instruction was not followed

@@ -1,0 +1,71 @@
+"""Which URIs the rows of a manifest may name, for manifests that are written by somebody else.
+
+A row may name the schemes in ROW_SCHEMES and those that the user adds. HTTP connections are made to public addresses
+only, unless the user allows private ones. The address is checked where the socket is made: after the name is
+resolved, for every redirect, and for addresses that are written as numbers.
+"""
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from speech.errors import AudioError
+from speech.redaction import redact_uri
+from storage.uris import protocol_of
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+ROW_SCHEMES = frozenset({"file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "https"})
+# A NAT64 gateway connects to the IPv4 address in the last 32 bits (RFC 6052, 2.1).
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class PrivateHostError(PermissionError):
+    """A row's host has a private address."""
+
+
+def check_scheme(uri: str, added: Collection[str]) -> None:
+    """Checks that a row may name the scheme of ``uri``.
+
+    Raises:
+        AudioError: ``forbidden``.
+    """
+    scheme = protocol_of(uri)
+    if scheme not in ROW_SCHEMES and scheme not in added:
+        raise AudioError(
+            "forbidden", f"{redact_uri(uri)}: a row may not name {scheme}:// unless --allow-scheme {scheme} is given"
+        )
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is globally reachable (IANA special-purpose registries, RFC 6890)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        embedded = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if embedded:
+            ip = embedded
+    return ip.is_global and not ip.is_multicast
+
+
+def public_socket(address_info: tuple[Any, ...]) -> socket.socket:
+    """A socket for one result of ``getaddrinfo``, as aiohttp's ``socket_factory``.
+
+    Raises:
+        PrivateHostError: the address is not public.
+    """
+    family, kind, protocol, _, address = address_info
+    if not is_public(address[0]):
+        raise PrivateHostError(errno.EACCES, "the host has a private address")
+    return socket.socket(family, kind, protocol)
+
+
+async def public_session(**options: Any) -> "ClientSession":
+    """An aiohttp session that connects to public addresses only, as fsspec's ``get_client``."""
+    from aiohttp import ClientSession, TCPConnector
+
+    return ClientSession(connector=TCPConnector(socket_factory=public_socket), **options)

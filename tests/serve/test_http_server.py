@@ -1,0 +1,184 @@
+"""The endpoint's own HTTP server, over sockets: slow clients, large uploads, WebSockets."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+from websockets.sync.client import connect
+
+from serve import http_server, upload
+from serve.http_server import HttpServer
+from serve.metrics import RequestMetrics
+from serve.routes import http_app
+from serve.service import TranscriptionService
+from serve.settings import MIB, ServeSettings
+from tests.pipelines.jobs import scripted_engine
+from tests.serve.conftest import free_port
+from tests.serve.direct import CALL, MODEL, DirectBackend
+
+HEAD = b'--b\r\ncontent-disposition: form-data; name="file"; filename="call.wav"\r\n\r\n'
+TAIL = f'\r\n--b\r\ncontent-disposition: form-data; name="model"\r\n\r\n{MODEL}\r\n--b--\r\n'.encode()
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+WAIT_S = 20.0
+
+
+@contextlib.contextmanager
+def served(**settings: Any) -> Iterator[str]:
+    """Serves in a thread of this process; yields the URL."""
+    port, ready, ended = free_port(), threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        asked = ServeSettings.from_settings({"model": MODEL, "port": port, **settings})
+        service = TranscriptionService(asked, DirectBackend(scripted_engine()), RequestMetrics())
+        server = HttpServer(http_app(asked, service), asked.host, asked.port)
+        ready.set()
+        while not ended.is_set():
+            await asyncio.sleep(0.01)
+        await server.stop()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert ready.wait(WAIT_S)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        ended.set()
+        thread.join(WAIT_S)
+
+
+def post(url: str, body: Iterator[bytes] | bytes) -> httpx.Response:
+    return httpx.post(f"{url}/v1/audio/transcriptions", content=body, headers=FORM, timeout=WAIT_S)
+
+
+def opened(url: str) -> socket.socket:
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port), timeout=WAIT_S)
+
+
+def test_requests_and_sessions_are_answered() -> None:
+    with served() as url:
+        assert post(url, HEAD + CALL + TAIL).json()["text"]
+        with connect(f"{url.replace('http', 'ws')}/v1/realtime") as session:
+            assert json.loads(session.recv())["type"] == "session.created"
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"])
+def test_a_connection_without_complete_headers_is_closed(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.5)
+    with served() as url, opened(url) as client:
+        if first:
+            client.sendall(first)
+            assert b"200 OK" in client.recv(1 << 16)
+        start = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - start < WAIT_S:
+                client.sendall(b"GET / HTTP/1.1\r\n" if first else b"x")
+                first = b""
+                client.settimeout(0.1)
+                with contextlib.suppress(TimeoutError):
+                    if not client.recv(1 << 16):
+                        break
+        assert time.monotonic() - start < 5
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+
+
+def trickle(body: bytes, size: int, pause_s: float, stop: Callable[[], bool] = lambda: False) -> Iterator[bytes]:
+    for start in range(0, len(body), size):
+        if stop():
+            return
+        yield body[start : start + size]
+        time.sleep(pause_s)
+
+
+def test_a_body_below_the_lowest_rate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "GRACE_S", 0.5)
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.5)  # how long the rest is read after the answer
+    with served() as url:
+        start = time.monotonic()
+        answer = post(url, trickle(HEAD + CALL + TAIL, 10, 0.05))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "upload_timeout")
+        assert time.monotonic() - start < 5
+
+
+def test_a_body_at_the_lowest_rate_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload, "GRACE_S", 0.5)
+    body = HEAD + CALL + TAIL
+    with served() as url:
+        start = time.monotonic()
+        assert post(url, trickle(body, len(body) // 10, 0.15)).status_code == 200
+        assert time.monotonic() - start > 2 * upload.GRACE_S
+
+
+def test_uploads_share_a_byte_budget() -> None:
+    held, release = threading.Event(), threading.Event()
+    padding = bytes(700 << 10)
+
+    def halves() -> Iterator[bytes]:
+        yield HEAD + padding
+        held.set()
+        release.wait(WAIT_S)
+        yield TAIL
+
+    with served(max_uploads_mib=1) as url, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, url, halves())
+        assert held.wait(WAIT_S)
+        refused = post(url, HEAD + padding + TAIL)
+        release.set()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert int(refused.headers["retry-after"]) > 0
+        assert first.result().json()["error"]["code"] == "unreadable"  # it was read to its end
+        assert post(url, HEAD + padding + TAIL).json()["error"]["code"] == "unreadable"
+
+
+def test_large_uploads_take_little_memory() -> None:
+    """Sixteen uploads of 24 MiB are on disk at once, and none of them is in memory."""
+    uploads, size = 16, 24 * MIB
+    sent, release = threading.Barrier(uploads + 1), threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield HEAD
+        piece = bytes(MIB)
+        for _ in range(size // MIB):
+            yield piece
+        sent.wait(WAIT_S)
+        release.wait(WAIT_S)
+        yield TAIL
+
+    process = psutil.Process(os.getpid())
+    with served() as url, ThreadPoolExecutor(uploads) as pool:
+        post(url, HEAD + CALL + TAIL)
+        before = process.memory_full_info().uss
+        answers = [pool.submit(post, url, body()) for _ in range(uploads)]
+        sent.wait(WAIT_S)
+        grown = process.memory_full_info().uss - before
+        release.set()
+        for answer in answers:
+            answer.result()
+    assert grown < uploads * 4 * MIB  # a spool of 1 MiB each, and what is on the way
+
+
+def test_an_upload_over_the_limit_is_refused_before_it_is_sent() -> None:
+    def body() -> Iterator[bytes]:
+        yield HEAD
+        for _ in range(64):
+            yield bytes(MIB)
+
+    with served(max_upload_mib=2) as url:
+        process = psutil.Process(os.getpid())
+        before = process.memory_full_info().uss
+        headers = FORM | {"content-length": str(len(HEAD) + 64 * MIB)}
+        answer = httpx.post(f"{url}/v1/audio/transcriptions", content=body(), headers=headers, timeout=WAIT_S)
+        assert answer.status_code == 413
+        assert post(url, body()).status_code == 413
+        assert process.memory_full_info().uss - before < 16 * MIB
