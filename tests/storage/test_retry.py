@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from speech.errors import AudioError, UsageError
+from storage.driver_errors import error_code, is_transient
 from storage.filesystem import Storage
 from testing.fault_proxy import FAULTS, FaultProxy, faults_before
 from tests.conftest import S3
@@ -258,3 +259,14 @@ def _web(respond: Callable[[BaseHTTPRequestHandler], object]) -> AbstractContext
         server.server_close()
 
     return serve()
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "TokenRefreshRequired"])
+def test_credentials_that_are_no_longer_accepted_are_forbidden(code: str) -> None:
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    for error in (ClientError(response, "GetObject"), translate_boto_error(ClientError(response, "GetObject"))):
+        assert error_code(error) == "forbidden"
+        assert not is_transient(error)
