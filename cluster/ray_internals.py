@@ -3,6 +3,7 @@
     backpressure policy    limits the blocks that wait between two operators of Ray Data
     execution callback     drops the statistics that Ray Data keeps of every block
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
+    _node_ip_address       the address that a Ray that is started here listens on
 
 Import it late: it imports Ray Data, which takes half a second. ``cluster.session.connect_ray`` calls ``check`` before
 Ray starts, so that a Ray without one of these parts is named at once and not as an AttributeError within a run.
@@ -85,6 +86,11 @@ def _missing() -> Iterator[str]:
 def metrics_port_argument(port: int) -> dict[str, int]:
     """The argument of ``ray.init`` that sets the port at which Ray exports its metrics."""
     return {"_metrics_export_port": port}
+
+
+def loopback_argument() -> dict[str, str]:
+    """The argument of ``ray.init`` with which all of Ray, its metrics included, listens on loopback only."""
+    return {"_node_ip_address": "127.0.0.1"}
 
 
 class LimitQueuedBlocks(BackpressurePolicy):

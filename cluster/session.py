@@ -12,7 +12,7 @@ from speech.errors import RayscribeError
 from speech.processes import kill_children
 
 
-def connect_ray(address: str | None, metrics_port: int | None = None) -> None:
+def connect_ray(address: str | None, metrics_port: int | None = None, *, loopback: bool = False) -> None:
     """Joins the cluster at ``address``, or starts one on this machine. A process that is connected stays so.
 
     A SIGTERM handler that this process has set stays in place. Ray's own ends the process within seconds and
@@ -21,6 +21,7 @@ def connect_ray(address: str | None, metrics_port: int | None = None) -> None:
     Args:
         address: ray://… or auto; None for this machine.
         metrics_port: where a Ray that is started here exports its metrics; None: at a port of its choice.
+        loopback: whether a Ray that is started here listens on loopback only, with its metrics.
 
     Raises:
         RayscribeError: ``ray_failed`` or ``unsupported_ray``.
@@ -41,6 +42,8 @@ def connect_ray(address: str | None, metrics_port: int | None = None) -> None:
         arguments = {"address": "local", "num_cpus": local_slots(_cores()), "include_dashboard": False}
         if metrics_port is not None:
             arguments |= ray_internals.metrics_port_argument(metrics_port)
+        if loopback:
+            arguments |= ray_internals.loopback_argument()
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:  # Ray raises a plain Exception where its own processes do not start

@@ -29,6 +29,7 @@ LISTENED = pa.schema(
         ("duration_s", pa.float64()),
         ("speech_s", pa.float64()),
         ("channels", pa.int32()),
+        ("flags", pa.list_(pa.string())),  # of the audio
         ("clips", pa.list_(_CLIP)),
         # int16 samples of all clips, concatenated, which the engine's process reads in place; large_binary, as a
         # block of long calls may exceed the 2 GiB of binary.
@@ -101,6 +102,7 @@ def _small_cells(row: ListenedRow) -> dict[str, Any]:
         "duration_s": row.listened and row.listened.duration_s,
         "speech_s": row.listened and row.listened.speech_s,
         "channels": row.listened and row.listened.channels,
+        "flags": row.listened and list(row.listened.flags),
         "clips": [
             {"channel": clip.channel, "start_s": clip.start_s, "end_s": clip.end_s, "size": len(clip.samples)}
             for clip in row.clips
@@ -129,6 +131,7 @@ def _listened_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> Liste
             Clip(clip["channel"], clip["start_s"], clip["end_s"], audio[end - clip["size"] : end])
             for clip, end in zip(cells["clips"], ends, strict=True)
         ]
-        listened = ListenResult(cells["duration_s"], cells["speech_s"], cells["channels"], clips)
+        flags = tuple(cells["flags"])
+        listened = ListenResult(cells["duration_s"], cells["speech_s"], cells["channels"], clips, flags)
     recording = Recording.model_validate_json(cells["recording"])
     return ListenedRow(recording, cells["attempt"], cells["listen_s"], listened, error)

@@ -51,8 +51,8 @@ HEALTH_CHECK_S = 5.0
 MIN_LISTENERS = 2
 # A recording may take this long to decode, and this long for each byte of its file, but at most listen_timeout_s.
 # Speech at the lowest rates (AMR at 4.75 kbit/s, Opus at 6) takes about 7 µs a byte on one core of an EPYC; a few kB
-# of FLAC may expand to hours of silence on eight channels.
-MIN_LISTEN_S = 10.0
+# of FLAC may expand to ten minutes on eight channels, which take 17 s: they are refused after 9 s.
+MIN_LISTEN_S = 5.0
 LISTEN_S_PER_BYTE = 1e-4
 # What a replica has to send its answer before it exits, in seconds.
 EXIT_DELAY_S = 1.0

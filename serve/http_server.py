@@ -20,8 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEADER_TIMEOUT_S = 20.0
 # Connections beyond this number are answered 503, whatever they ask for.
 MAX_CONNECTIONS = 2000
-# Bytes of one WebSocket message: half a minute of audio in base64.
-MAX_MESSAGE_BYTES = 2 << 20
+# Of a WebSocket: bytes of one message, which is a minute of PCM at 24 kHz in base64, and messages that wait to be read.
+MAX_MESSAGE_BYTES = 4 << 20
+MAX_QUEUED_MESSAGES = 2
 
 
 class HttpServer:
@@ -38,6 +39,7 @@ class HttpServer:
             app,
             http=HttpProtocol,
             ws_max_size=MAX_MESSAGE_BYTES,
+            ws_max_queue=MAX_QUEUED_MESSAGES,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -7,7 +7,7 @@ import signal
 from cluster.nodes import Layout
 from cluster.session import cluster_layout, connect_ray, last_error_line, last_line
 from serve.auth import ApiKeys
-from serve.settings import ServeSettings
+from serve.settings import ServeSettings, is_loopback
 from speech.engines.base import EngineStarter, start_engine
 from speech.errors import RayscribeError
 from speech.preflight import preflight
@@ -25,7 +25,7 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     preflight(settings.engine_config, loads_here=start is start_engine and not settings.cluster.address)
     if settings.api_keys:
         ApiKeys(settings.api_keys)
-    connect_ray(settings.cluster.address, metrics_port=settings.metrics_port)
+    connect_ray(settings.cluster.address, metrics_port=settings.metrics_port, loopback=is_loopback(settings.host))
     try:
         print(f"starting {settings.engine_config.model}", flush=True)
         deploy(settings, cluster_layout(settings.cluster), start)

@@ -56,7 +56,7 @@ class Storage:
         options: for object stores, under fsspec's names (``key``, ``secret``, ``token``,
             ``endpoint_url``, ``anon``, …), for s3, gs and az; or keyed by protocol, or by protocol and host:
             ``{"s3": {…}, "https://calls.example.com": {…}}``. Each protocol or host receives its own only, as a
-            server that a row names may be anybody's. (aiohttp's redirects keep headers other than Authorization.)
+            server that a row names may be anybody's.
             Without options the drivers use their default credentials (environment, profile, metadata service).
         retry_for_s: how long one operation is retried after transient errors.
         allow_schemes: what ``open_audio`` opens besides ``storage.row_access.ROW_SCHEMES``.

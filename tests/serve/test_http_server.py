@@ -141,6 +141,7 @@ def test_uploads_share_a_byte_budget() -> None:
         assert post(url, HEAD + padding + TAIL).json()["error"]["code"] == "unreadable"
 
 
+@pytest.mark.slow
 def test_large_uploads_take_little_memory() -> None:
     """Sixteen uploads of 24 MiB are on disk at once, and none of them is in memory."""
     uploads, size = 16, 24 * MIB

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -155,6 +156,18 @@ def test_metrics_of_all_replicas_are_at_one_port(scripted: tuple[Served, Path]) 
     for name in ("requests_total", "requests_in_hand", "request_seconds_bucket", "first_text_seconds", "rtfx"):
         assert f"ray_rayscribe_{name}" in text
     assert "call.wav" not in text
+
+
+def test_metrics_listen_where_the_endpoint_does(scripted: tuple[Served, Path]) -> None:
+    endpoint, _ = scripted
+    for url in (endpoint.url, endpoint.metrics):
+        port = urlsplit(url).port
+        listening = {
+            connection.laddr.ip
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        }
+        assert listening == {"127.0.0.1"}
 
 
 def test_sigterm_finishes_the_requests_in_flight(scripted: tuple[Served, Path], waiting: Path) -> None:

@@ -106,7 +106,7 @@ def test_frequent_faults_of_every_kind(faulty: Faulty, s3: S3) -> None:
 
 def test_permanent_throttling_fails_after_the_retry_limit(faulty: Faulty, s3: S3) -> None:
     with faulty(share=1.0, kinds=["slow_down"]) as proxy, pytest.raises(AudioError) as caught:
-        storage_through(proxy, retry_for_s=1.5, attempts=1).open_audio(f"{s3.bucket}/call.wav")
+        storage_through(proxy, retry_for_s=4, attempts=1).open_audio(f"{s3.bucket}/call.wav")
     assert caught.value.code == "unreadable"
     assert f"{s3.bucket}/call.wav cannot be read: " in caught.value.message
     assert caught.value.message.count("\n") == 0
