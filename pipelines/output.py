@@ -288,9 +288,9 @@ class Output:
             small = {name: sizes.get(name, 0) for name in sorted(files) if _status(name) == status}
             small = {name: size for name, size in small.items() if size < SMALL_BYTES}
             for group in _groups(small) if len(small) > FEW_FILES else ():
-                tables = dict(self._read_tables(group))
-                table = pa.concat_tables(tables.values(), promote_options="permissive")
-                merged = merged - tables.keys() | {self._write(_new_name(status), table)}
+                if tables := dict(self._read_tables(group)):  # else another driver has removed them
+                    table = pa.concat_tables(tables.values(), promote_options="permissive")
+                    merged = merged - tables.keys() | {self._write(_new_name(status), table)}
         return merged
 
     def _remove(self, names: Collection[str]) -> None:

@@ -185,7 +185,12 @@ def test_a_store_that_fails_at_the_end_fails_the_run(copied: Finished, monkeypat
     assert not (copied.output / "run.json").exists()
 
 
-def test_audio_that_changed_under_its_id_is_reported(copied: Finished, capfd: pytest.CaptureFixture[str]) -> None:
-    rows = [row | {"audio": "customer.flac"} if row["id"] == "good" else row for row in copied.rows]
-    run(job_of(manifest_of(copied.folder, *rows), copied.output), start_scripted)
-    assert "other audio for 1 ids that the output has ('good')" in capfd.readouterr().err
+def test_audio_that_changed_under_its_id_is_reported(
+    calls: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"audio": "agent.flac", "id": name} for name in ("same", "changed")]
+    transcribe(manifest_of(calls, *rows), tmp_path / "out")
+    assert "other audio" not in capfd.readouterr().err
+    rows[1]["audio"] = "customer.flac"
+    assert not run(job_of(manifest_of(calls, *rows), tmp_path / "out"), start_scripted).finished
+    assert "other audio for 1 ids that the output has ('changed')" in capfd.readouterr().err
