@@ -1,29 +1,28 @@
-"""What a machine gives: how many Listeners and engines run, and on how many cores each.
+"""The layout of a job: how many Listeners and engines run, and on how many cores each.
 
-One place decides for a laptop and for a cluster, so that nobody has to answer twenty questions: one
-engine a GPU, or one engine for the whole machine where there is none; Listeners on the cores that
-remain.
+The defaults, for a laptop and for a cluster: one engine a GPU, or one engine for the whole machine where there is
+none; Listeners on the remaining cores.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Ray Data's own small tasks (repartition, write) need slots beside the actors. On a machine of few
-# cores they are logical: the tasks are short, and without them a plan can wait for itself for ever.
+# Ray Data's own tasks (repartition) need CPU slots beside the actors. On a machine of few cores these are only
+# logical: the tasks are short, and without free slots the dataset would deadlock.
 SPARE_SLOTS = 4
-# A GPU's engine keeps about this many cores busy with features, scheduling and detokenizing.
+# An engine on a GPU keeps about this many cores busy with features, scheduling and detokenizing.
 CORES_PER_GPU_ENGINE = 2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a job is laid out over the machines it has."""
+    """The actors of a job and their resources."""
 
-    listeners: int  # at most; the pool grows to it as work waits
+    listeners: int  # at most; the pool grows while blocks are queued
     engines: int
     gpus_per_engine: float
     cpus_per_engine: float  # as Ray counts them
-    threads_per_engine: int | None  # for an engine on CPUs; None leaves it to the GPU build
+    threads_per_engine: int | None  # for an engine on CPUs; None on GPUs
 
     @property
     def engine_runtime_env(self) -> dict[str, dict[str, str]]:
@@ -39,13 +38,13 @@ def local_slots(cores: int) -> int:
 def plan_layout(
     resources: Mapping[str, float], cores: int, listeners: int | None = None, engines: int | None = None
 ) -> Layout:
-    """Lays a job out.
+    """Plans the layout of a job.
 
     Args:
-        resources: what Ray has, as ``ray.cluster_resources()`` gives it.
-        cores: true cores behind ``resources["CPU"]``.
-        listeners: Listener actors at most, if the user says.
-        engines: engines, if the user says.
+        resources: as ``ray.cluster_resources()`` returns them.
+        cores: physical cores; ``resources["CPU"]`` includes spare slots.
+        listeners: maximum of Listener actors, if set.
+        engines: number of engines, if set.
     """
     gpus = int(resources.get("GPU", 0))
     if gpus:
@@ -60,7 +59,7 @@ def plan_layout(
         )
     engines = engines or 1
     return Layout(
-        # Without a GPU the engine is what takes time; a Listener keeps several engines' worth of it fed.
+        # Without a GPU the engine is the bottleneck; one Listener supplies it.
         listeners=listeners or max(1, cores // 4),
         engines=engines,
         gpus_per_engine=0.0,

@@ -1,4 +1,4 @@
-"""The graph of the job: from the work list to receipts, through the actors of the two stages."""
+"""The Ray Data dataset of the job: from the work list, through the actors of the two stages, to receipts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,41 +18,41 @@ from speech.engines.base import EngineStarter
 from speech.errors import RayscribeError
 from storage.filesystem import Storage
 
-# Recordings to a block of work, at most: what one Listener takes at a time, one engine call answers
-# and one file commits. Larger blocks cost less scheduling; smaller ones lose less when a node dies.
+# Recordings in a block, at most: the input of one task of a Listener and of one call of an engine, and one file.
+# Larger blocks cost less scheduling; smaller ones lose less when a node dies.
 MAX_RECORDINGS_PER_BLOCK = 32
-# Blocks that an engine works on at once, so that the end of one overlaps with the middle of another.
+# Blocks in flight in one engine, so that the last clips of one are batched with others.
 BLOCKS_PER_ENGINE = 4
 
 
 def recordings_per_block(to_do: int, listeners: int) -> int:
-    """How many recordings make a block of work."""
+    """How many recordings make a block."""
     return max(1, min(MAX_RECORDINGS_PER_BLOCK, to_do // (8 * listeners)))
 
 
 def receipts(
     job: Job, start: EngineStarter, storage: Storage, output: Output, blocks: list[Any], to_do: int, layout: Layout
 ) -> Iterator[pa.Table]:
-    """Runs the graph and yields the receipts of what is committed, as it is committed.
+    """Runs the dataset and yields the receipts of committed blocks, as they are committed.
 
     Args:
         job: its options, model and limits.
-        start: what starts an engine.
+        start: starts an engine.
         storage: opens the audio.
-        output: takes the transcripts.
-        blocks: references to the work list.
-        to_do: its rows.
-        layout: how many actors there are, and what each takes.
+        output: where transcripts are committed.
+        blocks: references to WORK tables.
+        to_do: their rows.
+        layout: the numbers of actors, and the resources of each.
 
     Raises:
         RayscribeError: ``run_failed``.
     """
     configure_ray_data()
-    # Begun anew if its node is lost: the counts are forgotten, which costs a poison recording another try.
+    # Restarted if its node is lost; its counts are lost, which costs a poison recording another attempt.
     attempts = ray.remote(AttemptTracker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     dataset = (
         ray.data.from_arrow_refs(blocks)
-        # Small enough that every Listener has several blocks to its name, even of a short manifest.
+        # Small enough that every Listener has several blocks, even of a short manifest.
         .repartition(target_num_rows_per_block=recordings_per_block(to_do, layout.listeners))
         .map_batches(
             Listen,
@@ -83,5 +83,5 @@ def receipts(
     except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
         raise RayscribeError(
             "run_failed",
-            f"the run has failed: {last_error_line(error)} (what is done is kept; the logs of Ray's session say more)",
+            f"the run failed: {last_error_line(error)} (what is committed is kept; see the logs of Ray's session)",
         ) from error

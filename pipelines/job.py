@@ -30,6 +30,12 @@ class Job(Settings):
     allow_changes: bool = Field(
         False, description="add to an output whose transcripts were made with another model or other options"
     )
+    max_failed_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="stop the run when storage fails for more than this share of the last recordings",
+    )
     listen_timeout_s: float = Field(
         1800.0, gt=0, description="a recording that takes longer to open and decode, in seconds, fails as poison"
     )

@@ -1,12 +1,16 @@
 """One run at a time on an output folder.
 
-    OUTPUT/lease.json    who holds it: run, host, process; written anew every RENEW_S seconds
+    OUTPUT/lease/00000007.json    the seventh holder: run, host, process; written anew every RENEW_S seconds
 
-A lease and not a lock, since the machine that holds it may vanish: one that is no longer renewed is
-taken over. No clock is compared with another machine's. A newcomer watches whether the lease is
-renewed under its eyes: if it is, another run is at work and the newcomer is refused; if not for
-EXPIRE_S, its holder is gone. On the machine of a holder that has died no time is lost: its process is
-looked up. A holder that was only asleep, as a laptop is, learns of it when it wakes (``check``).
+It is a lease and not a lock, because the holder's machine may disappear: a lease that is not renewed for EXPIRE_S has
+expired. Clocks of different machines are not compared. A newcomer reads the lease for EXPIRE_S: if its content changes,
+another run is alive and the newcomer is rejected. On the holder's own machine its process is looked up, so that the
+lease of a killed run is taken over at once.
+
+To take over, a newcomer creates the file with the next number if it does not exist, which only one of several can.
+Each file is written by its holder alone, so that no renewal or release can overwrite another's lease. The highest
+number holds; an earlier holder that was suspended finds it and stops. It may do so late: the lease saves double work,
+and what a run removes is safe without it (``pipelines.commits``).
 """
 
 import json
@@ -29,6 +33,8 @@ log = logging.getLogger("rayscribe")
 RENEW_S = 5.0
 EXPIRE_S = 30.0
 
+Holder = dict[str, Any]  # run, host, pid, process_started, renewals, released
+
 
 class Lease:
     """Held while its ``with`` block runs.
@@ -38,29 +44,31 @@ class Lease:
     """
 
     def __init__(self, output: str, storage: Storage, renew_s: float = RENEW_S, expire_s: float = EXPIRE_S) -> None:
-        self._output = output
-        self._uri = join(output, "lease.json")
-        self._storage = storage
+        self._output, self._storage = output, storage
         self._renew_s, self._expire_s = renew_s, expire_s
         process = psutil.Process()
-        self._holder = {
+        self._holder: Holder = {
             "run": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": process.pid,
             "process_started": process.create_time(),
+            "renewals": 0,
+            "released": False,
         }
-        self._renewals = 0
-        self._taken_by: dict[str, Any] | None = None
+        self._number = 0
+        self._taken_by: Holder | None = None
         self._released = threading.Event()
         self._renewer = threading.Thread(target=self._renew, daemon=True, name="lease")
 
     def __enter__(self) -> Self:
-        if not self._storage.create_bytes(self._uri, self._text()):
-            self._await_end_of_other()
-            self._storage.write_bytes(self._uri, self._text())
-            found = read_lease(self._output, self._storage)
-            if found is None or found["run"] != self._holder["run"]:  # another newcomer was quicker
-                raise self._in_use(found)
+        self._number = self._await_expiry() + 1
+        created = self._storage.create_bytes(self._uri(self._number), self._content())
+        last, found = _latest(self._output, self._storage)
+        if not created or last != self._number:  # another newcomer was first
+            raise self._in_use(found)
+        for earlier in _numbers(self._output, self._storage):
+            if earlier < self._number:
+                self._storage.remove(self._uri(earlier))
         self._renewer.start()
         return self
 
@@ -69,11 +77,14 @@ class Lease:
     ) -> None:
         self._released.set()
         self._renewer.join()
-        if self._taken_by is None:
-            self._storage.remove(self._uri)
+        self._holder["released"] = True
+        try:
+            self._storage.write_bytes(self._uri(self._number), self._content())
+        except RayscribeError as failed:  # it expires; an error of the run itself must not be replaced
+            log.warning("the lease on %s could not be released: %s", self._output, failed)
 
     def check(self) -> None:
-        """Returns while the lease is held.
+        """Returns if the lease was held at the last renewal.
 
         Raises:
             RayscribeError: ``output_taken``: it was not renewed for so long that another run has taken it over.
@@ -81,23 +92,34 @@ class Lease:
         if self._taken_by is not None:
             raise RayscribeError(
                 "output_taken",
-                f"this run was silent for over {self._expire_s:.0f} s, and {_name(self._taken_by)} has taken "
-                f"{self._output} over: let that one end",
+                f"this run did not renew its lease on {self._output} for {self._expire_s:.0f} s, and "
+                f"{_name(self._taken_by)} has taken it over: let that run end",
             )
 
-    def _await_end_of_other(self) -> None:
-        """Returns when the lease that stands is nobody's."""
-        first = read_lease(self._output, self._storage)
-        deadline = time.monotonic() + self._expire_s
-        while first is not None and not self._is_dead(first):
-            time.sleep(min(1.0, self._renew_s))
-            now = read_lease(self._output, self._storage)
-            if now is None or time.monotonic() > deadline:
-                return
-            if now != first:
-                raise self._in_use(now)
+    def verify(self) -> None:
+        """Returns if the lease is held now, which takes a request. Errors as of ``check``, and of storage."""
+        number, holder = _latest(self._output, self._storage)
+        if number != self._number:
+            self._taken_by = holder or {}
+        self.check()
 
-    def _is_dead(self, holder: dict[str, Any]) -> bool:
+    def _await_expiry(self) -> int:
+        """The number of the last lease, once nobody holds it."""
+        number, first = _latest(self._output, self._storage)
+        first_read_at = time.monotonic()
+        while first is not None and not first.get("released") and not self._is_dead(first):
+            time.sleep(min(1.0, self._renew_s))
+            asked_at = time.monotonic()  # a response shows the lease as it was after this, however late it arrives
+            last, now = _latest(self._output, self._storage)
+            if now is not None and now.get("released"):
+                return last
+            if (last, now) != (number, first):
+                raise self._in_use(now)
+            if asked_at - first_read_at >= self._expire_s:
+                break
+        return number
+
+    def _is_dead(self, holder: Holder) -> bool:
         """Whether the holder was a process of this machine that has ended."""
         if holder["host"] != self._holder["host"]:
             return False
@@ -108,30 +130,53 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._released.wait(self._renew_s):
-            self._renewals += 1
+            self._holder["renewals"] += 1
             try:
-                found = read_lease(self._output, self._storage)
-                if found is not None and found["run"] != self._holder["run"]:
-                    self._taken_by = found
+                number, holder = _latest(self._output, self._storage)
+                if number > self._number:
+                    self._taken_by = holder or {}
                     return
-                self._storage.write_bytes(self._uri, self._text())
-            except RayscribeError as error:  # the next renewal may do; the work itself is tried apart
+                self._storage.write_bytes(self._uri(self._number), self._content())
+            except RayscribeError as error:  # tried again in RENEW_S
                 log.warning("the lease on %s could not be renewed: %s", self._output, error)
 
-    def _text(self) -> bytes:
-        return json.dumps(self._holder | {"renewals": self._renewals}).encode()
+    def _content(self) -> bytes:
+        return json.dumps(self._holder).encode()
 
-    def _in_use(self, holder: dict[str, Any] | None) -> UsageError:
-        who = _name(holder) if holder else "another process"
-        return UsageError("output_in_use", f"another run is writing to {self._output} ({who}): wait for it, or stop it")
+    def _uri(self, number: int) -> str:
+        return join(_folder(self._output), f"{number:08}.json")
+
+    def _in_use(self, holder: Holder | None) -> UsageError:
+        return UsageError(
+            "output_in_use",
+            f"another run is writing to {self._output} ({_name(holder or {})}): wait for it, or stop it",
+        )
 
 
-def _name(holder: dict[str, Any]) -> str:
-    return f"process {holder['pid']} on {holder['host']}"
+def read_lease(output: str, storage: Storage) -> Holder | None:
+    """The holder of an output's lease, which may have died; None if it is released."""
+    _, holder = _latest(output, storage)
+    return holder if holder is not None and not holder.get("released") else None
 
 
-def read_lease(output: str, storage: Storage) -> dict[str, Any] | None:
-    """The lease that stands on an output, whoever holds it; None if there is none."""
-    text = storage.read_bytes(join(output, "lease.json"))
-    lease: dict[str, Any] | None = json.loads(text) if text is not None else None
-    return lease
+def _latest(output: str, storage: Storage) -> tuple[int, Holder | None]:
+    """The number and the holder of the last lease; 0 and None if there was none."""
+    while numbers := _numbers(output, storage):
+        data = storage.read_bytes(join(_folder(output), f"{numbers[-1]:08}.json"))
+        if data is not None:  # else a later one was created since the listing, and this one removed
+            holder: Holder = json.loads(data)
+            return numbers[-1], holder
+    return 0, None
+
+
+def _numbers(output: str, storage: Storage) -> list[int]:
+    names = (uri.rsplit("/", 1)[-1] for uri in storage.list(_folder(output)))
+    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+
+
+def _folder(output: str) -> str:
+    return join(output, "lease")
+
+
+def _name(holder: Holder) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if holder else "another process"

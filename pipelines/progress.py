@@ -1,4 +1,4 @@
-"""The job's progress, as people and logs read it: a live bar on a terminal, a line now and then elsewhere."""
+"""The job's progress on stderr: a bar on a terminal, a line every LOG_EVERY_S seconds elsewhere."""
 
 import time
 from types import TracebackType
@@ -10,12 +10,12 @@ from rich.progress import Progress as Bars
 
 from pipelines.summary import Summary
 
-# Between lines in a log, so that a run of days writes megabytes of progress nowhere.
+# Between two lines in a log, so that the log of a run of days stays small.
 LOG_EVERY_S = 30.0
 
 
 class Progress:
-    """Shows how far a run is. On stderr, so that stdout holds the result alone."""
+    """Shows the progress of a run. On stderr, so that stdout has only the result."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -44,12 +44,16 @@ class Progress:
         self._bars.stop()
 
     def say(self, doing: str) -> None:
-        """Names what is being done before recordings begin to come."""
+        """Shows the current step, before the first receipt."""
         self._bars.update(self._task, description=doing)
         self._log(doing)
 
+    def warn(self, line: str) -> None:
+        """Shows a line that stays on the terminal."""
+        self._console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)
+
     def start(self, total: int, waiting_for: str) -> None:
-        """Begins to count recordings."""
+        """Starts counting recordings."""
         self._total = total
         self._bars.update(self._task, description="transcribing", total=total, detail=f"waiting for {waiting_for}")
         self._log(f"{total} recordings to transcribe; waiting for {waiting_for}")

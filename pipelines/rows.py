@@ -1,8 +1,8 @@
-"""What travels between the stages of the job, as Arrow.
+"""The Arrow schemas between the stages of the job.
 
-    WORK      driver → Listen        a manifest row, as JSON, and the number of its attempt
-    HEARD     Listen → Transcribe    a recording with all its audio, or its error
-    RECEIPT   Transcribe → driver    what was committed, in a few numbers, and when the engine was ready
+    WORK      driver → Listen        a manifest row, as JSON, with its id and the number of its attempt
+    LISTENED  Listen → Transcribe    a recording with all its samples, or its error
+    RECEIPT   Transcribe → driver    what was committed and to which file, and when the engine was ready
 
 One row is one recording throughout.
 """
@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from speech.audio.clips import Clip
-from speech.errors import AudioError, EngineError, RayscribeError, RequestError
+from speech.errors import AudioError, EngineError, RayscribeError, RequestError, StorageError
 from speech.listener import ListenResult
 from speech.recording import Recording
 from speech.transcript import parquet_schema
 
-WORK = pa.schema([("row", pa.string()), ("attempt", pa.int32())])
+WORK = pa.schema([("recording_id", pa.string()), ("row", pa.string()), ("attempt", pa.int32())])
 
 _CLIP = pa.struct([("channel", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("size", pa.int64())])
 LISTENED = pa.schema(
@@ -29,20 +29,24 @@ LISTENED = pa.schema(
         ("duration_s", pa.float64()),
         ("speech_s", pa.float64()),
         ("channels", pa.int32()),
+        ("flags", pa.list_(pa.string())),  # of the audio
         ("clips", pa.list_(_CLIP)),
-        # int16 samples of all clips, end to end, which the engine's process reads in place; large, as a
-        # block of long calls passes the 2 GiB that plain binary holds.
+        # int16 samples of all clips, concatenated, which the engine's process reads in place; large_binary, as a
+        # block of long calls may exceed the 2 GiB of binary.
         ("samples", pa.large_binary()),
         ("listen_s", pa.float64()),
         ("error", parquet_schema().field("error").type),
+        ("storage_failed", pa.bool_()),
     ]
 )
 
 RECEIPT = pa.schema(
     [
         ("recording_id", pa.string()),
+        ("file", pa.string()),  # as of Output.commit
         ("status", pa.string()),
         ("code", pa.string()),
+        ("storage_failed", pa.bool_()),  # credentials or the service failed, not the recording
         ("duration_s", pa.float64()),
         ("speech_s", pa.float64()),
         ("usage", parquet_schema().field("usage").type),
@@ -56,7 +60,7 @@ _ERRORS = {kind.stage: kind for kind in (RequestError, AudioError, EngineError)}
 
 @dataclass(frozen=True, slots=True)
 class ListenedRow:
-    """One row of HEARD: ``listened``, or the ``error`` in its place."""
+    """One row of LISTENED: either ``listened`` or ``error``."""
 
     recording: Recording
     attempt: int
@@ -65,21 +69,25 @@ class ListenedRow:
     error: RayscribeError | None = None
 
     @property
+    def storage_failed(self) -> bool:
+        return isinstance(self.error, StorageError)
+
+    @property
     def clips(self) -> list[Clip]:
         return self.listened.clips if self.listened else []
 
     @property
     def nbytes(self) -> int:
-        """Of its samples."""
+        """Bytes of its samples."""
         return sum(clip.samples.nbytes for clip in self.clips)
 
 
 def listened_table(rows: list[ListenedRow]) -> pa.Table:
-    """The rows as HEARD."""
+    """The rows as a LISTENED table."""
     samples = [clip.samples for row in rows for clip in row.clips]
     joined = np.concatenate(samples) if samples else np.empty(0, np.int16)
     ends = np.cumsum([0, *(row.nbytes for row in rows)], dtype=np.int64)
-    # Hours of audio: made from the buffer itself and not through Python bytes, so as to be held once.
+    # Made from the buffer and not from Python bytes: hours of audio should be in memory once.
     buffers = [None, pa.py_buffer(ends), pa.py_buffer(joined)]
     cells = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(rows), buffers)
     small = pa.Table.from_pylist([_small_cells(row) for row in rows], schema=LISTENED)
@@ -87,24 +95,26 @@ def listened_table(rows: list[ListenedRow]) -> pa.Table:
 
 
 def _small_cells(row: ListenedRow) -> dict[str, Any]:
-    """All of a row but its samples."""
+    """The cells of a row, without its samples."""
     return {
         "recording": row.recording.model_dump_json(),
         "attempt": row.attempt,
         "duration_s": row.listened and row.listened.duration_s,
         "speech_s": row.listened and row.listened.speech_s,
         "channels": row.listened and row.listened.channels,
+        "flags": row.listened and list(row.listened.flags),
         "clips": [
             {"channel": clip.channel, "start_s": clip.start_s, "end_s": clip.end_s, "size": len(clip.samples)}
             for clip in row.clips
         ],
         "listen_s": row.listen_s,
         "error": row.error and row.error.as_struct(),
+        "storage_failed": row.storage_failed,
     }
 
 
 def listened_rows(table: pa.Table) -> list[ListenedRow]:
-    """HEARD as rows, whose samples are the table's own memory."""
+    """The rows of a LISTENED table. Their samples are views of the table's memory."""
     small = table.drop_columns("samples").to_pylist()
     return [_listened_row(cells, samples) for cells, samples in zip(small, table["samples"], strict=True)]
 
@@ -112,7 +122,8 @@ def listened_rows(table: pa.Table) -> list[ListenedRow]:
 def _listened_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> ListenedRow:
     listened, error = None, None
     if cells["error"]:
-        error = _ERRORS[cells["error"]["stage"]](cells["error"]["code"], cells["error"]["message"])
+        kind = StorageError if cells["storage_failed"] else _ERRORS[cells["error"]["stage"]]
+        error = kind(cells["error"]["code"], cells["error"]["message"])
     else:
         audio = np.frombuffer(samples.as_buffer(), dtype=np.int16)
         ends = np.cumsum([clip["size"] for clip in cells["clips"]], dtype=np.int64)
@@ -120,6 +131,7 @@ def _listened_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> Liste
             Clip(clip["channel"], clip["start_s"], clip["end_s"], audio[end - clip["size"] : end])
             for clip, end in zip(cells["clips"], ends, strict=True)
         ]
-        listened = ListenResult(cells["duration_s"], cells["speech_s"], cells["channels"], clips)
+        flags = tuple(cells["flags"])
+        listened = ListenResult(cells["duration_s"], cells["speech_s"], cells["channels"], clips, flags)
     recording = Recording.model_validate_json(cells["recording"])
     return ListenedRow(recording, cells["attempt"], cells["listen_s"], listened, error)

@@ -1,4 +1,4 @@
-"""The main job: a manifest of recordings in, Parquet transcripts out, by Ray Data.
+"""The bulk job: a manifest of recordings in, Parquet transcripts out, by Ray Data.
 
     manifest ──► work list ──► Listen ──► Transcribe ──► receipts ──► run.json
     (driver)     (blocks)      (CPU       (engine        (driver)
@@ -6,184 +6,244 @@
                                               │
                                               └──► Parquet
 
-The graph streams: at no time is more of the manifest's audio in memory than the stages have in
-hand. The driver sees no audio and no text, only a receipt a recording, from which it draws the
-progress bar and counts the summary.
+The dataset streams: only the audio of the blocks in flight is in memory. The driver receives no audio and no text, only
+one receipt a recording, from which it updates the progress bar and the summary.
 
-What the output folder already holds is left out of the work list, so that the same command
-continues where it stopped, and a manifest that has grown costs only its new rows.
+Recordings that the output already has are left out of the work list, so that the same command continues an interrupted
+run, and a manifest with new rows costs only those.
 """
 
 import contextlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.session import cluster_layout, connect_ray
 from pipelines import manifest
+from pipelines.breaker import CircuitBreaker
 from pipelines.job import Job
 from pipelines.lease import Lease
-from pipelines.output import Output
+from pipelines.output import Attempts, Contents, Output
 from pipelines.progress import Progress
 from pipelines.rows import WORK
 from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
+from speech.errors import RayscribeError, UsageError
 from speech.preflight import preflight
 from speech.redaction import redact_uri
 from storage.filesystem import Storage
 from storage.retry import RETRY_FOR_S
 from storage.uris import protocol_of
 
-# Rows of the work list to a block that lies in the object store; only text, so many fit.
+# Rows of the work list in one block of the object store. They are only text.
 WORK_ROWS_PER_BLOCK = 10_000
-# How long the output is waited for when its storage is out of order. Giving up costs the run; waiting, minutes.
+# How long a commit is retried while the output's storage fails. An error ends the run, so minutes are worth waiting.
 COMMIT_RETRY_FOR_S = 600.0
+CHANGED_SHOWN = 5  # ids in a message
 
-Standing = dict[str, dict[str, int]]  # of ``Output.deduplicate``
-AttemptOf = Callable[[str], int | None]  # from the id of a recording; None: it is not to be tried
+AttemptOf = Callable[[str], int | None]  # recording id → number of its next attempt; None: not to be transcribed
+Choose = Callable[[Attempts], AttemptOf]
+
+
+@dataclass(frozen=True)
+class Work:
+    """The recordings to transcribe."""
+
+    blocks: list[Any]  # references to WORK tables in Ray's object store, so that the driver holds none
+    count: int
+    done_before: int
+    failed_before: int  # failed recordings that are not tried again
+    skipped_files: int
+    retries: bool  # whether it has recordings that failed before
+
+
+class Receipts:
+    """The files that receipts name, and whether each recording has exactly one receipt."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self._hashes = array("q")  # of ids: 8 bytes a recording
+
+    def add(self, batch: pa.Table) -> None:
+        self.files.update(batch["file"].to_pylist())
+        self._hashes.extend(hash(recording_id) for recording_id in batch["recording_id"].to_pylist())
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a recording has more than one: Ray has run its Listen task again and cut the block otherwise."""
+        return len(np.unique(self._hashes)) < len(self._hashes)
+
+    def check_complete(self, count: int) -> None:
+        """Raises RayscribeError ``run_failed`` if some of ``count`` recordings have no receipt."""
+        if missing := count - len(np.unique(self._hashes)):
+            raise RayscribeError(
+                "run_failed", f"{missing} recordings were lost within Ray: the same command again transcribes them"
+            )
 
 
 def run(job: Job, start: EngineStarter = start_engine) -> Summary:
-    """Transcribes what the manifest has and the output has not, showing the progress.
+    """Transcribes the recordings of the manifest that the output does not have, showing the progress.
 
     Args:
-        job: what to do.
-        start: what starts an engine in its actor; another than ``start_engine`` where the job itself
-            is to be tested or timed without a model.
+        job: its settings.
+        start: starts an engine in its actor; another than ``start_engine`` to test or time the job without a model.
 
     Raises:
-        UsageError: the manifest, the model, an option or a place of storage is wrong, or another run
+        UsageError: the manifest, the model, an option or a storage location is wrong, or another run
             holds the output; nothing was transcribed.
+        RayscribeError: the run failed; what is committed is kept.
     """
-    with _opened(job, start) as opened:
-        return opened.transcribe(_undone)
+    return _run(job, start, _choose_new)
 
 
 def retry(job: Job, start: EngineStarter = start_engine) -> Summary:
-    """Tries again what has failed in an output, and nothing else. Arguments and errors as of ``run``."""
-    with _opened(job, start) as opened:
-        return opened.transcribe(_failed)
+    """Transcribes the recordings that failed before, and no others. Arguments and errors as of ``run``."""
+    return _run(job, start, _choose_failed)
 
 
-def _undone(recorded: Standing) -> AttemptOf:
-    return lambda name: None if any(name in names for names in recorded.values()) else 1
+def _choose_new(recorded: Attempts) -> AttemptOf:
+    return lambda recording_id: None if any(recording_id in ids for ids in recorded.values()) else 1
 
 
-def _failed(recorded: Standing) -> AttemptOf:
-    return {name: attempt + 1 for name, attempt in recorded["failed"].items()}.get
+def _choose_failed(recorded: Attempts) -> AttemptOf:
+    return {recording_id: attempt + 1 for recording_id, attempt in recorded["failed"].items()}.get
 
 
-@contextlib.contextmanager
-def _opened(job: Job, start: EngineStarter) -> Iterator["_Run"]:
-    """Checks all that can be checked without work, then holds the output for this run alone."""
+def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
+    started_at = datetime.now(UTC)
+    storage, output = _open(job, start)
+    with Lease(job.output, storage) as lease:
+        resumed = output.job() is not None
+        output.claim(job.text_settings(), {"manifest": redact_uri(job.manifest)}, job.allow_changes)
+        with Progress() as progress:
+            if resumed:
+                progress.say("reading what is done")
+            contents = output.deduplicate()
+            work = _select(job, storage, output, contents, choose, progress)
+            summary = Summary(work.done_before, work.failed_before, work.skipped_files)
+            if not work.count and output.report():  # the report of the run that did all of it stays
+                return summary
+            with _as_failed_run():
+                lease.verify()
+                contents = output.begin(contents)  # without the ids of all that is done, which may be a million
+                received = _execute(job, start, storage, output, lease, work, summary, progress)
+                progress.say("merging the output's files")
+                lease.verify()
+                output.consolidate(contents, received.files, superseded=work.retries or received.repeated)
+                lease.verify()
+                output.finish(_report(job, summary, started_at))
+    return summary
+
+
+def _open(job: Job, start: EngineStarter) -> tuple[Storage, Output]:
+    """Checks all that can be checked before anything starts."""
     storage = _storage(job)
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
     preflight(job.engine_config, job.options, loads_here=start is start_engine and not job.cluster.address)
-    output = Output(job.output, _storage(job, COMMIT_RETRY_FOR_S))
-    with Lease(job.output, storage) as lease:
-        continues = output.job() is not None
-        output.claim(job.text_settings(), {"manifest": redact_uri(job.manifest)}, job.allow_changes)
-        yield _Run(job, start, storage, output, lease, continues)
+    return storage, Output(job.output, _storage(job, COMMIT_RETRY_FOR_S))
 
 
 def _storage(job: Job, retry_for_s: float = RETRY_FOR_S) -> Storage:
-    """The job's storage. Rows may name the scheme of the manifest, too, since the user named that."""
+    """The job's storage. Rows may also name the scheme of the manifest, since the user named that."""
     schemes = (*job.allow_scheme, protocol_of(job.manifest))
     return Storage(job.storage_options, retry_for_s, schemes, job.allow_private_hosts)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One run that holds its output."""
-
-    job: Job
-    start: EngineStarter
-    storage: Storage
-    output: Output
-    lease: Lease
-    continues: bool  # an earlier run has begun on this output
-
-    def transcribe(self, choose: Callable[[Standing], AttemptOf]) -> Summary:
-        """Runs the recordings that are chosen by what stands in the output."""
-        from pipelines.graph import receipts  # Ray Data's import takes a second, which a mistake need not wait for
-
-        started_at = datetime.now(UTC)
-        with Progress() as progress:
-            if self.continues:
-                progress.say("reading what is done")
-            recorded = self.output.deduplicate()
-            attempt_of = choose(recorded)
-            remains_failed = sum(attempt_of(name) is None for name in recorded["failed"])
-            summary = Summary(done_before=len(recorded["ok"]), failed_before=remains_failed)
-            progress.say(f"joining Ray at {self.job.cluster.address}" if self.job.cluster.address else "starting Ray")
-            connect_ray(self.job.cluster.address)
-            progress.say("reading the manifest")
-            recordings = manifest.read(self.job.manifest, self.storage)
-            if recordings.skipped:
-                progress.say(f"{len(recordings.skipped)} files skipped, whose suffixes are not of audio")
-            summary.skipped_files = len(recordings.skipped)
-            rows = _Counted(recordings)
-            blocks, to_do = _put_work(_work(rows, attempt_of))
-            del recorded, attempt_of  # the ids of all that is done, which may be a million
-            self.output.update_job(recordings=rows.count)
-            if not to_do and self.output.report():  # all is done; the report of the run that did it stands
-                return summary
-            self.output.clear_finished()
-            if to_do:
-                layout = cluster_layout(self.job.cluster)
-                progress.start(to_do, waiting_for=f"{layout.engines} × {self.job.engine_config.model} to load")
-                for some in receipts(self.job, self.start, self.storage, self.output, blocks, to_do, layout):
-                    self.lease.check()
-                    summary.add(some)
-                    progress.update(summary)
-            progress.say("tidying the output")
-            if self.continues:
-                self.output.deduplicate()
-            self.output.compact()
-        self.output.finish(_report(self.job, summary, started_at))
-        return summary
-
-
-class _Counted:
-    """Iterates, and knows afterwards how many there were."""
-
-    def __init__(self, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        self._rows = rows
-        self.count = 0
-
-    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for row in self._rows:
-            self.count += 1
-            yield row
-
-
-def _work(rows: Iterable[tuple[str, dict[str, Any]]], attempt_of: AttemptOf) -> Iterator[dict[str, Any]]:
-    """The work list: JSON and attempt of the manifest rows that are to be done."""
-    for recording_id, row in rows:
-        attempt = attempt_of(recording_id)
-        if attempt is not None:
-            yield {"row": json.dumps(row, default=str), "attempt": attempt}  # ASCII: Arrow refuses lone surrogates
-
-
-def _put_work(rows: Iterator[dict[str, Any]]) -> tuple[list[Any], int]:
-    """Puts the work list into Ray's object store, so that the driver holds none of it."""
+def _select(job: Job, storage: Storage, output: Output, contents: Contents, choose: Choose, progress: Progress) -> Work:
+    """Connects to Ray and puts the work list into its object store."""
     import ray
 
-    blocks, count = [], 0
-    while batch := list(itertools.islice(rows, WORK_ROWS_PER_BLOCK)):
-        blocks.append(ray.put(pa.Table.from_pylist(batch, schema=WORK)))
-        count += len(batch)
-    return blocks, count
+    progress.say(f"joining Ray at {job.cluster.address}" if job.cluster.address else "starting Ray")
+    connect_ray(job.cluster.address)
+    progress.say("reading the manifest")
+    attempt_of = choose(contents.attempts)
+    blocks: list[Any] = []
+    batch: list[dict[str, Any]] = []
+    changed: list[str] = []
+    recordings = count = 0
+    retries = False
+
+    def put() -> None:
+        if batch:
+            blocks.append(ray.put(pa.Table.from_pylist(batch, schema=WORK)))
+            batch.clear()
+
+    rows = manifest.read(job.manifest, storage)
+    if rows.skipped:
+        progress.say(f"{len(rows.skipped)} files skipped, whose suffixes are not of audio")
+    for recording_id, row in rows:
+        recordings += 1
+        attempt = attempt_of(recording_id)
+        if attempt is None:
+            if contents.has_other_audio(recording_id, row):
+                changed.append(recording_id)
+            continue
+        count += 1
+        retries |= attempt > 1
+        # ASCII: Arrow rejects lone surrogates.
+        batch.append({"recording_id": recording_id, "row": json.dumps(row, default=str), "attempt": attempt})
+        if len(batch) == WORK_ROWS_PER_BLOCK:
+            put()
+    put()
+    output.update_job(recordings=recordings)
+    if changed:
+        shown = ", ".join(map(repr, changed[:CHANGED_SHOWN])) + (" …" if len(changed) > CHANGED_SHOWN else "")
+        progress.warn(
+            f"the manifest now names other audio for {len(changed)} ids that the output has ({shown}): these rows are "
+            "not transcribed again. Give changed rows a new id, or choose another output"
+        )
+    failed = contents.attempts["failed"]
+    still_failed = sum(attempt_of(recording_id) is None for recording_id in failed)
+    return Work(blocks, count, len(contents.attempts["ok"]), still_failed, len(rows.skipped), retries)
+
+
+def _execute(
+    job: Job,
+    start: EngineStarter,
+    storage: Storage,
+    output: Output,
+    lease: Lease,
+    work: Work,
+    summary: Summary,
+    progress: Progress,
+) -> Receipts:
+    """Runs the dataset, and counts its receipts into ``summary``."""
+    from pipelines.graph import receipts  # importing Ray Data takes a second; a usage error should be shown before
+
+    received = Receipts()
+    if not work.count:
+        return received
+    layout = cluster_layout(job.cluster)
+    progress.start(work.count, waiting_for=f"{layout.engines} × {job.engine_config.model} to load")
+    breaker = CircuitBreaker(job.max_failed_share)
+    for batch in receipts(job, start, storage, output, work.blocks, work.count, layout):
+        lease.check()
+        received.add(batch)
+        summary.add(batch)
+        progress.update(summary)
+        breaker.add(batch)
+    received.check_complete(work.count)
+    return received
+
+
+@contextlib.contextmanager
+def _as_failed_run() -> Iterator[None]:
+    """Storage errors within are not the command's fault any more: they are raised as RayscribeError."""
+    try:
+        yield
+    except UsageError as error:
+        raise RayscribeError(error.code, f"{error.message} (what is committed is kept)") from error
 
 
 def _report(job: Job, summary: Summary, started_at: datetime) -> dict[str, Any]:
-    """What run.json says. The storage options stay out of it: they hold secrets."""
+    """The content of run.json. The storage options are left out: they contain secrets."""
     from importlib.metadata import version
 
     installed = {name: version(name) for name in ("rayscribe", "ray", "pyarrow", "transformers")}

@@ -1,12 +1,11 @@
 """The two stages of the job, as Ray Data runs them.
 
-    Listen      CPU actors: a work-list row is read, its audio opened, decoded, cut into clips
-    Transcribe  engine actors: clips become a transcript, transcripts Parquet; audio and text end here, and a
-                receipt a recording goes to the driver
+    Listen      CPU actors: WORK rows in; audio is opened, decoded and cut into clips
+    Transcribe  engine actors: clips become transcripts, which are committed as Parquet; one receipt a recording goes
+                to the driver
 
-A recording that fails becomes a failed row at the place where it fails and passes through what
-follows. One that takes its process down with it is tried again by Ray, and given up by
-``pipelines.poison``.
+A recording that fails becomes a failed row in the stage where it fails, and passes through the next. One that ends
+its process is retried by Ray, at most ``pipelines.poison.MAX_ATTEMPTS`` times.
 """
 
 import asyncio
@@ -22,10 +21,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from aiorwlock import RWLock
 
 from cluster.session import kill_children_and_exit
 from pipelines.output import Output
-from pipelines.poison import MAX_ATTEMPTS, AloneOrTogether
+from pipelines.poison import MAX_ATTEMPTS
 from pipelines.rows import RECEIPT, ListenedRow, listened_rows, listened_table
 from speech.engines.base import EngineConfig, EngineStarter
 from speech.engines.start_limit import start_within_limit
@@ -41,21 +41,20 @@ from storage.filesystem import Storage
 
 log = logging.getLogger("rayscribe")
 
-# Samples that a Listener gathers before it passes them on. Small recordings cost less together; of long ones,
-# the audio of a block should not be held twice.
+# Bytes of samples in one output table of a Listener. Small recordings cost less together; the audio of a block of long
+# ones should not be in memory twice.
 LISTENED_BYTES = 16 << 20
 
 
 class Listen:
-    """Work-list rows in, heard recordings out.
+    """WORK rows in, LISTENED rows out.
 
     Args:
-        defaults: the run's options, where a row has none of its own.
-        engine: for what its model can do, and how long its clips may be.
+        defaults: the run's options, for those that a row does not set.
+        engine: its model's abilities and maximum length of a clip.
         storage: opens the audio.
         attempts: handle of the actor ``pipelines.poison.AttemptTracker``.
-        timeout_s: a recording that takes longer takes the process with it, as no other way stops a
-            decoder that loops in C.
+        timeout_s: a recording that takes longer ends the process, as nothing else stops a decoder that loops in C.
     """
 
     def __init__(
@@ -68,55 +67,56 @@ class Listen:
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
         self._timeout_s = timeout_s
-        self._dump = open(os.devnull, "w")  # noqa: SIM115 - faulthandler wants one that stays open
+        self._dump = open(os.devnull, "w")  # noqa: SIM115 - must stay open for faulthandler
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
-        listened: list[ListenedRow] = []
-        for row in work.to_pylist():
-            before = listened[-1].recording.id if listened else None
-            listened.append(self._listen(json.loads(row["row"]), row["attempt"], before))
-            if sum(each.nbytes for each in listened) >= LISTENED_BYTES:
-                yield self._passed_on(listened)
-        if listened:
-            yield self._passed_on(listened)
+        pending: list[ListenedRow] = []
+        for cells in work.to_pylist():
+            previous = pending[-1].recording.id if pending else None
+            row = json.loads(cells["row"]) | {"id": cells["recording_id"]}
+            pending.append(self._listen(row, cells["attempt"], previous))
+            if sum(each.nbytes for each in pending) >= LISTENED_BYTES:
+                yield self._flush(pending)
+        if pending:
+            yield self._flush(pending)
 
-    def _passed_on(self, listened: list[ListenedRow]) -> pa.Table:
-        """What was gathered, as a table. The last is signed out before: it may be long until the next is begun."""
-        self._attempts.end.remote("listen", [listened[-1].recording.id])
-        table = listened_table(listened)
-        listened.clear()
+    def _flush(self, pending: list[ListenedRow]) -> pa.Table:
+        """The pending rows as a table. Ends the last of them: the next recording may begin much later."""
+        self._attempts.end.remote("listen", [pending[-1].recording.id])
+        table = listened_table(pending)
+        pending.clear()
         return table
 
-    def _listen(self, row: dict[str, Any], attempt: int, before: str | None) -> ListenedRow:
+    def _listen(self, row: dict[str, Any], attempt: int, previous: str | None) -> ListenedRow:
         start = time.perf_counter()
-        recording = Recording.malformed(row)
-        listened, error = None, None
-        may_try = ray.get(self._attempts.begin.remote("listen", recording.id, self._node, ended=before))
+        recording, listened, error = None, None, None
+        may_try = ray.get(self._attempts.begin.remote("listen", row["id"], self._node, ended=previous))
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
         try:
             if not may_try:
-                raise AudioError("poison", _given_up("listening to", recording, self._timeout_s))
+                raise AudioError("poison", _poison_message("listening to", row["id"], self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
             check_request(self._family, self._speculation, recording.options)
             listened = self._listener.listen(recording)
         except (RequestError, AudioError) as refused:
             error = refused
-        except Exception as unforeseen:  # a fault of ours must cost one row, not the run
-            log.exception("listening to %s", redact_uri(recording.audio))
+        except Exception as unforeseen:  # a bug must fail one row, not the run
+            log.exception("listening to %s", row["id"])
             error = AudioError("internal", f"{type(unforeseen).__name__}: {unforeseen}")
         finally:
             faulthandler.cancel_dump_traceback_later()
+        recording = recording or Recording.malformed(row)
         return ListenedRow(recording, attempt, time.perf_counter() - start, listened, error)
 
 
 class Transcribe:
-    """Heard recordings in, receipts out. Holds the engine, on an event loop of its own.
+    """LISTENED rows in, RECEIPT rows out. Holds the engine, on an event loop of its own.
 
-    Ray calls it from several threads at once, a block each; all their clips meet in the one engine.
-    The loop is ours because Ray's own is blocked whenever it waits for input, and the engine with it.
+    Ray calls it from several threads at once, with a block each; the engine batches the clips of all.
+    Ray's own event loop is not used: it blocks while it waits for input, and the engine would with it.
 
-    A block's transcripts are in the output folder when its receipts leave. Written by a stage of its own they
-    could pile up before it, and all of them would be transcribed again if the driver were lost.
+    A block's transcripts are committed before its receipts are returned. If another stage wrote them, they could queue
+    before it, and all queued ones would be transcribed again if the driver were lost.
     """
 
     def __init__(self, engine: EngineConfig, start: EngineStarter, attempts: Any, output: Output) -> None:
@@ -126,7 +126,7 @@ class Transcribe:
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
         self._timeout_s = engine.clip_timeout_s
-        self._turns = AloneOrTogether()
+        self._lock = RWLock()  # shared: recordings in one batch; exclusive: a suspect alone. Writers have priority.
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="engine-loop").start()
         self._transcriber = Transcriber(
@@ -139,19 +139,28 @@ class Transcribe:
         asyncio.run_coroutine_threadsafe(self._transcriber.warm_up(), self._loop).result()
         self._ready_at = datetime.now(UTC)
 
-    def __call__(self, listened: pa.Table) -> pa.Table:
-        transcripts = asyncio.run_coroutine_threadsafe(self._transcribe_block(listened), self._loop).result()
-        rows = [transcript.to_row() for transcript in transcripts]
-        self._output.commit(rows)
-        told = {"engine_ready_at": self._ready_at}
-        receipts = [row | told | {"code": row["error"] and row["error"]["code"]} for row in rows]
+    def __call__(self, table: pa.Table) -> pa.Table:
+        listened = listened_rows(table)
+        block = self._transcribe_block(listened)
+        rows = [each.to_row() for each in asyncio.run_coroutine_threadsafe(block, self._loop).result()]
+        files = self._output.commit(rows)
+        storage_failed = {row.recording.id for row in listened if row.storage_failed}
+        receipts = [
+            row
+            | {
+                "file": file,
+                "code": row["error"] and row["error"]["code"],
+                "storage_failed": row["recording_id"] in storage_failed,
+                "engine_ready_at": self._ready_at,
+            }
+            for row, file in zip(rows, files, strict=True)
+        ]
         return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
-    async def _transcribe_block(self, table: pa.Table) -> list[Transcript]:
-        rows = listened_rows(table)
-        transcripts = [self._failed(row, row.error) for row in rows if row.listened is None]
-        rows = [row for row in rows if row.listened is not None]
-        async with self._turns.together():
+    async def _transcribe_block(self, listened: list[ListenedRow]) -> list[Transcript]:
+        transcripts = [self._failed(row, row.error) for row in listened if row.listened is None]
+        rows = [row for row in listened if row.listened is not None]
+        async with self._lock.reader_lock:
             ids = [row.recording.id for row in rows]
             suspects = await self._attempts.start_batch.remote("transcribe", ids, self._node)
             together = [row for row in rows if row.recording.id not in suspects]
@@ -161,10 +170,10 @@ class Transcribe:
         return transcripts + [await self._transcribe_alone(row) for row in alone]
 
     async def _transcribe_alone(self, row: ListenedRow) -> Transcript:
-        """Tries a suspect again, or gives it up."""
-        async with self._turns.alone():
+        """Retries a suspect, or fails it as poison."""
+        async with self._lock.writer_lock:
             if not await self._attempts.begin.remote("transcribe", row.recording.id, self._node):
-                message = _given_up("transcribing", row.recording, self._timeout_s)
+                message = _poison_message("transcribing", row.recording.id, self._timeout_s)
                 return self._failed(row, EngineError("poison", message))
             transcript = await self._transcribe(row)
         self._attempts.end.remote("transcribe", [row.recording.id])
@@ -176,9 +185,9 @@ class Transcribe:
             transcript = await self._transcriber.transcribe(row.recording, row.listened)
             return transcript.with_job_fields(row.attempt, row.listen_s)
         except EngineDied:
-            # Leaving the process makes Ray start the actor elsewhere and try the block again; an
-            # exception would be tried on this same dead engine, for ever (ray#59522).
-            log.exception("the engine has died; leaving the process")
+            # If the process exits, Ray restarts the actor and retries the block; after an exception it would
+            # retry on this same dead engine, without end (ray#59522).
+            log.exception("the engine has died; the process exits")
             kill_children_and_exit()
         except RayscribeError as refused:
             return self._failed(row, refused)
@@ -187,7 +196,7 @@ class Transcribe:
             return self._failed(row, EngineError("internal", f"{type(unforeseen).__name__}: {unforeseen}"))
 
     def _failed(self, row: ListenedRow, error: RayscribeError | None) -> Transcript:
-        """The failed row of a recording, with what is known of it."""
+        """The failed row of a recording, with the fields that are known."""
         return Transcript(
             recording=row.recording,
             model=self._model,
@@ -200,8 +209,8 @@ class Transcribe:
         )
 
 
-def _given_up(doing: str, recording: Recording, timeout_s: float) -> str:
+def _poison_message(doing: str, recording_id: str, timeout_s: float) -> str:
     return (
-        f"{doing} {redact_uri(recording.audio)} has ended its process {MAX_ATTEMPTS} times (a crash, memory, "
-        f"or more than {timeout_s:.0f} s): it is given up"
+        f"{doing} {recording_id} has ended its process {MAX_ATTEMPTS} times (a crash, out of memory, "
+        f"or longer than {timeout_s:.0f} s); it is not tried again"
     )

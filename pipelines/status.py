@@ -1,4 +1,4 @@
-"""How far a run is, read from its output folder alone: while it runs, afterwards, from any machine."""
+"""The state of a run, read from its output folder: while it runs or afterwards, from any machine."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from storage.filesystem import Storage
 
 @dataclass(frozen=True)
 class Status:
-    """What an output folder tells of the job that fills it."""
+    """The state of an output folder and of the run that fills it."""
 
     output: str
     manifest: str

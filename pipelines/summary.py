@@ -1,4 +1,4 @@
-"""What a run came to: counted from receipts while it runs, shown and stored at its end."""
+"""The counts of a run: updated from receipts while it runs, shown and stored at its end."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Summary:
     last_finished_at: datetime | None = None
 
     def add(self, receipts: pa.Table) -> None:
-        """Counts a batch of receipts (``pipelines.stages.RECEIPT``)."""
+        """Counts a batch of receipts (``pipelines.rows.RECEIPT``)."""
         for receipt in receipts.to_pylist():
             if receipt["status"] == "ok":
                 self.ok += 1
@@ -43,24 +43,24 @@ class Summary:
 
     @property
     def finished(self) -> int:
-        """Recordings that this run has answered, transcribed or failed."""
+        """Recordings with a result in this run, transcribed or failed."""
         return self.ok + self.failed.total()
 
     @property
     def work_s(self) -> float:
-        """Seconds from the first engine's readiness to the last transcript: loading is not counted."""
+        """Seconds from the first engine's readiness to the last transcript, without the loading of the model."""
         if self.first_ready_at is None or self.last_finished_at is None:
             return 0.0
         return (self.last_finished_at - self.first_ready_at).total_seconds()
 
     @property
     def rtfx(self) -> float:
-        """Inverse real-time factor: seconds of audio a second of work (as the Open ASR Leaderboard)."""
+        """Inverse real-time factor: seconds of audio per second of work (as on the Open ASR Leaderboard)."""
         return self.audio_s / self.work_s if self.work_s > 0 else 0.0
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens that a step of the model gives a clip, in the mean: 1 without drafts, more with accepted ones."""
+        """Mean output tokens per decode step and clip: 1 without accepted draft tokens."""
         written = self.usage["output_tokens"]
         steps = written - self.usage["accepted_draft_tokens"]
         return written / steps if steps > 0 else 0.0

@@ -86,6 +86,10 @@ class AudioError(RayscribeError):
     stage = "listen"
 
 
+class StorageError(AudioError):
+    """Storage refused one recording's audio or did not respond: a fault of credentials or network, not of the file."""
+
+
 class EngineError(RayscribeError):
     """The engine failed on one recording and can be used further."""
 

@@ -8,6 +8,8 @@ the same bytes in a batch and online.
 """
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from speech.audio import SAMPLE_RATE
-from speech.audio.channels import average_groups, select_channels
-from speech.audio.clips import ChannelSegmenter, Clip
+from speech.audio.channels import ChannelGroups, ChannelMixer, select_channels
+from speech.audio.clips import Amplification, ChannelSegmenter, Clip
 from speech.audio.crosstalk import CrosstalkDetector
 from speech.audio.decoders import FormatChanged
 from speech.audio.decoding import MAX_DURATION_S, AudioFile, AudioSource, open_audio, resampled
@@ -26,6 +28,11 @@ from speech.audio.vad import load_silero
 from speech.errors import AudioError
 from speech.recording import Recording
 from speech.redaction import redact_uri
+
+# dBFS, of the loudest half second of a recording. Below QUIET_DB the VAD misses speech, so the recording is read again
+# with the gain that brings it to NORMAL_DB; below SILENCE_DB there is none.
+SILENCE_DB, QUIET_DB, NORMAL_DB = -80.0, -40.0, -20.0
+QUIET = "quiet"  # flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +45,15 @@ class ListenResult:
             have means that the VAD missed speech.
         channels: how many are transcribed, including silent ones.
         clips: in time order, by ``start_s`` and then channel.
+        flags: what is doubtful about the audio: ``similar_channels`` (some speech may be on two channels, and be
+            transcribed twice), ``quiet`` (amplified, because its level is too low for the VAD).
     """
 
     duration_s: float
     speech_s: float
     channels: int
     clips: list[Clip]
+    flags: tuple[str, ...] = ()
 
 
 def open_local(uri: str) -> AudioSource:
@@ -96,40 +106,68 @@ class Listener:
         ):
             while True:
                 try:
-                    return self._clips(audio, recording)
-                except FormatChanged:  # the file goes on with more channels, which are selected anew
+                    return self._listen(audio, recording)
+                except FormatChanged:  # the rest of the file has more channels, which are selected anew
                     continue
 
-    def _clips(self, audio: AudioFile, recording: Recording) -> ListenResult:
-        groups = select_channels(audio, recording)
+    def _listen(self, audio: AudioFile, recording: Recording) -> ListenResult:
+        """Selects the channels and cuts their speech; a quiet recording is amplified and cut again."""
+        selection = select_channels(audio, recording)
+        flags = selection.flags
+        listened, segmenters = self._segment(audio, recording, selection.groups)
+        level_db = max(segmenter.level_db for segmenter in segmenters)
+        if SILENCE_DB < level_db < QUIET_DB:
+            gain = 10 ** ((NORMAL_DB - level_db) / 20)
+            amplification = [Amplification(segmenter.dc, gain) for segmenter in segmenters]
+            listened, _ = self._segment(audio, recording, selection.groups, amplification)
+            flags += (QUIET,) if listened.clips else ()
+        return dataclasses.replace(listened, flags=flags)
+
+    def _segment(
+        self,
+        audio: AudioFile,
+        recording: Recording,
+        groups: ChannelGroups,
+        amplification: list[Amplification] | None = None,
+    ) -> tuple[ListenResult, list[ChannelSegmenter]]:
+        """The clips of the selected channels, and what has cut them."""
         frames = 0
 
         def selected() -> Iterator[np.ndarray]:
             nonlocal frames
+            mixer = ChannelMixer(groups)
             for block in audio.blocks(recording.offset, recording.duration):
                 frames += len(block)
-                yield average_groups(block, groups)
+                yield mixer.average(block)
 
         crosstalk = CrosstalkDetector() if len(groups) == 2 else None
         segmenters = [
-            ChannelSegmenter(channel, self._clip_s, self._vad, recording.offset, crosstalk)
-            for channel in range(len(groups))
+            ChannelSegmenter(
+                group[0],
+                self._clip_s,
+                self._vad,
+                recording.offset,
+                amplification[column] if amplification else None,
+                functools.partial(crosstalk.is_crosstalk, column) if crosstalk else None,
+            )
+            for column, group in enumerate(groups)
         ]
         for block in resampled(selected(), audio.sample_rate):
             if crosstalk is not None:
                 crosstalk.discard_before(min(segmenter.keep_from for segmenter in segmenters))
                 crosstalk.push(block)
-            for segmenter in segmenters:
-                segmenter.push(block[:, segmenter.channel])
+            for column, segmenter in enumerate(segmenters):
+                segmenter.push(block[:, column])
         for segmenter in segmenters:
             segmenter.finish()
         clips = [clip for segmenter in segmenters for clip in segmenter.pop_clips()]
-        return ListenResult(
+        listened = ListenResult(
             duration_s=frames / audio.sample_rate,
             speech_s=sum(segmenter.speech for segmenter in segmenters) / SAMPLE_RATE,
             channels=len(segmenters),
             clips=sorted(clips, key=lambda clip: (clip.start_s, clip.channel)),
         )
+        return listened, segmenters
 
     @contextlib.contextmanager
     def _source(self, uri: str, name: str) -> Iterator[AudioSource]:

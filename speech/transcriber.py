@@ -186,6 +186,7 @@ def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> lis
 def _recording_flags(segments: list[Segment], listened: ListenResult) -> tuple[str, ...]:
     """Each flag of the segments once, and those of the recording as a whole."""
     flags = dict.fromkeys(flag for segment in segments for flag in segment.flags)
+    flags |= dict.fromkeys(listened.flags)
     if not listened.clips:
         flags["no_speech"] = None
     elif listened.speech_s < LITTLE_SPEECH * listened.duration_s:

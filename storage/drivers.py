@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 
 from speech.errors import UsageError
-from storage.row_access import public_session
+from storage.http_session import http_session
 from storage.uris import S3, WEB
 
 PACKAGES = {
@@ -76,8 +76,7 @@ def shared_filesystem(protocol: str, options_json: str, public_only: bool = Fals
     try:
         if protocol in WEB:
             _set_web_limits(options)
-            if public_only:
-                options["get_client"] = public_session
+            options["get_client"] = functools.partial(http_session, public_only)
         if protocol in S3:
             _set_s3_limits(options)
         filesystem = filesystem_class(protocol)(skip_instance_cache=True, **options)

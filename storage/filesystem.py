@@ -31,9 +31,9 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from speech.errors import AudioError, RayscribeError, UsageError
+from speech.errors import AudioError, RayscribeError, StorageError, UsageError
 from speech.redaction import redact_uri
-from storage.driver_errors import error_code, root_cause, service_code
+from storage.driver_errors import error_code, is_transient, root_cause, service_code
 from storage.drivers import PACKAGES, filesystem_class, shared_filesystem
 from storage.remote import BLOCK_BYTES, RemoteFile
 from storage.retry import RETRY_FOR_S, retry
@@ -56,7 +56,7 @@ class Storage:
         options: for object stores, under fsspec's names (``key``, ``secret``, ``token``,
             ``endpoint_url``, ``anon``, …), for s3, gs and az; or keyed by protocol, or by protocol and host:
             ``{"s3": {…}, "https://calls.example.com": {…}}``. Each protocol or host receives its own only, as a
-            server that a row names may be anybody's. (aiohttp's redirects keep headers other than Authorization.)
+            server that a row names may be anybody's.
             Without options the drivers use their default credentials (environment, profile, metadata service).
         retry_for_s: how long one operation is retried after transient errors.
         allow_schemes: what ``open_audio`` opens besides ``storage.row_access.ROW_SCHEMES``.
@@ -329,6 +329,8 @@ class Storage:
     ) -> Iterator[None]:
         """Maps exceptions of drivers to ``kind``, with a code and a message that names ``uri``.
 
+        An AudioError because of credentials, or of a service that does not respond, is a StorageError.
+
         Catches every Exception: the drivers' exceptions have no common base (botocore's and aiohttp's are not
         OSError).
         """
@@ -349,6 +351,8 @@ class Storage:
                 "unreadable": f"{name} cannot be read: {self._redacted_reason(cause)}",
             }[code]
             # A driver's message may contain the whole URL or a key; a local file's cannot.
+            if kind is AudioError and (code == "forbidden" or is_transient(cause)):
+                kind = StorageError
             raise kind(code, message) from (error if is_local(uri) else None)
 
     def _redacted_reason(self, error: BaseException) -> str:

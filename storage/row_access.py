@@ -1,22 +1,17 @@
 """Which URIs the rows of a manifest may name, for manifests that are written by somebody else.
 
 A row may name the schemes in ROW_SCHEMES and those that the user adds. HTTP connections are made to public addresses
-only, unless the user allows private ones. The address is checked where the socket is made: after the name is
-resolved, for every redirect, and for addresses that are written as numbers.
+only, unless the user allows private ones. ``storage.http_session`` checks each address where it makes the socket:
+after the name is resolved, for every redirect, and for addresses that are written as numbers.
 """
 
 import errno
 import ipaddress
-import socket
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
 
 from speech.errors import AudioError
 from speech.redaction import redact_uri
 from storage.uris import protocol_of
-
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
 
 ROW_SCHEMES = frozenset({"file", "local", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "https"})
 # A NAT64 gateway connects to the IPv4 address in the last 32 bits (RFC 6052, 2.1).
@@ -52,20 +47,11 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def public_socket(address_info: tuple[Any, ...]) -> socket.socket:
-    """A socket for one result of ``getaddrinfo``, as aiohttp's ``socket_factory``.
+def check_address(address: str) -> None:
+    """Checks that an IP address is public.
 
     Raises:
-        PrivateHostError: the address is not public.
+        PrivateHostError: it is not.
     """
-    family, kind, protocol, _, address = address_info
-    if not is_public(address[0]):
+    if not is_public(address):
         raise PrivateHostError(errno.EACCES, "the host has a private address")
-    return socket.socket(family, kind, protocol)
-
-
-async def public_session(**options: Any) -> "ClientSession":
-    """An aiohttp session that connects to public addresses only, as fsspec's ``get_client``."""
-    from aiohttp import ClientSession, TCPConnector
-
-    return ClientSession(connector=TCPConnector(socket_factory=public_socket), **options)

@@ -294,7 +294,7 @@ def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path
         head.wait(timeout=60)
         shutil.rmtree(ray_here, ignore_errors=True)
     assert done.returncode == 0, done.stderr  # one has failed, and that is no reason to run again
-    standing = Output(f"{s3.bucket}/out", storage).deduplicate()
+    standing = Output(f"{s3.bucket}/out", storage).deduplicate().attempts
     assert standing == {"ok": {"there": 1}, "failed": {"gone": 1}}
 
 

@@ -4,15 +4,17 @@ Samples come in blocks of any size, from a file or a live stream. Only audio tha
 memory, at most a clip's length.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from onnxruntime import InferenceSession
 
 from speech.audio import SAMPLE_RATE
-from speech.audio.crosstalk import CrosstalkDetector
 from speech.audio.segmenting import Segmenter, SpeechRegion
-from speech.audio.vad import SpeechDetector
+from speech.audio.vad import WINDOW, SpeechDetector
+
+_LOUDEST = 16  # windows, half a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,14 @@ class Clip:
     samples: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Amplification:
+    """``dc`` is subtracted from samples before they are multiplied by ``gain``."""
+
+    dc: float
+    gain: float
+
+
 class ChannelSegmenter:
     """Cuts one channel, of a file or a live stream, into clips.
 
@@ -39,7 +49,8 @@ class ChannelSegmenter:
         clip_s: the longest clip that the model takes, in seconds.
         vad: from ``load_silero``; may be shared.
         start_s: the time of the first sample.
-        crosstalk: has the samples of both channels; None where there are not two.
+        amplification: applied to all samples.
+        is_crosstalk: whether a region is only another channel's speech.
     """
 
     def __init__(
@@ -48,11 +59,15 @@ class ChannelSegmenter:
         clip_s: float,
         vad: InferenceSession,
         start_s: float = 0.0,
-        crosstalk: CrosstalkDetector | None = None,
+        amplification: Amplification | None = None,
+        is_crosstalk: Callable[[SpeechRegion], bool] | None = None,
     ) -> None:
         self.channel = channel
         self._start_s = start_s
-        self._crosstalk = crosstalk
+        self._amplification = amplification
+        self._sum = 0.0
+        self._is_crosstalk = is_crosstalk
+        self._loudest = np.zeros(_LOUDEST, np.float32)  # mean squares
         self.speech = 0
         self._detector = SpeechDetector(vad)
         self._segmenter = Segmenter(clip_s)
@@ -65,8 +80,21 @@ class ChannelSegmenter:
         """The first sample that a later clip may contain."""
         return self._segmenter.keep_from
 
+    @property
+    def dc(self) -> float:
+        """The mean of the samples so far."""
+        return self._sum / self._received if self._received else 0.0
+
+    @property
+    def level_db(self) -> float:
+        """The level of the loudest half second so far, in dBFS, without DC; clicks do not count."""
+        return float(10 * np.log10(self._loudest.min() + 1e-12))
+
     def push(self, samples: np.ndarray) -> None:
         """Adds the next samples: float32, 16 kHz."""
+        if self._amplification is not None:
+            samples = (samples - np.float32(self._amplification.dc)) * np.float32(self._amplification.gain)
+        self._measure(samples)
         self._pending.append(_as_int16(samples))
         self._received += len(samples)
         self._add(self._segmenter.push(self._detector.push(samples)))
@@ -98,11 +126,17 @@ class ChannelSegmenter:
             return
         audio = np.concatenate(self._pending)
         for region in regions:
-            if self._crosstalk is not None and self._crosstalk.is_crosstalk(self.channel, region):
+            if self._is_crosstalk is not None and self._is_crosstalk(region):
                 continue
             end = min(region.end, self._received)
             self._cut.append((region, audio[region.start - self._first : end - self._first].copy()))
             self.speech += region.speech
+
+    def _measure(self, samples: np.ndarray) -> None:
+        self._sum += float(samples.sum(dtype=np.float64))
+        windows = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW)
+        levels = np.einsum("ws,ws->w", windows, windows) / WINDOW - windows.mean(axis=1) ** 2
+        self._loudest = np.partition(np.concatenate([self._loudest, levels]), -_LOUDEST)[-_LOUDEST:]
 
     def _discard(self) -> None:
         while self._pending and self._first + len(self._pending[0]) <= self.keep_from:

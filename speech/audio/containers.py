@@ -37,7 +37,8 @@ class Container:
         ffmpeg_slack_s: by how much the audio may fall short of the duration that FFmpeg reads; None: it is not used.
         reason: why.
         slack_bytes: by how much the file may fall short of ``declared_end``.
-        repaired: header fields without which no decoder opens the file, by offset.
+        links: returns the offsets at which complete files begin, one behind the other; None: there is only one.
+        repaired: returns header fields to read in place of the file's wrong ones, by offset.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Container:
     ffmpeg_slack_s: float | None
     reason: str
     slack_bytes: int = _SLACK_BYTES
+    links: Callable[[Source, int], list[int]] | None = None
     repaired: Callable[[Source, int], dict[int, bytes]] | None = None
 
 
@@ -69,7 +71,10 @@ CONTAINERS = (
         sndfile=True,
         declared_end=headers.riff,
         ffmpeg_slack_s=None,
-        reason="the data chunk's size is exact; FFmpeg's duration is an estimate from the bit rate",
+        reason="the data chunk's size is exact, unless samples follow it, as after a crash of the recorder; FFmpeg's "
+        "duration is an estimate from the bit rate",
+        links=headers.riff_links,
+        repaired=headers.riff_data_size,
     ),
     Container(
         "AVI",
@@ -126,6 +131,7 @@ CONTAINERS = (
         sndfile=True,
         declared_end=None,
         ffmpeg_slack_s=0.0,
+        links=headers.flac_links,
         reason="STREAMINFO counts samples exactly, and nothing counts bytes; after a pipe the count is zero: unknown",
     ),
     Container(
@@ -135,6 +141,7 @@ CONTAINERS = (
         declared_end=ogg.declared_end,
         ffmpeg_slack_s=None,
         slack_bytes=0,
+        links=ogg.link_starts,
         reason="pages have lengths; granule positions count holes (DTX, mute) and restart with each link. libsndfile "
         "reads only the first link and takes a hole for the end; FFmpeg decodes Opus in half the time besides",
     ),
@@ -144,7 +151,7 @@ CONTAINERS = (
         sndfile=False,
         declared_end=headers.mp4,
         ffmpeg_slack_s=0.5,
-        reason="boxes have lengths, and what is behind the last is not audio (ID3v1 tags); the index's duration counts "
+        reason="boxes have lengths, and what is behind the last is not audio (tags); the index's duration counts "
         "where the last box extends to the end of the file, less priming and rounding",
     ),
     Container(
@@ -163,6 +170,14 @@ CONTAINERS = (
         declared_end=headers.asf,
         ffmpeg_slack_s=None,
         reason="the header has the file's size unless it is a broadcast",
+    ),
+    Container(
+        "AMR",
+        _magic(rb"#!AMR"),
+        sndfile=False,
+        declared_end=None,
+        ffmpeg_slack_s=None,
+        reason="frames have lengths, but nothing counts them",
     ),
     Container(
         "MP3",
@@ -187,12 +202,18 @@ def identify(file: Source, size: int) -> Container:
 
 
 def without_id3(file: Source, size: int) -> tuple[Source, int]:
-    """The file and its size, without an ID3v2 tag in front of a container that does not begin with one."""
-    start = headers.id3v2_end(file)
-    if not 0 < start < size:
-        return file, size
-    rest = SourceRange(file, start)
-    return (file, size) if identify(rest, size - start) in (MPEG_SYNC, UNKNOWN) else (rest, size - start)
+    """The file and its size, without ID3v2 tags in front and an ID3v1 tag behind.
+
+    MPEG audio keeps its tags: FFmpeg reads them, and they help to identify it.
+    """
+    rest, end = file, size
+    while 0 < (start := headers.id3v2_end(rest)) < end:
+        rest, end = SourceRange(rest, start), end - start
+    rest.seek(max(0, end - headers.ID3V1_BYTES))
+    if rest.read(3) == b"TAG":
+        end -= headers.ID3V1_BYTES
+        rest = SourceRange(rest, 0, end)
+    return (file, size) if identify(rest, end) in (MPEG_SYNC, UNKNOWN) else (rest, end)
 
 
 def missing_bytes(container: Container, file: Source, size: int) -> int:

@@ -19,6 +19,9 @@ from speech.audio.vad import WINDOW
 _STEP = 8  # windows compared together: a quarter of a second
 MAX_RESIDUAL = 0.05  # share of the energy; Opus crosstalk leaves at most 0.02, two voices 0.5 or more
 MIN_LOUDER = 10 ** (2 / 10)  # energy of the other channel over this one's
+# Relative to the segment's loudest step: in quiet steps a codec's noise alone is more than MAX_RESIDUAL. Less than what
+# MAX_RESIDUAL allows in the loudest (-13 dB).
+RESIDUAL_FLOOR = 10 ** (-25 / 10)
 LOUD_RANGE = 10 ** (-20 / 10)  # steps quieter than this, relative to the segment's loudest, are pauses
 
 
@@ -53,5 +56,6 @@ class CrosstalkDetector:
         sums = np.add.reduceat(products, np.arange(0, len(products), _STEP))
         own, other, shared = sums[:, channel, channel], sums[:, 1 - channel, 1 - channel], sums[:, 0, 1]
         loud = own >= own.max() * LOUD_RANGE
-        same = shared**2 >= (1 - MAX_RESIDUAL) * own * other
+        residual = own - shared**2 / np.maximum(other, np.finfo(np.float64).tiny)
+        same = residual <= np.maximum(MAX_RESIDUAL * own, RESIDUAL_FLOOR * own.max())
         return bool((same & (other >= own * MIN_LOUDER))[loud].all())

@@ -128,8 +128,11 @@ class ChainDecoder:
 
     def __init__(self, decoders: list[Decoder]) -> None:
         self._decoders = decoders
-        self.frames: int | None = None
         self._update_format()
+        lengths_s = [decoder.frames / decoder.sample_rate for decoder in decoders if decoder.frames is not None]
+        complete = len(lengths_s) == len(decoders)
+        # Resampling may round each part down.
+        self.frames: int | None = int(sum(lengths_s) * self.sample_rate) - len(decoders) if complete else None
 
     def _update_format(self) -> None:
         self.sample_rate = max(decoder.sample_rate for decoder in self._decoders)

@@ -23,7 +23,6 @@ from speech.audio import SAMPLE_RATE
 from speech.audio.containers import MPEG_SYNC, UNKNOWN, Container, identify, missing_bytes, without_id3
 from speech.audio.decoders import ChainDecoder, DecodeError, Decoder, FormatChanged, SndfileDecoder
 from speech.audio.ffmpeg import FFmpegDecoder
-from speech.audio.ogg import link_starts
 from speech.audio.source import Source, SourceRange
 from speech.errors import AudioError
 from speech.raw_format import RawFormat, raw_format_of
@@ -36,6 +35,7 @@ MAX_DURATION_S = 8 * 3600.0
 # Full scale is 1. A loud float mix may exceed it a few times; values in the thousands are integers stored as floats.
 _MAX_SAMPLE = 32.0
 
+_RAW_HINT = "; if it is audio without a header, name its format with raw_format (--raw-format g722)"
 _GSM_FRAME_BYTES = 33
 _GSM_SIGNATURE = 0xD
 
@@ -167,9 +167,9 @@ def open_audio(
                 raise AudioError("empty", f"{name} has 0 bytes")
             file, size = without_id3(file, size)
             container = identify(file, size)
-            missing = missing_bytes(container, file, size)
-            candidates = _candidates(container, file, size, name, raw_format)
-            decoder = _first_decoder(candidates, file, name, missing)
+            parts = _parts(container, file, size)
+            missing = missing_bytes(container, *parts[-1])
+            decoder = _decoder(container, parts, name, raw_format, missing)
         except OSError as error:
             raise _io_error(error, name) from error
         _check_header(decoder, name)
@@ -198,18 +198,56 @@ def resampled(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.nda
 Candidate = tuple[str, Callable[[], Decoder]]
 
 
+def _parts(container: Container, file: Source, size: int) -> list[tuple[Source, int]]:
+    """The complete files, one behind the other, that a file is made of, and their sizes."""
+    starts = container.links(file, size) if container.links else [0]
+    if len(starts) == 1:
+        return [(file, size)]
+    return [(SourceRange(file, start, end), end - start) for start, end in itertools.pairwise([*starts, size])]
+
+
+def _decoder(
+    container: Container, parts: list[tuple[Source, int]], name: str, raw_format: str | None, missing: int
+) -> Decoder:
+    """The decoder of all parts; those without samples are left out unless all are."""
+    decoders: list[Decoder] = []
+    empty: AudioError | None = None
+    for part, size in parts:
+        candidates = _candidates(container, part, size, name, raw_format)
+        try:
+            decoders.append(_first_decoder(candidates, part, name, missing, _hint(container)))
+        except AudioError as error:
+            if error.code != "empty":
+                raise
+            empty = error
+    if empty and not decoders:
+        raise empty
+    return decoders[0] if len(decoders) == 1 else ChainDecoder(decoders)
+
+
+def _may_be_raw(container: Container) -> bool:
+    return container in (UNKNOWN, MPEG_SYNC)
+
+
+def _hint(container: Container) -> str:
+    return _RAW_HINT if _may_be_raw(container) else ""
+
+
 def _candidates(
     container: Container, file: Source, size: int, name: str, raw_format: str | None
 ) -> Iterator[Candidate]:
     """The decoders to try, in order, each by its library's name."""
-    if container in (UNKNOWN, MPEG_SYNC) and (raw := raw_format_of(name, raw_format)):
+    if _may_be_raw(container) and (raw := raw_format_of(name, raw_format)):
         yield "raw audio", functools.partial(_raw_decoder, file, raw)
         return
     if container.repaired and (replaced := container.repaired(file, size)):
         file = SourceRange(file, replaced=replaced)
     if container.sndfile:
         yield SndfileDecoder.name, functools.partial(SndfileDecoder, file)
-    yield FFmpegDecoder.name, functools.partial(_ffmpeg_decoder, container, file, size)
+    # A length in bytes is more reliable than a duration, which counts only where there is none.
+    known = container.declared_end is not None and container.declared_end(file, size) is not None
+    slack_s = None if known else container.ffmpeg_slack_s
+    yield FFmpegDecoder.name, functools.partial(FFmpegDecoder, file, slack_s)
 
 
 def _raw_decoder(file: Source, raw: RawFormat) -> Decoder:
@@ -230,27 +268,7 @@ def _require_gsm(file: Source) -> None:
         raise DecodeError("it is not GSM 06.10: a frame does not begin with its signature")
 
 
-def _ffmpeg_decoder(container: Container, file: Source, size: int) -> Decoder:
-    """FFmpeg's decoder of a file, or of each link of a chained one; empty links are left out."""
-    # A declared length in bytes is the better one, so the duration counts only without it.
-    known = container.declared_end is not None and container.declared_end(file, size) is not None
-    slack_s = None if known else container.ffmpeg_slack_s
-    starts = link_starts(file, size) if container.name == "Ogg" else [0]
-    if len(starts) == 1:
-        return FFmpegDecoder(file, slack_s)
-    decoders: list[Decoder] = []
-    for start, end in itertools.pairwise([*starts, size]):
-        try:
-            decoders.append(FFmpegDecoder(SourceRange(file, start, end)))
-        except DecodeError as error:
-            if error.code != "empty":
-                raise
-    if not decoders:
-        raise DecodeError("it finds no samples", "empty")
-    return ChainDecoder(decoders)
-
-
-def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, missing: int) -> Decoder:
+def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, missing: int, hint: str) -> Decoder:
     attempts: list[str] = []
     codes: list[str] = []
     cause: DecodeError | None = None
@@ -265,8 +283,6 @@ def _first_decoder(candidates: Iterable[Candidate], file: Source, name: str, mis
             file.raise_caught()
     # The last decoder reads the most formats, so its code is reported, unless the file is truncated.
     code = "truncated" if missing else codes[-1]
-    hint = "; if it is audio without a header, name its format with raw_format (--raw-format g722)"
-    hint = hint if code == "unreadable" else ""
     raise AudioError(code, f"{name} cannot be decoded ({'; '.join(attempts)}){hint}") from cause
 
 

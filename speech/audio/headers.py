@@ -15,13 +15,26 @@ _UNKNOWN_FROM = 0x7FFF_0000
 _AIFF_UNKNOWN_FROM = 0x7F00_0000
 _UNKNOWN_FROM_64 = 1 << 62
 _MAX_CHUNKS = 1000
+_SCAN_BYTES = 1 << 20
+_WAV = re.compile(rb"RIFF....WAVE", re.DOTALL)
+_FLAC = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
+_CHUNK_NAME = re.compile(rb"[A-Za-z0-9_ ]{4}")
+# Fewer bytes behind the declared data are padding.
+_MIN_REST_BYTES = 4096
 # MP4 boxes without which audio is missing; other boxes and bytes that are not a box may be incomplete.
 _MP4_AUDIO_BOXES = frozenset({b"mdat", b"moov", b"moof"})
+ID3V1_BYTES = 128
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def riff(file: Source, size: int) -> int | None:
     """WAV, RF64 and BW64: the end of the ``data`` chunk."""
+    found = _riff_data(file)
+    return None if found is None or found[1] is None else found[0] + found[1]
+
+
+def _riff_data(file: Source) -> tuple[int, int | None] | None:
+    """Offset and size in bytes of what is in the ``data`` chunk, the size None if unknown; None without the chunk."""
     file.seek(0)
     order = ">" if file.read(4) == b"RIFX" else "<"
     at, long_size = 12, 0
@@ -35,12 +48,51 @@ def riff(file: Source, size: int) -> int | None:
             long_size = struct.unpack("<Q", file.read(16).ljust(16, b"\0")[8:])[0]
         if name == b"data":
             if length == 0xFFFF_FFFF and 0 < long_size < _UNKNOWN_FROM_64:
-                length = long_size
-            elif length == 0 or length >= _UNKNOWN_FROM:
-                return None
-            return int(at + 8 + length)
+                return at + 8, long_size
+            return at + 8, None if length == 0 or length >= _UNKNOWN_FROM else length
         at += 8 + length + length % 2
     return None
+
+
+def riff_data_size(file: Source, size: int) -> dict[int, bytes]:
+    """The size field of a ``data`` chunk behind which samples go on, set to the bytes there are, by its offset.
+
+    A recorder that crashed leaves the size that it wrote last. What follows a true end is nothing or a chunk.
+    """
+    start, length = _riff_data(file) or (0, None)
+    if length is None or start + length + _MIN_REST_BYTES > size:
+        return {}
+    file.seek(start + length)
+    rest = file.read(5)
+    if any(_CHUNK_NAME.fullmatch(rest[pad : pad + 4]) for pad in (0, length % 2)):
+        return {}
+    file.seek(0)
+    order = ">" if file.read(4) == b"RIFX" else "<"
+    return {start - 4: struct.pack(f"{order}I", min(size - start, 0xFFFF_FFFE))}
+
+
+def riff_links(file: Source, size: int) -> list[int]:
+    """The offsets of WAV files that are one behind the other, as ``cat`` makes them."""
+    starts, at = [0], 0
+    while len(starts) < _MAX_CHUNKS:
+        file.seek(at + 4)
+        length = int.from_bytes(file.read(4), "little")
+        at += 8 + length + length % 2
+        file.seek(at)
+        if at >= size or not _WAV.match(file.read(12)):
+            break
+        starts.append(at)
+    return starts
+
+
+def flac_links(file: Source, size: int) -> list[int]:
+    """The offsets of FLAC files that are one behind the other: of their STREAMINFO blocks."""
+    starts: list[int] = []
+    for base in range(0, size, _SCAN_BYTES):
+        file.seek(base)
+        data = file.read(_SCAN_BYTES + 7)
+        starts += [base + match.start() for match in _FLAC.finditer(data)]
+    return starts[:_MAX_CHUNKS] or [0]
 
 
 def avi(file: Source, size: int) -> int | None:

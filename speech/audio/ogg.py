@@ -16,7 +16,7 @@ _HEADER_BYTES = 27
 _FIRST_PAGE = re.compile(rb"OggS\0[\x02\x03\x06\x07]")
 _AUDIO_HEADER = re.compile(rb"\x01vorbis|OpusHead|Speex   |\x7fFLAC|fLaC")
 # A longer chain is a damaged file, or made to cost time.
-MAX_LINKS = 10_000
+_MAX_LINKS = 10_000
 
 
 def link_starts(file: Source, size: int) -> list[int]:
@@ -27,7 +27,7 @@ def link_starts(file: Source, size: int) -> list[int]:
     starts: list[int] = [0]
     first_pages_end = 0  # end of the adjacent first pages that were found last
     for at, end in _first_pages(file, size):
-        if at > first_pages_end and len(starts) < MAX_LINKS:
+        if at > first_pages_end and len(starts) < _MAX_LINKS:
             starts.append(at)
         first_pages_end = end
     return starts

@@ -20,6 +20,9 @@ WINDOW = 512  # samples
 _CONTEXT = 64  # samples of the previous window that the model receives before each window
 _STATE = (1, 1, 128)
 _FLOOR = 1e-7  # of full-scale power: levels are never below -70 dBFS
+# Windows, two minutes, after which repeated input (digital silence, a constant) is no longer given to the model: its
+# state has nearly converged. Measured: speech after such silence begins in the same window, or one or two beside it.
+_MAX_REPEATED = 3750
 _MODEL_FILE = "data/silero_vad_16k_sequence.onnx"
 
 
@@ -48,6 +51,8 @@ class SpeechDetector:
         self._session = session
         self._hidden = np.zeros(_STATE, np.float32)
         self._cell = np.zeros(_STATE, np.float32)
+        self._repeated = 0  # windows up to now that equal the one before
+        self._last = (np.zeros(_CONTEXT + WINDOW, np.float32), np.float32(0))  # the last window and its probability
         self._pending = np.zeros(_CONTEXT, np.float32)  # the context, then the samples of an incomplete window
 
     def push(self, samples: np.ndarray) -> VadWindows:
@@ -59,13 +64,39 @@ class SpeechDetector:
             return VadWindows(np.zeros(0, np.float32), np.zeros(0, np.float32))
         # Overlapping views: each window is preceded by the last samples of the one before.
         framed = np.lib.stride_tricks.sliding_window_view(samples, _CONTEXT + WINDOW)[::WINDOW][:count]
-        probabilities, self._hidden, self._cell = self._session.run(
-            ("speech_probs", "hn", "cn"),
-            {"input": np.ascontiguousarray(framed), "h": self._hidden, "c": self._cell},
-        )
+        probabilities = self._probabilities(framed)
         own = samples[_CONTEXT : _CONTEXT + count * WINDOW].reshape(count, WINDOW)
         power = np.einsum("ws,ws->w", own, own) / WINDOW
         return VadWindows(probabilities, 10 * np.log10(power + _FLOOR))
+
+    def _probabilities(self, framed: np.ndarray) -> np.ndarray:
+        """Of windows with their context: (windows, _CONTEXT + WINDOW). Long repetition is not computed again."""
+        skipped = self._skipped(framed)
+        fresh = ~skipped
+        probabilities = np.zeros(len(framed), np.float32)
+        if fresh.any():
+            probabilities[fresh], self._hidden, self._cell = self._session.run(
+                ("speech_probs", "hn", "cn"),
+                {"input": np.ascontiguousarray(framed[fresh]), "h": self._hidden, "c": self._cell},
+            )
+        for at in np.flatnonzero(skipped):
+            probabilities[at] = probabilities[at - 1] if at else self._last[1]
+        self._last = framed[-1].copy(), probabilities[-1]
+        return probabilities
+
+    def _skipped(self, framed: np.ndarray) -> np.ndarray:
+        """Which windows have been repeated for too long: a boolean array."""
+        repeats = np.empty(len(framed), bool)
+        repeats[0] = np.array_equal(framed[0], self._last[0])
+        repeats[1:] = (framed[1:] == framed[:-1]).all(axis=1)
+        if not repeats.any():
+            self._repeated = 0
+            return repeats
+        skipped = np.zeros(len(framed), bool)
+        for at, repeat in enumerate(repeats.tolist()):
+            self._repeated = self._repeated + 1 if repeat else 0
+            skipped[at] = self._repeated > _MAX_REPEATED
+        return skipped
 
     def finish(self) -> VadWindows:
         """The last window, padded with zeros; none when the samples ended with a whole window."""

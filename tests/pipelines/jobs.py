@@ -44,8 +44,10 @@ async def obey_keywords(clip: ClipRequest, deaths: Path | None = None) -> None:
         await asyncio.sleep(2 * COMPANY_S)
 
 
-async def take_a_second(clip: ClipRequest) -> None:
-    await asyncio.sleep(1.0)
+async def wait_for_turn(clip: ClipRequest, limit: Path) -> None:
+    """Waits while the number at the end of the recording's id is not below the number in the file ``limit``."""
+    while int(clip.recording_id.rpartition("-")[2]) >= int(limit.read_text()):
+        await asyncio.sleep(0.05)
 
 
 def scripted_engine() -> FakeEngine:

@@ -1,4 +1,4 @@
-"""Nothing is lost: what goes wrong costs its own row, and a second try mends what can be mended."""
+"""A failure costs only its own row, a killed run continues, and a retry repeats only what failed."""
 
 import functools
 import json
@@ -13,18 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.lease import Lease
+from pipelines.lease import Lease, read_lease
+from pipelines.output import Output
 from pipelines.poison import MAX_ATTEMPTS
 from pipelines.run import retry, run
 from pipelines.status import read_status
-from speech.errors import UsageError
+from speech.errors import RayscribeError, UsageError
 from storage.filesystem import Storage
+from testing.fault_proxy import faults_before
 from tests.pipelines.jobs import Finished, answers_in, job_of, manifest_of, start_scripted, transcribe
 
 
-def test_poison_is_given_up_and_its_neighbours_are_transcribed(calls: Path, tmp_path: Path) -> None:
-    os.mkfifo(calls / "endless.wav")  # opening it waits for ever, in C
-    # Its company in the engine goes down with it, waits for it to be tried again, and is not taken for it.
+def test_poison_fails_and_the_others_of_its_block_are_transcribed(calls: Path, tmp_path: Path) -> None:
+    os.mkfifo(calls / "endless.wav")  # opening it blocks without end, in C
+    # Recordings in flight with it in the engine are lost with it, and must not count as poison: each suspect is
+    # retried alone.
     company: list[dict[str, object]] = [
         {"audio": "agent.flac", "id": f"company-{number}", "keywords": ["take your time"]} for number in range(3)
     ]
@@ -57,24 +60,32 @@ def test_poison_in_one_block_is_tried_twice_each(calls: Path, tmp_path: Path) ->
     assert max(Counter(deaths.read_text().split()).values()) <= MAX_ATTEMPTS
 
 
-# The command line, on an engine that takes its time: rayscribe.main finds ``run`` when it is called.
-SLOW = """
-import functools, sys, rayscribe, pipelines.run as job
+# The command line with an engine that transcribes only the recordings below a limit, and keeps the others waiting:
+# rayscribe.main looks ``run`` up when it is called.
+LIMITED = """
+import functools, pathlib, sys, rayscribe, pipelines.run as job
 from speech.engines.fake import start_fake
-from tests.pipelines.jobs import take_a_second
-job.run = functools.partial(job.run, start=functools.partial(start_fake, before=take_a_second))
-sys.exit(rayscribe.main(sys.argv[1:]))
+from speech.transcriber import WARM_UP_ID
+from tests.pipelines.jobs import wait_for_turn
+
+async def before(clip):
+    if clip.id != WARM_UP_ID:
+        await wait_for_turn(clip, pathlib.Path(sys.argv[1]))
+
+job.run = functools.partial(job.run, start=functools.partial(start_fake, before=before))
+sys.exit(rayscribe.main(sys.argv[2:]))
 """
 
 
-def test_signals_stop_a_run_cleanly_and_the_next_goes_on(calls: Path) -> None:
+def test_signals_stop_a_run_cleanly_and_the_next_continues(calls: Path) -> None:
     names = [f"call-{number:02}" for number in range(100)]
     rows: list[dict[str, object]] = [{"audio": "agent.flac", "id": name, "duration": 2} for name in names]
-    manifest, output = manifest_of(calls, *rows), calls / "out"
-    # Few at once, so that the run lasts ten seconds and more after it has first committed.
-    command = [sys.executable, "-c", SLOW, "transcribe", manifest, "--output", str(output), "--concurrent-clips", "8"]
+    manifest, output, limit = manifest_of(calls, *rows), calls / "out", calls / "limit"
+    command = [sys.executable, "-c", LIMITED, str(limit), "transcribe", manifest, "--output", str(output)]
+    command += ["--concurrent-clips", str(len(rows))]  # those that wait must not keep the others from the engine
     committed = 0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number, transcribed in ((signal.SIGINT, 40), (signal.SIGTERM, 80)):
+        limit.write_text(str(transcribed))
         # Ctrl-C reaches all processes of a terminal, SIGTERM one.
         with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
             while driver.poll() is None and _committed(output) == committed:
@@ -86,7 +97,7 @@ def test_signals_stop_a_run_cleanly_and_the_next_goes_on(calls: Path) -> None:
         assert "Traceback" not in printed
         assert committed < _committed(output) < len(rows)
         committed = _committed(output)
-        assert not (output / "lease.json").exists()
+        assert read_lease(str(output), Storage()) is None
         assert not (output / "run.json").exists()
     answers = transcribe(manifest, output)
     assert sorted(row["recording_id"] for row in answers) == names
@@ -142,3 +153,39 @@ def test_a_second_run_on_one_output_is_refused(copied: Finished) -> None:
         run(job_of(manifest, copied.output), start_scripted)
     assert refused.value.code == "output_in_use"
     assert run(job_of(manifest, copied.output), start_scripted).done_before  # and once it is free, it runs
+
+
+def test_a_run_stops_when_storage_forbids_too_many_recordings(
+    calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.breaker.MIN_RECORDINGS", 10)
+    rows: list[dict[str, object]] = [{"audio": f"s3://bucket/{number}.wav", "id": f"{number}"} for number in range(40)]
+    manifest, output = manifest_of(calls, *rows), tmp_path / "out"
+    with faults_before("http://127.0.0.1:9", share=1.0, kinds=["forbidden"]) as proxy:
+        options = {"key": "k", "secret": "s", "endpoint_url": proxy.endpoint}
+        with pytest.raises(RayscribeError, match="max-failed-share") as stopped:
+            run(job_of(manifest, output, storage_options=options), start_scripted)
+        assert stopped.value.code == "storage_failing"
+        assert not isinstance(stopped.value, UsageError)  # exit code 1
+        assert not (output / "run.json").exists()
+        assert run(job_of(manifest, output, storage_options=options, max_failed_share=1.0), start_scripted).failed
+    assert (output / "run.json").exists()
+
+
+def test_a_store_that_fails_at_the_end_fails_the_run(copied: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = manifest_of(copied.folder, *copied.rows, {"audio": "customer.flac", "id": "new"})
+
+    def fail(output: Output, report: dict[str, object]) -> None:
+        raise UsageError("not_writable", "the disk is full")
+
+    monkeypatch.setattr(Output, "finish", fail)
+    with pytest.raises(RayscribeError, match="the disk is full") as failed:
+        run(job_of(manifest, copied.output), start_scripted)
+    assert not isinstance(failed.value, UsageError)  # exit code 1
+    assert not (copied.output / "run.json").exists()
+
+
+def test_audio_that_changed_under_its_id_is_reported(copied: Finished, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [row | {"audio": "customer.flac"} if row["id"] == "good" else row for row in copied.rows]
+    run(job_of(manifest_of(copied.folder, *rows), copied.output), start_scripted)
+    assert "other audio for 1 ids that the output has ('good')" in capfd.readouterr().err

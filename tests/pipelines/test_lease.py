@@ -33,13 +33,13 @@ def test_one_holder_at_a_time(place: tuple[str, Storage]) -> None:
         assert read_lease(output, storage)
 
 
-def test_a_holder_that_was_asleep_learns_that_another_has_taken_over(place: tuple[str, Storage]) -> None:
+def test_a_suspended_holder_stops_when_another_has_taken_over(place: tuple[str, Storage]) -> None:
     output, storage = place
 
     def work() -> None:
         with Lease(output, storage, renew_s=0.05) as lease:
             lease.check()
-            storage.write_bytes(f"{output}/lease.json", b'{"run": "another", "host": "there", "pid": 7}')
+            storage.write_bytes(f"{output}/lease/00000002.json", b'{"run": "another", "host": "there", "pid": 7}')
             for _ in range(1000):
                 lease.check()
                 time.sleep(0.01)
@@ -49,13 +49,13 @@ def test_a_holder_that_was_asleep_learns_that_another_has_taken_over(place: tupl
     assert stopped.value.code == "output_taken"
     found = read_lease(output, storage)
     assert found is not None
-    assert found["run"] == "another"  # and keeps it
+    assert found["run"] == "another"  # neither renewal nor release has overwritten it
 
 
 def leave_behind(output: str, storage: Storage, **holder: object) -> None:
     """What a holder that was killed leaves."""
     text = json.dumps({"run": "gone", "renewals": 3, **holder})
-    storage.write_bytes(f"{output}/lease.json", text.encode())
+    storage.write_bytes(f"{output}/lease/00000007.json", text.encode())
 
 
 def test_the_lease_of_a_dead_process_here_is_taken_over_at_once(place: tuple[str, Storage]) -> None:
@@ -81,3 +81,45 @@ def test_the_lease_of_a_lost_machine_is_taken_over_when_it_expires(place: tuple[
         found = read_lease(output, storage)
         assert found is not None
         assert found["run"] != "gone"
+
+
+def test_of_two_newcomers_one_takes_over(place: tuple[str, Storage], monkeypatch: pytest.MonkeyPatch) -> None:
+    output, storage = place
+    leave_behind(output, storage, host="another-machine", pid=1, process_started=0.0)
+    first, second = (Lease(output, storage, renew_s=0.1, expire_s=0.3) for _ in range(2))
+    monkeypatch.setattr(first, "_await_expiry", lambda: 7)
+    monkeypatch.setattr(second, "_await_expiry", lambda: 7)  # both have seen the seventh expire
+    with first:
+        with pytest.raises(UsageError) as refused, second:
+            pytest.fail("two hold it")
+        assert refused.value.code == "output_in_use"
+        first.verify()
+
+
+def test_a_slow_read_does_not_take_a_live_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = str(tmp_path)
+    storage = Storage()
+    with Lease(output, storage, renew_s=0.05) as held:
+        slow = Storage()
+        read = slow.read_bytes
+        reads: list[str] = []
+
+        def read_slowly(uri: str) -> bytes | None:
+            data = read(uri)
+            reads.append(uri)
+            if len(reads) == 2:  # longer than the newcomer waits, and several renewals
+                renewed = data
+                while renewed == data:
+                    renewed = read(uri)
+                expired.append(True)
+                return renewed
+            return data
+
+        expired: list[bool] = []
+        real = time.monotonic
+        monkeypatch.setattr(slow, "read_bytes", read_slowly)
+        monkeypatch.setattr(time, "monotonic", lambda: real() + 3600 * len(expired))
+        with pytest.raises(UsageError) as refused, Lease(output, slow, renew_s=0.05, expire_s=0.5):
+            pytest.fail("two hold it")
+        assert refused.value.code == "output_in_use"
+        held.verify()

@@ -1,4 +1,4 @@
-"""The output folder: whole files, each recording once, whatever happened before."""
+"""The output folder: whole files, and each recording once after a run, whatever happened before."""
 
 import shutil
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.output import STATUSES, Output
-from speech.errors import AudioError, UsageError
+from speech.errors import AudioError, RayscribeError, UsageError
 from speech.recording import Recording
 from speech.transcript import Transcript
 from storage.filesystem import Storage
@@ -20,6 +20,16 @@ def output(tmp_path: Path) -> Output:
     return Output(str(tmp_path), Storage())
 
 
+def attempts_in(output: Output) -> dict[str, dict[str, int]]:
+    return output.deduplicate().attempts
+
+
+def finish(output: Output, written: set[str] | None = None) -> None:
+    """A run that had nothing to do but what was written."""
+    contents = output.begin(output.deduplicate())
+    output.consolidate(contents, written or set(), superseded=False)
+
+
 def ok(name: str, attempt: int = 1, text: str = "hello") -> dict[str, object]:
     return Transcript(Recording(id=name, audio="a.wav"), "model", text=text, attempt=attempt).to_row()
 
@@ -29,46 +39,101 @@ def failed(name: str, attempt: int = 1) -> dict[str, object]:
     return Transcript(Recording(id=name, audio="a.wav"), "model", error=error, attempt=attempt).to_row()
 
 
-def test_a_block_written_twice_lands_on_itself(output: Output, tmp_path: Path) -> None:
-    output.commit([ok("a"), ok("b"), failed("c")])
-    output.commit([ok("b"), ok("a"), failed("c")])
+def test_a_block_written_twice_with_one_result_overwrites_its_files(output: Output, tmp_path: Path) -> None:
+    first = output.commit([ok("a"), ok("b"), failed("c")])
+    assert output.commit([ok("b"), ok("a"), failed("c")]) == first
     assert len(list(tmp_path.rglob("*.parquet"))) == 2
     assert (output.count("ok"), output.count("failed")) == (2, 1)
 
 
+def test_a_block_retried_with_another_result_stands_once_after_a_fresh_run(output: Output) -> None:
+    contents = output.begin(output.deduplicate())
+    output.commit([ok("a"), ok("b"), ok("c")])  # by a worker that was lost before its receipts arrived
+    written = set(output.commit([ok("a"), failed("b"), ok("c")]))
+    written |= set(output.commit([ok("d")]))
+    output.consolidate(contents, written, superseded=False)
+    assert Counter(name for _, name, _ in rows_in(output).elements()) == Counter("abcd")
+
+
+def test_a_recording_with_two_receipts_stands_once(output: Output) -> None:
+    contents = output.begin(output.deduplicate())
+    written = set(output.commit([ok("a"), ok("b")])) | set(output.commit([ok("b"), ok("c")]))
+    output.consolidate(contents, written, superseded=True)
+    assert Counter(name for _, name, _ in rows_in(output).elements()) == Counter("abc")
+
+
+def test_ids_with_a_newline_do_not_overwrite_another_file(output: Output) -> None:
+    output.commit([ok("a\nb"), ok("c")])
+    output.commit([ok("a"), ok("b\nc")])
+    assert attempts_in(output)["ok"].keys() == {"a\nb", "c", "a", "b\nc"}
+
+
+def test_a_valid_file_that_is_gone_is_an_error(output: Output, tmp_path: Path) -> None:
+    contents = output.begin(output.deduplicate())
+    [name] = output.commit([ok("a")])
+    (tmp_path / "transcripts" / name).unlink()
+    with pytest.raises(RayscribeError) as changed:
+        output.consolidate(contents, {name}, superseded=False)
+    assert changed.value.code == "output_changed"
+
+
+def test_a_run_that_another_has_replaced_removes_nothing_and_does_not_finish(tmp_path: Path) -> None:
+    replaced, current = Output(str(tmp_path), Storage()), Output(str(tmp_path), Storage())
+    contents = replaced.begin(replaced.deduplicate())
+    written = set(replaced.commit([failed("a"), ok("b")]))
+    others = current.begin(current.deduplicate())
+    current.consolidate(others, set(current.commit([ok("a")])), superseded=False)
+    current.finish({"rtfx": 1})
+    files = set(tmp_path.rglob("*.parquet"))
+    with pytest.raises(RayscribeError) as taken:
+        replaced.consolidate(contents, written, superseded=False)
+    assert taken.value.code == "output_taken"
+    assert set(tmp_path.rglob("*.parquet")) == files
+    assert attempts_in(current) == {"ok": {"a": 1, "b": 1}, "failed": {}}
+    replaced.finish({"rtfx": 2})  # it was suspended between its last check and this
+    assert current.report() is None
+
+
+def test_audio_that_changed_under_an_id_is_noticed(output: Output) -> None:
+    output.commit([ok("a"), ok("b")])
+    contents = output.deduplicate()
+    assert not contents.has_other_audio("a", {"audio": "a.wav"})
+    assert contents.has_other_audio("b", {"audio": "b.wav"})
+
+
 def test_nothing_but_whole_files_is_ever_there(output: Output, tmp_path: Path) -> None:
     output.commit([ok("a")])
-    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".parquet"]
+    assert [path.suffix for path in (tmp_path / "transcripts").rglob("*") if path.is_file()] == [".parquet"]
 
 
-def test_what_was_transcribed_stands_before_what_failed(output: Output) -> None:
+def test_a_transcript_replaces_a_failure(output: Output) -> None:
     output.commit([failed("a"), failed("b")])
     output.commit([ok("a", attempt=2)])
-    assert output.deduplicate() == {"ok": {"a": 2}, "failed": {"b": 1}}
+    assert attempts_in(output) == {"ok": {"a": 2}, "failed": {"b": 1}}
     assert (output.count("ok"), output.count("failed")) == (1, 1)
 
 
-def test_a_later_attempt_stands_before_an_earlier_one(output: Output) -> None:
+def test_a_later_attempt_replaces_an_earlier_one(output: Output) -> None:
     output.commit([failed("a"), failed("b")])
     output.commit([failed("a", attempt=2)])
-    assert output.deduplicate() == {"ok": {}, "failed": {"a": 2, "b": 1}}
+    assert attempts_in(output) == {"ok": {}, "failed": {"a": 2, "b": 1}}
     assert output.count("failed") == 2
 
 
 def test_of_two_blocks_that_overlap_each_recording_stands_once(output: Output) -> None:
     output.commit([ok("a"), ok("b")])
     output.commit([ok("b"), ok("c")])
-    assert output.deduplicate()["ok"] == {"a": 1, "b": 1, "c": 1}
+    assert attempts_in(output)["ok"] == {"a": 1, "b": 1, "c": 1}
     assert output.count("ok") == 3
-    assert output.deduplicate()["ok"] == {"a": 1, "b": 1, "c": 1}
+    assert attempts_in(output)["ok"] == {"a": 1, "b": 1, "c": 1}
 
 
-def test_rows_that_stay_are_not_lost_under_the_name_of_a_file_that_goes(output: Output) -> None:
+def test_rows_of_a_file_that_is_removed_are_kept(output: Output) -> None:
     output.commit([failed("a")])
     output.commit([failed("a", attempt=2), failed("b")])
     output.commit([failed("b", attempt=2), failed("c")])
     output.commit([failed("b")])
-    assert output.deduplicate()["failed"] == {"a": 2, "b": 2, "c": 1}
+    assert attempts_in(output)["failed"] == {"a": 2, "b": 2, "c": 1}
     assert rows_in(output) == {("failed", "a", 2): 1, ("failed", "b", 2): 1, ("failed", "c", 1): 1}
 
 
@@ -109,13 +174,13 @@ def test_many_small_files_become_few_and_nothing_else_changes(
     output: Output, many: Counter[tuple[str, str, int]], tmp_path: Path
 ) -> None:
     texts = texts_in(output)
-    output.compact()
+    finish(output)
     assert len(list(tmp_path.rglob("*.parquet"))) == 2  # one a status
     assert rows_in(output) == many
     assert set(many.values()) == {1}
     assert texts_in(output) == texts
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    output.compact()
+    finish(output)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")} == written
 
 
@@ -127,14 +192,14 @@ def texts_in(output: Output) -> dict[str, str]:
     }
 
 
-def test_few_files_are_left_as_they_are(output: Output, tmp_path: Path) -> None:
+def test_few_files_are_not_merged(output: Output, tmp_path: Path) -> None:
     for number in range(3):
         output.commit([ok(str(number))])
-    output.compact()
+    finish(output)
     assert len(list(tmp_path.rglob("*.parquet"))) == 3
 
 
-def test_a_merge_cut_short_loses_nothing_and_is_settled(
+def test_a_merge_that_is_interrupted_loses_nothing_and_is_completed(
     output: Output, many: Counter[tuple[str, str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removals = iter(range(FEW_FILES // 2))
@@ -142,32 +207,32 @@ def test_a_merge_cut_short_loses_nothing_and_is_settled(
     def remove(storage: Storage, uri: str) -> None:
         if next(removals, None) is None:
             raise KeyboardInterrupt
-        Path(uri).unlink()
+        Path(uri).unlink(missing_ok=True)
 
     with monkeypatch.context() as patched:
         patched.setattr(Storage, "remove", remove)
         with pytest.raises(KeyboardInterrupt):
-            output.compact()
+            finish(output)
     assert rows_in(output).keys() == many.keys()
     again = Output(str(tmp_path), Storage())
-    assert again.deduplicate()["ok"].keys() == {name for status, name, _ in many if status == "ok"}
+    assert attempts_in(again)["ok"].keys() == {name for status, name, _ in many if status == "ok"}
     assert rows_in(again) == many
-    again.compact()
+    finish(again)
     assert rows_in(again) == many
 
 
-def test_what_is_committed_again_after_a_merge_still_stands_once(
+def test_rows_committed_again_after_a_merge_are_kept_once(
     output: Output, many: Counter[tuple[str, str, int]], tmp_path: Path
 ) -> None:
-    output.compact()
+    finish(output)
     merged = set(tmp_path.rglob("*.parquet"))
     output.commit([ok("1-a"), ok("1-b"), failed("1-c")])  # by a worker whose driver is dead
     output.commit([ok("2-c", attempt=2)])  # by a retry
-    recorded = output.deduplicate()
+    recorded = attempts_in(output)
     assert len(recorded["ok"]) == 2 * (FEW_FILES + 1) + 1
     assert rows_in(output) == many - Counter([("failed", "2-c", 1)]) + Counter([("ok", "2-c", 2)])
     assert len(merged & set(tmp_path.rglob("*.parquet"))) == 1  # that of the failed has lost a row
-    assert output.deduplicate() == recorded
+    assert attempts_in(output) == recorded
 
 
 def test_a_folder_is_that_of_one_job(output: Output) -> None:
@@ -179,9 +244,13 @@ def test_a_folder_is_that_of_one_job(output: Output) -> None:
     assert output.job() == {"manifest": "m", "settings": {"language": "de"}}
 
 
-def test_the_report_marks_the_end(output: Output) -> None:
+def test_the_report_marks_the_end(output: Output, tmp_path: Path) -> None:
     assert output.report() is None
+    output.begin(output.deduplicate())
     output.finish({"rtfx": 3})
-    assert output.report() == {"rtfx": 3}
-    output.clear_finished()
+    report = output.report()
+    assert report is not None
+    assert report["rtfx"] == 3
+    later = Output(str(tmp_path), Storage())
+    later.begin(later.deduplicate())
     assert output.report() is None

@@ -19,7 +19,7 @@ def listened(*lengths: int) -> ListenResult:
         Clip(channel, float(channel), channel + 0.5, rng.integers(-32768, 32767, length, dtype=np.int16))
         for channel, length in enumerate(lengths)
     ]
-    return ListenResult(duration_s=12.5, speech_s=3.25, channels=len(lengths), clips=clips)
+    return ListenResult(duration_s=12.5, speech_s=3.25, channels=len(lengths), clips=clips, flags=("quiet",))
 
 
 def test_recordings_and_their_audio_survive_the_way() -> None:
@@ -40,6 +40,7 @@ def test_recordings_and_their_audio_survive_the_way() -> None:
         )
         assert back.listened is not None
         assert row.listened is not None
+        assert back.listened.flags == row.listened.flags == ("quiet",)
         assert (back.listened.duration_s, back.listened.speech_s, back.listened.channels) == (
             12.5,
             3.25,

@@ -87,7 +87,8 @@ def _answers(output: str, s3: S3) -> list[tuple[str, str, str]]:
 
 def _versions(output: str, s3: S3) -> dict[str, str]:
     filesystem, path = Storage(s3.options).filesystem(output)
-    return {name: info["LastModified"] for name, info in filesystem.find(path, detail=True).items()}
+    found = filesystem.find(path, detail=True).items()
+    return {name: info["LastModified"] for name, info in found if "/lease/" not in name}
 
 
 def test_a_second_run_does_nothing_and_no_secret_is_written(

@@ -43,6 +43,7 @@ def test_no_request_made_from_the_openapi_description_is_a_server_error(tmp_path
             try_one()
 
 
+@pytest.mark.slow
 def test_broken_files_are_transcribed_or_refused_with_a_reason() -> None:
     files = intact_files()
     with client_of(scripted_engine()) as client:

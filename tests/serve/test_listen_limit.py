@@ -74,6 +74,7 @@ def test_a_small_file_has_less_time_than_a_large_one(monkeypatch: pytest.MonkeyP
     assert answer.code == ("listen_timeout" if refused else "unreadable")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_holds_the_gil_ends_with_its_process() -> None:
     process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None

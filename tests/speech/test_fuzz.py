@@ -19,6 +19,7 @@ def test_every_damaged_file_is_decoded_or_refused_with_a_code() -> None:
     assert len(outcomes.keys() & AUDIO_CODES) >= 3
 
 
+@pytest.mark.slow
 def test_a_file_depends_on_seed_and_number_only() -> None:
     files = intact_files()
     assert damaged_file(files, 1, 7) == damaged_file(dict(reversed(files.items())), 1, 7)

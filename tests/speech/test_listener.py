@@ -75,6 +75,50 @@ def test_dual_mono_is_one_channel(listener: Listener, tmp_path: Path) -> None:
     assert_turns(listened.clips, tuple(Turn(0, turn.start_s, turn.end_s) for turn in TURNS))
 
 
+def test_a_mixture_on_a_third_channel_is_left_out(listener: Listener, tmp_path: Path) -> None:
+    for order in ((0, 1, 2), (2, 0, 1)):
+        channels = np.concatenate([CALL, 0.5 * CALL.sum(axis=1, keepdims=True)], axis=1)[:, order]
+        listened = listen(listener, tmp_path / "call.wav", channels)
+        assert listened.channels == 2
+        assert_turns(listened.clips, tuple(Turn(order.index(t.channel), t.start_s, t.end_s) for t in TURNS))
+
+
+@pytest.mark.parametrize("channels", ["auto", "mix"])
+def test_an_inverted_copy_is_transcribed_once(channels: Channels, listener: Listener, tmp_path: Path) -> None:
+    mono = CALL.sum(axis=1)
+    listened = listen(listener, tmp_path / "call.wav", np.stack([mono, -mono], axis=1), channels)
+    assert_turns(listened.clips, tuple(Turn(0, turn.start_s, turn.end_s) for turn in TURNS))
+
+
+def test_speech_on_the_second_channel_of_a_short_file_is_a_clip(listener: Listener, tmp_path: Path) -> None:
+    words = sentence("customer")[RATE // 2 :][: round(0.9 * RATE)]
+    listened = listen(listener, tmp_path / "call.wav", np.stack([words * 0, words], axis=1))
+    assert [clip.channel for clip in listened.clips] == [1]
+
+
+def flac24(samples: np.ndarray) -> io.BytesIO:
+    return io.BytesIO(sndfile(samples, "FLAC", "PCM_24"))
+
+
+@pytest.mark.parametrize("level_db", [-35, -45, -55])
+def test_a_quiet_call_is_amplified_and_flagged(level_db: float, listener: Listener) -> None:
+    recording = Recording(id="1", audio="call.flac")
+    normal = listener.listen(recording, flac24(CALL))
+    quiet = listener.listen(recording, flac24(CALL * 10 ** (level_db / 20) + 0.05))  # with DC
+    assert (normal.flags, quiet.flags) == ((), ("quiet",))
+    assert [clip.channel for clip in quiet.clips] == [turn.channel for turn in TURNS]
+    assert [clip.start_s for clip in quiet.clips] == pytest.approx([turn.start_s for turn in TURNS], abs=0.4)
+    assert quiet.speech_s == pytest.approx(normal.speech_s, rel=0.1)
+    loudest = max(float(np.std(clip.samples)) for clip in quiet.clips)
+    assert 20 * np.log10(loudest / 32768) == pytest.approx(-24, abs=3)
+
+
+def test_quiet_noise_is_not_speech(listener: Listener) -> None:
+    noise = 0.002 * np.random.default_rng(0).standard_normal((10 * RATE, 2))
+    listened = listener.listen(Recording(id="1", audio="noise.flac"), flac24(noise.astype(np.float32)))
+    assert (listened.clips, listened.flags) == ([], ())
+
+
 @pytest.mark.parametrize(("channels", "count", "turns"), [("mix", 1, 4), ("first", 1, 2), ("split", 2, 4)])
 def test_the_channels_option(channels: Channels, count: int, turns: int, listener: Listener, tmp_path: Path) -> None:
     listened = listen(listener, tmp_path / "call.wav", CALL, channels)

@@ -1,6 +1,7 @@
 """The Transcriber with a fake engine that finishes its requests last in, first out."""
 
 import asyncio
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -134,6 +135,11 @@ def test_incomplete_and_improbable_text_is_flagged() -> None:
     transcript = transcribe(numbered_engine(complete=False, avg_logprob=-2.0), listened(clip(0)))
     assert transcript.flags == ("cut_off", "low_confidence")
     assert transcript.segments[0].avg_logprob == -2.0
+
+
+def test_flags_of_the_audio_are_flags_of_the_recording() -> None:
+    result = dataclasses.replace(listened(clip(0)), flags=("similar_channels",))
+    assert transcribe(numbered_engine(), result).flags == ("similar_channels",)
 
 
 def test_no_speech_and_little_speech_are_flagged() -> None:

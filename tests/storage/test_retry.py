@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from speech.errors import AudioError, UsageError
+from storage.driver_errors import error_code, is_transient
 from storage.filesystem import Storage
 from testing.fault_proxy import FAULTS, FaultProxy, faults_before
 from tests.conftest import S3
@@ -105,7 +106,7 @@ def test_frequent_faults_of_every_kind(faulty: Faulty, s3: S3) -> None:
 
 def test_permanent_throttling_fails_after_the_retry_limit(faulty: Faulty, s3: S3) -> None:
     with faulty(share=1.0, kinds=["slow_down"]) as proxy, pytest.raises(AudioError) as caught:
-        storage_through(proxy, retry_for_s=1.5, attempts=1).open_audio(f"{s3.bucket}/call.wav")
+        storage_through(proxy, retry_for_s=4, attempts=1).open_audio(f"{s3.bucket}/call.wav")
     assert caught.value.code == "unreadable"
     assert f"{s3.bucket}/call.wav cannot be read: " in caught.value.message
     assert caught.value.message.count("\n") == 0
@@ -258,3 +259,14 @@ def _web(respond: Callable[[BaseHTTPRequestHandler], object]) -> AbstractContext
         server.server_close()
 
     return serve()
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "TokenRefreshRequired"])
+def test_credentials_that_are_no_longer_accepted_are_forbidden(code: str) -> None:
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    for error in (ClientError(response, "GetObject"), translate_boto_error(ClientError(response, "GetObject"))):
+        assert error_code(error) == "forbidden"
+        assert not is_transient(error)

@@ -178,6 +178,18 @@ def test_options_of_a_host_go_to_that_host_only(server: _Server) -> None:
         assert not any("x-key" in request for request in other.requests)
 
 
+def test_a_redirect_to_another_host_loses_the_users_headers(server: _Server) -> None:
+    with serving("127.0.0.1") as other:
+        headers = {"X-Key": "sesame", "Authorization": "sesame", "Cookie": "sesame"}
+        storage = Storage({f"http://127.0.0.1:{server.server_port}": {"headers": headers}}, **LOCAL_WEB)
+        server.location = other.url
+        with open_remote(storage, server.url) as audio:
+            assert audio.read() == BODY
+        assert all(request["x-key"] == "sesame" for request in server.requests)
+        assert other.requests
+        assert "sesame" not in str(other.requests)
+
+
 class _Azure(_Recorder):
     """As adlfs, takes the account from the URI."""
 
