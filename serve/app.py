@@ -256,6 +256,7 @@ def application(
         name="Endpoint",
         # Well above max_requests, so that the excess is refused by the Endpoint, with an error of OpenAI's shape.
         max_ongoing_requests=10 * settings.max_requests,
+        max_constructor_retry_count=3,  # where the port is taken
         ray_actor_options={"num_cpus": 0},
         **lifecycle,
     )(serve.ingress()(EndpointReplica))
