@@ -43,11 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RayscribeError as error:
         return _print_error(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        return _print_error(STOPPED, EXIT_BY_SIGNAL + signal.SIGINT)
+        return _stopped(parsed, signal.SIGINT)
     except SystemExit as ended:
         if ended.code == signal.SIGTERM:
-            return _print_error(STOPPED, EXIT_BY_SIGNAL + signal.SIGTERM)
+            return _stopped(parsed, signal.SIGTERM)
         raise
+
+
+def _stopped(parsed: argparse.Namespace, number: signal.Signals) -> int:
+    writes_output = parsed.command in (_transcribe, _retry)
+    return _print_error(STOPPED if writes_output else "stopped", EXIT_BY_SIGNAL + number)
 
 
 def _transcribe(parsed: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from speech.errors import RequestError, UsageError, first_error
 class ClusterConfig(BaseModel):
     """Where the work runs, and on how many actors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     address: str | None = Field(None, description="Ray cluster to run on, as ray://… or auto (default: this machine)")
     listeners: int | None = Field(
@@ -34,7 +34,7 @@ class Settings(BaseModel):
     ``Job(manifest="calls.jsonl", output="out", dtype="float32")`` has ``job.engine_config.dtype == "float32"``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def groups(cls) -> dict[str, type[BaseModel]]:

@@ -91,6 +91,11 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
             if reference is not None:
                 english = row["language"] == "en" and row["task"] == "transcribe"
                 scores.append(score(row["recording_id"], reference, row["text"], english))
+    if not scores and not references:
+        raise UsageError(
+            "no_reference",
+            "no recording has a reference transcript: give it in the manifest's column 'text', or --manifest",
+        )
     scores.sort(key=lambda each: each.recording_id)
     return Evaluation(scores, failed=len(references), rtfx=report.get("rtfx"))
 

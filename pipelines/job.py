@@ -12,8 +12,8 @@ from speech.recording import Options, as_list
 class Job(Settings):
     """Everything that configures one run of ``rayscribe transcribe``."""
 
-    manifest: str = Field(description="JSONL, CSV or Parquet, or a folder or glob of audio files")
-    output: str = Field(description="folder for the transcripts, on a disk or in a bucket")
+    manifest: str = Field(min_length=1, description="JSONL, CSV or Parquet, or a folder or glob of audio files")
+    output: str = Field(min_length=1, description="folder for the transcripts, on a disk or in a bucket")
     engine_config: EngineConfig = EngineConfig()
     options: Options = Options()
     cluster: ClusterConfig = ClusterConfig()

@@ -44,7 +44,9 @@ class Status:
             for row in self.failures:
                 error = row["error"]
                 failed.add_row(
-                    row["recording_id"], error["stage"], error["code"], str(row["attempt"]), error["message"]
+                    *(printable(cell) for cell in (row["recording_id"], error["stage"], error["code"])),
+                    str(row["attempt"]),
+                    printable(error["message"]),
                 )
             console.print(failed, highlight=False)
 
@@ -79,3 +81,8 @@ def read_status(output_uri: str, storage_options: Mapping[str, Any]) -> Status:
         holder=read_lease(output_uri, storage),
         finished=output.report() is not None,
     )
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped: an id may hold a terminal's escape sequences."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -38,6 +38,8 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
             raise UsageError(error.code, error.message) from error
     if loads_here:
         check_available(engine.model)
+        if engine.draft_model is not None:
+            check_available(engine.draft_model)
     return family
 
 

@@ -27,6 +27,8 @@ Task = Literal["transcribe", "translate"]
 # Prompt and audio share Granite's context of 4096 tokens.
 MAX_KEYWORDS = 200
 MAX_KEYWORD_CHARS = 100
+# No recorder writes a file this long (30 years); larger numbers overflow the decoders' counts of frames.
+MAX_OFFSET_S = 1e9
 
 
 def as_list(value: Any) -> Any:
@@ -145,7 +147,7 @@ class Recording(BaseModel):
 
     id: str = Field(min_length=1)
     audio: str = Field(description="URI or path")
-    offset: float = Field(0.0, ge=0, allow_inf_nan=False, description="seconds into the file")
+    offset: float = Field(0.0, ge=0, le=MAX_OFFSET_S, allow_inf_nan=False, description="seconds into the file")
     duration: float | None = Field(None, gt=0, allow_inf_nan=False, description="seconds to read; None: to the end")
     speakers: tuple[str, ...] = Field((), description="names by channel")
     text: str | None = Field(None, description="reference text, for evaluate")
@@ -173,6 +175,8 @@ class Recording(BaseModel):
         audio = cells.pop("audio", None) or cells.pop("audio_filepath", None)
         if not isinstance(audio, str) or not audio.strip():
             raise RequestError("bad_row", "the row has no 'audio' (nor 'audio_filepath'): give a URI or a path")
+        if "\0" in audio:
+            raise RequestError("bad_row", "column 'audio' holds a NUL character, which no path can")
         fields: dict[str, Any] = {"audio": audio.strip()}
         for name in ("offset", "duration", "speakers", "text"):
             if name in cells:

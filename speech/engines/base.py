@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class EngineConfig(BaseModel):
     """Settings of an engine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(DEFAULT_MODEL, description="hub id or folder of the checkpoint")
     engine: Literal["vllm", "transformers"] = Field("vllm", description="the inference engine that runs the model")
