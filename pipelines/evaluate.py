@@ -17,6 +17,7 @@ from rich.text import Text
 
 from pipelines import manifest
 from pipelines.output import Output
+from speech.errors import UsageError
 from storage.filesystem import Storage
 
 # Transcripts longer than this, in words, are cut when printed.
