@@ -65,7 +65,7 @@ class ChannelSegmenter:
         self.channel = channel
         self._start_s = start_s
         self._amplification = amplification
-        self._sum = 0.0
+        self._sum, self._measured = 0.0, 0  # of the means of windows, and their number
         self._is_crosstalk = is_crosstalk
         self._loudest = np.zeros(_LOUDEST, np.float32)  # mean squares
         self.speech = 0
@@ -83,7 +83,7 @@ class ChannelSegmenter:
     @property
     def dc(self) -> float:
         """The mean of the samples so far."""
-        return self._sum / self._received if self._received else 0.0
+        return self._sum / self._measured if self._measured else 0.0
 
     @property
     def level_db(self) -> float:
@@ -133,9 +133,11 @@ class ChannelSegmenter:
             self.speech += region.speech
 
     def _measure(self, samples: np.ndarray) -> None:
-        self._sum += float(samples.sum(dtype=np.float64))
         windows = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW)
-        levels = np.einsum("ws,ws->w", windows, windows) / WINDOW - windows.mean(axis=1) ** 2
+        means = windows.mean(axis=1)
+        self._sum += float(means.sum(dtype=np.float64))
+        self._measured += len(windows)
+        levels = np.einsum("ws,ws->w", windows, windows) / WINDOW - means**2
         self._loudest = np.partition(np.concatenate([self._loudest, levels]), -_LOUDEST)[-_LOUDEST:]
 
     def _discard(self) -> None:

@@ -77,6 +77,7 @@ class ChannelComparison:
         self._spectra = _Spectra(sample_rate)
         self._rest = np.zeros((0, channels), np.float32)
         self._chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # gram, aligned products, active seconds
+        self._identical = 0  # windows that are the same, bit for bit, in all channels: content that needs no spectra
         self._known = False  # all channels differ
         self._next_decision = 0  # at this number of chunks
 
@@ -102,7 +103,9 @@ class ChannelComparison:
         similar = False
         for channel in range(self._channels):
             pairs = [
-                compare_pair(products[:, (x, channel)][:, :, (x, channel)], active_s, floor_db, ended=ended)
+                compare_pair(
+                    products[:, (x, channel)][:, :, (x, channel)], active_s, floor_db, self._identical, ended=ended
+                )
                 for x in kept
             ]
             if all(pair.differ for pair in pairs):
@@ -111,9 +114,12 @@ class ChannelComparison:
         return Comparison(tuple(_without_mixtures(gram, kept, floor_db)), similar)
 
     def _measure(self, samples: np.ndarray) -> bool:
-        """Measures some whole windows; returns whether there is any sound in them."""
+        """Measures some whole windows; returns whether there is any sound in them that is not identical."""
         windows = samples.reshape(-1, self._spectra.size, self._channels)
         windows = windows[(windows != windows[:, :1]).any(axis=(1, 2))]
+        different = (windows != windows[:, :, :1]).any(axis=(1, 2))
+        self._identical += int(np.count_nonzero(~different))
+        windows = windows[different]
         if not len(windows):
             return False
         gram, products = self._spectra.products(windows)
@@ -128,7 +134,7 @@ class ChannelComparison:
         gram, products, active_s = (np.concatenate(arrays) for arrays in zip(*self._chunks, strict=True))
         channels = range(self._channels)
         return all(
-            compare_pair(products[:, pair][:, :, pair], active_s, EARLY_FLOOR_DB, ended=False).differ
+            compare_pair(products[:, pair][:, :, pair], active_s, EARLY_FLOOR_DB, self._identical, ended=False).differ
             for pair in itertools.combinations(channels, 2)
         ) and (self._channels == 2 or all(_is_no_mixture(gram, channel, self._channels) for channel in channels))
 
@@ -211,7 +217,7 @@ def _is_mixture(gram: np.ndarray, channel: int, channels: list[int], floor_db: f
     energies, residuals = measured
     active = _with_content(energies, floor_db)
     different = residuals[active] > MAX_MIXTURE_RESIDUAL * energies[active]
-    return bool(active.any()) and not _enough(different, ended=True)
+    return bool(active.any()) and not _enough(different, len(different), ended=True)
 
 
 def _is_no_mixture(gram: np.ndarray, channel: int, channels: int) -> bool:
@@ -219,7 +225,8 @@ def _is_no_mixture(gram: np.ndarray, channel: int, channels: int) -> bool:
     measured = mixture_residuals(gram, channel, [other for other in range(channels) if other != channel])
     energies, residuals = measured or (gram[:, channel, channel], gram[:, channel, channel])
     active = _with_content(energies, EARLY_FLOOR_DB)
-    return _enough(residuals[active] > MAX_MIXTURE_RESIDUAL * energies[active], ended=False)
+    different = residuals[active] > MAX_MIXTURE_RESIDUAL * energies[active]
+    return _enough(different, len(different), ended=False)
 
 
 def _tone_weights(power: np.ndarray) -> np.ndarray:
@@ -258,13 +265,14 @@ class Pair:
     similar: bool
 
 
-def compare_pair(products: np.ndarray, active_s: np.ndarray, floor_db: float, *, ended: bool) -> Pair:
+def compare_pair(products: np.ndarray, active_s: np.ndarray, floor_db: float, identical: int, *, ended: bool) -> Pair:
     """Compares two channels by the products of their windows.
 
     Args:
         products: (windows, 2, 2), energies and cross products.
         active_s: (windows,), the seconds in which a one-sided window is active.
         floor_db: windows below this level, in dBFS, are not compared.
+        identical: number of further windows, which are the same in both channels.
         ended: whether these are all windows of the file.
     """
     xx, yy, xy = products[:, 0, 0], products[:, 1, 1], products[:, 0, 1]
@@ -279,11 +287,12 @@ def compare_pair(products: np.ndarray, active_s: np.ndarray, floor_db: float, *,
     residual = yy - 2 * gain * xy + gain**2 * xx
     share = residual / np.maximum(yy, gain**2 * xx)
     doubtful = share > DOUBTFUL_RESIDUAL
-    different = doubtful if doubtful.mean() >= DOUBTFUL_SHARE else share > MAX_RESIDUAL
+    content = len(share) + identical
+    different = doubtful if doubtful.sum() >= DOUBTFUL_SHARE * content else share > MAX_RESIDUAL
     one_sided = different & (np.minimum(xx, yy) < SILENT_RATIO * np.maximum(xx, yy))
     return Pair(
-        differ=_enough(different, ended) or float(active_s[active][one_sided].sum()) >= MIN_ONE_SIDED_S,
-        similar=bool(different.mean() < 1 - SIMILAR_SHARE and 1 / SIMILAR_GAIN < abs(gain) < SIMILAR_GAIN),
+        differ=_enough(different, content, ended) or float(active_s[active][one_sided].sum()) >= MIN_ONE_SIDED_S,
+        similar=bool(different.sum() < (1 - SIMILAR_SHARE) * content and 1 / SIMILAR_GAIN < abs(gain) < SIMILAR_GAIN),
     )
 
 
@@ -321,9 +330,9 @@ def _with_content(energies: np.ndarray, floor_db: float) -> np.ndarray:
     )
 
 
-def _enough(different: np.ndarray, ended: bool) -> bool:
-    """Whether enough of the windows with content differ."""
+def _enough(different: np.ndarray, content: int, ended: bool) -> bool:
+    """Whether enough of the ``content`` windows with content differ."""
     seconds = float(different.sum() * WINDOW_S)
     if seconds >= MIN_DIFFERENCE_S:
         return True
-    return ended and 0 < len(different) * WINDOW_S * MIN_DIFFERENCE_SHARE <= seconds
+    return ended and 0 < content * WINDOW_S * MIN_DIFFERENCE_SHARE <= seconds
