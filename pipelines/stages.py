@@ -73,7 +73,7 @@ class Listen:
         pending: list[ListenedRow] = []
         for cells in work.to_pylist():
             previous = pending[-1].recording.id if pending else None
-            row = json.loads(cells["row"]) | {"id": cells["recording_id"]}
+            row = {"id": cells["recording_id"]} | json.loads(cells["row"])  # an id that is not UTF-8 is the row's own
             pending.append(self._listen(row, cells["attempt"], previous))
             if sum(each.nbytes for each in pending) >= LISTENED_BYTES:
                 yield self._flush(pending)

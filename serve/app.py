@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import faulthandler
 import logging
+import math
 import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,8 @@ from speech.recording import Recording
 from speech.transcriber import ClipTranscript, Transcriber
 from speech.transcript import Transcript
 
+# The share of an engine's concurrent clips that one recording may have, however long it is.
+RECORDING_SHARE = 0.25
 # Short enough that an engine that dies idle is replaced before the next request.
 HEALTH_CHECK_S = 5.0
 # Listener replicas unless --listeners is given, even on a small machine: a long recording holds one of them.
@@ -121,7 +124,12 @@ class TranscriberReplica:
         family = family_of(config.model)
         engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
-            engine, family, config.model, config.concurrent_clips, clip_timeout_s=config.clip_timeout_s
+            engine,
+            family,
+            config.model,
+            config.concurrent_clips,
+            clip_timeout_s=config.clip_timeout_s,
+            clips_per_recording=math.ceil(RECORDING_SHARE * config.concurrent_clips),
         )
         self._metrics = EngineMetrics()
         self._warm = False
@@ -248,6 +256,7 @@ def application(
         name="Endpoint",
         # Well above max_requests, so that the excess is refused by the Endpoint, with an error of OpenAI's shape.
         max_ongoing_requests=10 * settings.max_requests,
+        max_constructor_retry_count=3,  # where the port is taken
         ray_actor_options={"num_cpus": 0},
         **lifecycle,
     )(serve.ingress()(EndpointReplica))

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # The headers of a request must have arrived this long after its connection or its first byte, in seconds. The rest
@@ -36,7 +36,7 @@ class HttpServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=1024)
         config = uvicorn.Config(
-            app,
+            CancelOnDisconnect(app),
             http=HttpProtocol,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_max_queue=MAX_QUEUED_MESSAGES,
@@ -54,6 +54,53 @@ class HttpServer:
         """Closes the listening socket and idle connections; returns when the last response is sent."""
         self._server.should_exit = True
         await self._task
+
+
+class CancelOnDisconnect:
+    """Cancels a request whose client disconnects before its response is complete. uvicorn alone would finish it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = asyncio.current_task()
+        assert request is not None
+        watcher: asyncio.Task[Message] | None = None
+        complete = disconnected = False
+
+        async def watch() -> Message:
+            nonlocal disconnected
+            message = await receive()  # after the body it returns when the client disconnects, or has its response
+            if not complete:
+                disconnected = True
+                request.cancel()
+            return message
+
+        async def receive_and_watch() -> Message:
+            nonlocal watcher
+            if watcher is not None:
+                return await asyncio.shield(watcher)
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                watcher = asyncio.create_task(watch())
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal complete
+            complete = complete or (message["type"] == "http.response.body" and not message.get("more_body"))
+            await send(message)
+
+        try:
+            await self._app(scope, receive_and_watch, send_and_note)
+        except asyncio.CancelledError:
+            if not disconnected:
+                raise
+        finally:
+            if watcher is not None:
+                watcher.cancel()
 
 
 class HttpProtocol(H11Protocol):

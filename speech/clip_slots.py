@@ -2,12 +2,13 @@
 
 First come, first served would let the hundreds of clips of one long recording delay every short one behind it.
 Here each turn takes one clip of each recording with pending clips, in the order of its first; a live session's
-clips are taken before all others, since somebody waits for each.
+clips are taken before all others, since somebody waits for each. And where requests must be answered soon, one
+recording holds only a share of the slots: a clip that is decoded in one batch with 64 others takes as long as they do.
 """
 
 import asyncio
 import contextlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 
 
@@ -16,54 +17,63 @@ class ClipSlots:
 
     Args:
         slots: how many clips may hold one at once.
+        max_per_recording: how many of them may be of one recording.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, max_per_recording: int) -> None:
         self._free = slots
+        self._max_per_recording = max_per_recording
+        self._held = Counter[str]()  # by recording
         self._live: _Pending = OrderedDict()
         self._recorded: _Pending = OrderedDict()
 
     @contextlib.asynccontextmanager
     async def acquire(self, recording_id: str, *, live: bool) -> AsyncIterator[None]:
         """Holds a slot for one clip, for as long as the context lasts."""
-        if self._free:
-            self._free -= 1
-        else:
-            await self._wait(self._live if live else self._recorded, recording_id)
-        try:
-            yield
-        finally:
-            self._release()
-
-    async def _wait(self, pending: "_Pending", recording_id: str) -> None:
         granted = asyncio.get_running_loop().create_future()
+        pending = self._live if live else self._recorded
         pending.setdefault(recording_id, deque()).append(granted)
+        self._grant()
         try:
             await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():  # granted in the same turn of the loop
-                self._release()
+                self._release(recording_id)
             raise
+        try:
+            yield
+        finally:
+            self._release(recording_id)
 
-    def _release(self) -> None:
-        """Grants the slot to the next pending clip, if there is one."""
-        for pending in (self._live, self._recorded):
-            while pending:
-                if not (granted := _next(pending)).done():  # its clip may have been cancelled
-                    granted.set_result(None)
-                    return
+    def _release(self, recording_id: str) -> None:
         self._free += 1
+        self._held[recording_id] -= 1
+        if not self._held[recording_id]:
+            del self._held[recording_id]
+        self._grant()
+
+    def _grant(self) -> None:
+        """Grants free slots to pending clips for as long as there are both."""
+        while self._free and (recording_id := self._grant_next(self._live) or self._grant_next(self._recorded)):
+            self._free -= 1
+            self._held[recording_id] += 1
+
+    def _grant_next(self, pending: "_Pending") -> str | None:
+        """Grants a slot to a clip of the first recording below its limit, and moves the recording to the end.
+
+        Returns:
+            The recording's id; None if no clip may be granted a slot.
+        """
+        for recording_id, clips in list(pending.items()):
+            while clips and clips[0].done():  # cancelled
+                clips.popleft()
+            if clips and self._held[recording_id] < self._max_per_recording:
+                clips.popleft().set_result(None)
+                pending.move_to_end(recording_id)
+                return recording_id
+            if not clips:
+                del pending[recording_id]
+        return None
 
 
 _Pending = OrderedDict[str, deque[asyncio.Future[None]]]
-
-
-def _next(pending: _Pending) -> asyncio.Future[None]:
-    """Removes the first clip of the first recording, and moves the recording to the end."""
-    recording_id, clips = next(iter(pending.items()))
-    granted = clips.popleft()
-    if clips:
-        pending.move_to_end(recording_id)
-    else:
-        del pending[recording_id]
-    return granted

@@ -33,6 +33,7 @@ from speech.redaction import redact_uri
 # with the gain that brings it to NORMAL_DB; below SILENCE_DB there is none.
 SILENCE_DB, QUIET_DB, NORMAL_DB = -80.0, -40.0, -20.0
 QUIET = "quiet"  # flag
+SKIPPED_TRACKS = "skipped_tracks"  # flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class ListenResult:
         channels: how many are transcribed, including silent ones.
         clips: in time order, by ``start_s`` and then channel.
         flags: what is doubtful about the audio: ``similar_channels`` (some speech may be on two channels, and be
-            transcribed twice), ``quiet`` (amplified, because its level is too low for the VAD).
+            transcribed twice), ``quiet`` (amplified, because its level is too low for the VAD),
+            ``skipped_tracks`` (some audio tracks have no decoder, and are missing).
     """
 
     duration_s: float
@@ -113,7 +115,7 @@ class Listener:
     def _listen(self, audio: AudioFile, recording: Recording) -> ListenResult:
         """Selects the channels and cuts their speech; a quiet recording is amplified and cut again."""
         selection = select_channels(audio, recording)
-        flags = selection.flags
+        flags = selection.flags + ((SKIPPED_TRACKS,) if audio.skipped_tracks else ())
         listened, segmenters = self._segment(audio, recording, selection.groups)
         level_db = max(segmenter.level_db for segmenter in segmenters)
         if SILENCE_DB < level_db < QUIET_DB:

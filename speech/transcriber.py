@@ -48,16 +48,24 @@ class Transcriber:
         model: the model's name, for the output.
         concurrent_clips: how many clips the engine decodes at once. A tenth more are sent to it, so that
             its batch stays full; the rest wait here (``ClipSlots``).
+        clips_per_recording: how many of them may be of one recording; None for no limit.
         clip_timeout_s: an engine that takes longer for one clip counts as dead.
     """
 
     def __init__(
-        self, engine: Engine, family: Family, model: str, concurrent_clips: int, clip_timeout_s: float = 600.0
+        self,
+        engine: Engine,
+        family: Family,
+        model: str,
+        concurrent_clips: int,
+        clip_timeout_s: float = 600.0,
+        clips_per_recording: int | None = None,
     ) -> None:
         self.engine = engine
         self._family = family
         self._model = model
-        self._slots = ClipSlots(math.ceil(1.1 * concurrent_clips))
+        slots = math.ceil(1.1 * concurrent_clips)
+        self._slots = ClipSlots(slots, clips_per_recording or slots)
         self._clip_timeout_s = clip_timeout_s
         self._clip_count = 0
         self.queued_audio_s = 0.0  # seconds of audio that are pending or in flight

@@ -88,7 +88,7 @@ def ffmpeg(
     """
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
-        packets = _encoded(file, samples, codec, rate, start_s, **options)
+        packets = encoded(file, samples, codec, rate, start_s, **options)
         for number, packet in enumerate(packets):
             if gap_s and number >= len(packets) // 2:
                 _delay(packet, gap_s)
@@ -104,16 +104,16 @@ def multitrack(tracks: Sequence[tuple[np.ndarray, int]], container: str, codec: 
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
         video = _black_video(file) if start_s else []
-        packets = [_encoded(file, samples, codec, rate, start_s) for samples, rate in tracks]
+        packets = [encoded(file, samples, codec, rate, start_s) for samples, rate in tracks]
         for packet in (*video, *itertools.chain(*packets)):
             file.mux(packet)
     return out.getvalue()
 
 
-def _encoded(
-    file: av.container.OutputContainer, samples: np.ndarray, codec: str, rate: int, start_s: float, **options: Any
+def encoded(
+    file: av.container.OutputContainer, samples: np.ndarray, codec: str, rate: int, start_s: float = 0.0, **options: Any
 ) -> list[av.Packet]:
-    """The packets of a new stream of ``file``."""
+    """The packets of a new stream of ``file``, of samples at 8 kHz; timestamps are ``start_s`` later."""
     samples = at_rate(samples, rate)
     samples = samples[:, None] if samples.ndim == 1 else samples
     layout = "mono" if samples.shape[1] == 1 else "stereo"

@@ -78,6 +78,7 @@ class ChannelComparison:
         self._rest = np.zeros((0, channels), np.float32)
         self._chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # gram, aligned products, active seconds
         self._known = False  # all channels differ
+        self._next_decision = 0  # at this number of chunks
 
     def push(self, block: np.ndarray) -> bool:
         """Adds samples of shape (frames, channels); returns whether all channels are known to differ."""
@@ -120,7 +121,10 @@ class ChannelComparison:
         return True
 
     def _all_differ(self) -> bool:
-        """Whether what was measured so far is enough to keep every channel."""
+        """Whether what was measured so far is enough to keep every channel; in long files, not asked at each chunk."""
+        if len(self._chunks) < self._next_decision:
+            return False
+        self._next_decision = len(self._chunks) * 9 // 8 + 1
         gram, products, active_s = (np.concatenate(arrays) for arrays in zip(*self._chunks, strict=True))
         channels = range(self._channels)
         return all(

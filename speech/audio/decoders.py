@@ -57,11 +57,17 @@ class Piece(NamedTuple):
 
 
 class Decoder(Protocol):
-    """One open file. ``frames`` is its declared length in frames, None if unknown."""
+    """One open file.
+
+    Attributes:
+        frames: its declared length, None if unknown.
+        skipped_tracks: how many audio tracks have no decoder and are left out.
+    """
 
     sample_rate: int
     channels: int
     frames: int | None
+    skipped_tracks: int
 
     def blocks(self, start: int) -> Iterator[np.ndarray]:
         """Samples from frame ``start`` to the file's end as float32 of shape (frames, channels).
@@ -85,6 +91,7 @@ class SndfileDecoder:
     """
 
     name: ClassVar[str] = "libsndfile"
+    skipped_tracks: int = 0
 
     def __init__(self, file: Source, **raw: Any) -> None:
         self._file = file
@@ -129,6 +136,7 @@ class ChainDecoder:
     def __init__(self, decoders: list[Decoder]) -> None:
         self._decoders = decoders
         self._update_format()
+        self.skipped_tracks = sum(decoder.skipped_tracks for decoder in decoders)
         lengths_s = [decoder.frames / decoder.sample_rate for decoder in decoders if decoder.frames is not None]
         complete = len(lengths_s) == len(decoders)
         # Resampling may round each part down.

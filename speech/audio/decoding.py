@@ -61,6 +61,11 @@ class AudioFile:
     def channels(self) -> int:
         return self._decoder.channels
 
+    @property
+    def skipped_tracks(self) -> int:
+        """How many audio tracks have no decoder; their speech is missing."""
+        return self._decoder.skipped_tracks
+
     def blocks(self, offset: float = 0.0, duration: float | None = None) -> Iterator[np.ndarray]:
         """Samples at the file's own rate, float32, of shape (frames, channels).
 

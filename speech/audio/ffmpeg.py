@@ -6,7 +6,6 @@ files and addresses, and an upload may be hostile. Video is never decoded, not e
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,8 +16,6 @@ import numpy as np
 from speech.audio import SAMPLE_RATE
 from speech.audio.decoders import DecodeError, FormatChanged, Piece, block_frames, in_format
 from speech.audio.source import Source, SourceRange
-
-log = logging.getLogger(__name__)
 
 _CONTAINERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,g722,g726,g726le,g729,gsm,loas,matroska,mov,"
@@ -118,6 +115,7 @@ class FFmpegDecoder:
         with self._open(self._file) as container:
             self._start_s = (container.start_time or 0) / av.time_base
             first, *others = _decodable(container)
+            self.skipped_tracks = len(container.streams.audio) - len(others) - 1
             tracks += _first_samples(container, first, self._start_s)
         for index in others:
             with self._open(self._file) as container:
@@ -206,7 +204,7 @@ class FFmpegDecoder:
 
 
 def _decodable(container: Any) -> list[int]:
-    """The indexes of the audio streams with a decoder; the others are logged.
+    """The indexes of the audio streams with a decoder.
 
     Raises:
         DecodeError: there is none.
@@ -221,10 +219,6 @@ def _decodable(container: Any) -> list[int]:
     ]
     if not decodable:
         raise DecodeError("it has no decoder for the audio track", "unsupported_codec")
-    if len(decodable) < len(streams):
-        log.warning(
-            "%d of %d audio tracks have no decoder and are left out", len(streams) - len(decodable), len(streams)
-        )
     return decodable
 
 

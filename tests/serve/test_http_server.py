@@ -23,6 +23,8 @@ from serve.metrics import RequestMetrics
 from serve.routes import http_app
 from serve.service import TranscriptionService
 from serve.settings import MIB, ServeSettings
+from speech.engines.base import ClipRequest
+from speech.engines.fake import FakeEngine
 from tests.pipelines.jobs import scripted_engine
 from tests.serve.conftest import free_port
 from tests.serve.direct import CALL, MODEL, DirectBackend
@@ -34,13 +36,13 @@ WAIT_S = 20.0
 
 
 @contextlib.contextmanager
-def served(**settings: Any) -> Iterator[str]:
+def served(engine: FakeEngine | None = None, **settings: Any) -> Iterator[str]:
     """Serves in a thread of this process; yields the URL."""
     port, ready, ended = free_port(), threading.Event(), threading.Event()
 
     async def serve() -> None:
         asked = ServeSettings.from_settings({"model": MODEL, "port": port, **settings})
-        service = TranscriptionService(asked, DirectBackend(scripted_engine()), RequestMetrics())
+        service = TranscriptionService(asked, DirectBackend(engine or scripted_engine()), RequestMetrics())
         server = HttpServer(http_app(asked, service), asked.host, asked.port)
         ready.set()
         while not ended.is_set():
@@ -59,6 +61,33 @@ def served(**settings: Any) -> Iterator[str]:
 
 def post(url: str, body: Iterator[bytes] | bytes) -> httpx.Response:
     return httpx.post(f"{url}/v1/audio/transcriptions", content=body, headers=FORM, timeout=WAIT_S)
+
+
+@pytest.mark.parametrize("stream", [b"", b"true"])
+def test_a_client_that_disconnects_cancels_its_work(stream: bytes) -> None:
+    started, cancelled, released = threading.Event(), threading.Event(), threading.Event()
+
+    async def wait(clip: ClipRequest) -> None:
+        started.set()
+        try:
+            while not released.is_set():
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    field = b'\r\n--b\r\ncontent-disposition: form-data; name="stream"\r\n\r\n' + stream
+    body = HEAD + CALL + field + TAIL
+    lines = ("POST /v1/audio/transcriptions HTTP/1.1", "host: localhost", f"content-length: {len(body)}")
+    head = "\r\n".join([*lines, f"content-type: {FORM['content-type']}", "", ""])
+    with served(FakeEngine(before=wait), max_requests=1) as url:
+        with opened(url) as client:
+            client.sendall(head.encode() + body)
+            assert started.wait(WAIT_S)
+        assert cancelled.wait(WAIT_S)
+        released.set()
+        answers = (post(url, HEAD + CALL + TAIL).status_code for _ in range(100))
+        assert 200 in answers  # at the latest when the admission is free again
 
 
 def opened(url: str) -> socket.socket:

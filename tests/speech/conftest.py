@@ -1,4 +1,4 @@
-"""Shared by several modules because it is slow to make: an engine on the demo checkpoint, and clips to decode."""
+"""Fixtures that several modules share because they are slow: an engine with the demo checkpoint, and its clips."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ SAMPLES = Path("demo/samples")
 
 @pytest.fixture(scope="package")
 def greedy(needs_engine: None) -> Iterator[RunningEngine]:
-    """vLLM on the demo checkpoint, without drafts. Started once: it takes most of a minute."""
+    """vLLM with the demo checkpoint, without speculation. Started once: it takes most of a minute."""
     engine = RunningEngine(EngineConfig(model="demo/model", kv_cache_gb=0.5, speculation="off"))
     yield engine
     engine.stop()
@@ -25,10 +25,10 @@ def greedy(needs_engine: None) -> Iterator[RunningEngine]:
 @pytest.fixture(scope="package")
 def sample_clips() -> list[ClipRequest]:
     """All clips of the sample calls."""
-    listener, found = Listener(clip_s=30.0), []
+    listener, clips = Listener(clip_s=30.0), []
     for path in sorted(SAMPLES.iterdir()):
         try:
-            found += listener.listen(Recording(id=path.stem, audio=str(path))).clips
-        except RayscribeError:  # some are broken on purpose, and one is the manifest
+            clips += listener.listen(Recording(id=path.stem, audio=str(path))).clips
+        except RayscribeError:  # some are invalid on purpose, and one is the manifest
             continue
-    return [ClipRequest(clip.samples, Options(), str(number)) for number, clip in enumerate(found)]
+    return [ClipRequest(clip.samples, Options(), str(number)) for number, clip in enumerate(clips)]

@@ -9,7 +9,9 @@ from speech.clip_slots import ClipSlots
 Clip = tuple[str, bool]  # recording, live
 
 
-def grants(clips: list[Clip], slots: int = 1, cancelled: frozenset[int] = frozenset()) -> list[str]:
+def grants(
+    clips: list[Clip], slots: int = 1, cancelled: frozenset[int] = frozenset(), max_per_recording: int = 100
+) -> list[str]:
     """The recordings in the order in which their clips get a slot, all pending at once."""
     order: list[str] = []
 
@@ -19,7 +21,7 @@ def grants(clips: list[Clip], slots: int = 1, cancelled: frozenset[int] = frozen
             await asyncio.sleep(0)
 
     async def scenario() -> None:
-        pool = ClipSlots(slots)
+        pool = ClipSlots(slots, max_per_recording)
         async with pool.acquire("first", live=False):
             tasks = [asyncio.create_task(decode(pool, *clip)) for clip in clips]
             await asyncio.sleep(0)
@@ -53,7 +55,7 @@ async def held(pool: ClipSlots, release: asyncio.Event) -> None:
 @pytest.mark.parametrize("turns", range(4))
 def test_a_slot_granted_to_a_cancelled_clip_is_not_lost(turns: int) -> None:
     async def scenario() -> None:
-        pool, release = ClipSlots(1), asyncio.Event()
+        pool, release = ClipSlots(1, 1), asyncio.Event()
         holder = asyncio.create_task(held(pool, release))
         await asyncio.sleep(0)
         waiting = asyncio.create_task(held(pool, release))
@@ -71,7 +73,7 @@ def test_a_slot_granted_to_a_cancelled_clip_is_not_lost(turns: int) -> None:
 
 def test_no_more_clips_hold_a_slot_than_there_are() -> None:
     async def scenario() -> None:
-        pool, holding, most = ClipSlots(3), 0, 0
+        pool, holding, most = ClipSlots(3, 3), 0, 0
 
         async def decode(number: int) -> None:
             nonlocal holding, most
@@ -85,3 +87,26 @@ def test_no_more_clips_hold_a_slot_than_there_are() -> None:
         assert most == 3
 
     asyncio.run(scenario())
+
+
+def test_one_recording_holds_only_its_share() -> None:
+    async def scenario() -> None:
+        pool, release = ClipSlots(4, 2), asyncio.Event()
+        holding: list[str] = []
+
+        async def decode(recording: str) -> None:
+            async with pool.acquire(recording, live=False):
+                holding.append(recording)
+                await release.wait()
+
+        tasks = [asyncio.create_task(decode("long")) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert holding == ["long"] * 2
+        tasks.append(asyncio.create_task(decode("short")))
+        await asyncio.sleep(0.01)
+        assert holding == ["long", "long", "short"]  # at once, behind the pending clips of the long one
+        release.set()
+        await asyncio.gather(*tasks)
+        assert holding.count("long") == 5
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))

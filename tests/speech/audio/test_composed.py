@@ -1,10 +1,12 @@
 """Files of several streams, with holes, late starts or unknown lengths: all of their speech, at its time."""
 
 import io
+import itertools
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from speech.errors import AudioError
 from speech.listener import Listener
 from speech.recording import Recording
 from testing.audio_formats import COMPOSED, SENTENCE, amr_with_dtx, piped
-from testing.synthetic_audio import RATE, at_rate, ffmpeg, multitrack, peak_correlation, sentence, sndfile
+from testing.synthetic_audio import RATE, at_rate, encoded, ffmpeg, multitrack, peak_correlation, sentence, sndfile
 
 AGENT = at_rate(SENTENCE, SAMPLE_RATE)
 CUSTOMER = at_rate(sentence("customer"), SAMPLE_RATE)
@@ -246,6 +248,17 @@ def test_more_channels_than_can_be_in_all_tracks_are_refused() -> None:
 
 def test_a_codec_that_is_not_on_the_list_is_not_decoded() -> None:
     assert code_of(ffmpeg(SENTENCE, "matroska", "real_144")) == "unsupported_codec"
+
+
+def test_tracks_without_a_decoder_are_left_out_and_flagged() -> None:
+    out = io.BytesIO()
+    with av.open(out, "w", format="matroska") as file:
+        packets = [encoded(file, SENTENCE, "real_144", RATE), encoded(file, SENTENCE, "aac", 16000)]
+        for packet in itertools.chain(*packets):
+            file.mux(packet)
+    result = Listener(clip_s=30.0).listen(Recording(id="1", audio="call.mkv"), io.BytesIO(out.getvalue()))
+    assert (result.channels, result.flags) == (1, ("skipped_tracks",))
+    assert len(result.clips) == 1
 
 
 def test_a_wave64_of_another_size_is_still_truncated() -> None:
