@@ -94,6 +94,24 @@ def test_a_run_that_another_has_replaced_removes_nothing_and_does_not_finish(tmp
     assert current.report() is None
 
 
+def test_a_cleaner_with_an_old_listing_removes_nothing(tmp_path: Path) -> None:
+    driver = Output(str(tmp_path), Storage())
+    contents = driver.begin(driver.deduplicate())
+    Output(str(tmp_path), Storage()).commit([ok("a"), ok("b")])  # by a worker of an earlier run; the cleaner keeps this
+    written = set(driver.commit([ok("a")]))  # and the driver this
+
+    class DriverIsFaster(Storage):
+        def create_bytes(self, uri: str, data: bytes) -> bool:
+            driver.consolidate(contents, written, superseded=False)
+            return super().create_bytes(uri, data)
+
+    with pytest.raises(RayscribeError) as taken:
+        Output(str(tmp_path), DriverIsFaster()).deduplicate()
+    assert taken.value.code == "output_taken"
+    assert attempts_in(driver) == {"ok": {"a": 1, "b": 1}, "failed": {}}
+    assert Counter(name for _, name, _ in rows_in(driver).elements()) == Counter("ab")
+
+
 def test_audio_that_changed_under_an_id_is_noticed(output: Output) -> None:
     output.commit([ok("a"), ok("b")])
     contents = output.deduplicate()
