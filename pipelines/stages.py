@@ -73,8 +73,9 @@ class Listen:
         pending: list[ListenedRow] = []
         for cells in work.to_pylist():
             previous = pending[-1].recording.id if pending else None
-            row = {"id": cells["recording_id"]} | json.loads(cells["row"])  # an id that is not UTF-8 is the row's own
-            pending.append(self._listen(row, cells["attempt"], previous))
+            # The row's own id stays, if it has one: from_row rejects one that is not UTF-8.
+            row = {"id": cells["recording_id"]} | json.loads(cells["row"])
+            pending.append(self._listen(cells["recording_id"], row, cells["attempt"], previous))
             if sum(each.nbytes for each in pending) >= LISTENED_BYTES:
                 yield self._flush(pending)
         if pending:
@@ -87,21 +88,21 @@ class Listen:
         pending.clear()
         return table
 
-    def _listen(self, row: dict[str, Any], attempt: int, previous: str | None) -> ListenedRow:
+    def _listen(self, recording_id: str, row: dict[str, Any], attempt: int, previous: str | None) -> ListenedRow:
         start = time.perf_counter()
         recording, listened, error = None, None, None
-        may_try = ray.get(self._attempts.begin.remote("listen", row["id"], self._node, ended=previous))
+        may_try = ray.get(self._attempts.begin.remote("listen", recording_id, self._node, ended=previous))
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
         try:
             if not may_try:
-                raise AudioError("poison", _poison_message("listening to", row["id"], self._timeout_s))
+                raise AudioError("poison", _poison_message("listening to", recording_id, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
             check_request(self._family, self._speculation, recording.options)
             listened = self._listener.listen(recording)
         except (RequestError, AudioError) as refused:
             error = refused
         except Exception as unforeseen:  # a bug must fail one row, not the run
-            log.exception("listening to %s", row["id"])
+            log.exception("listening to %s", recording_id)
             error = AudioError("internal", f"{type(unforeseen).__name__}: {unforeseen}")
         finally:
             faulthandler.cancel_dump_traceback_later()
