@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from demo.train.voices import SAMPLE_RATE
+from speech.audio import SAMPLE_RATE
 
 PHONE_RATE = 8_000
 _PHONE_BAND_HZ = (250.0, 3500.0)

@@ -22,7 +22,8 @@ from transformers import GraniteSpeechFeatureExtractor
 
 from demo.train.channel import random_channel
 from demo.train.grammar import Sentence, join, name_sentence, part_of, sentence
-from demo.train.voices import SAMPLE_RATE, Speaker, held_out_speaker, training_speaker
+from demo.train.voices import Speaker, held_out_speaker, training_speaker
+from speech.audio import SAMPLE_RATE
 
 FRAME_SAMPLES = 320  # two mel hops, stacked
 FRAMES_STEP = 30  # clip lengths are multiples of this: two Q-Former windows, 0.6 s

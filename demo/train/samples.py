@@ -23,7 +23,8 @@ import soxr
 from demo.train.channel import band_pass, noise_like, set_level
 from demo.train.grammar import Sentence, held_out_sentence, join, name_sentence
 from demo.train.names import rare_name
-from demo.train.voices import SAMPLE_RATE, Speaker
+from demo.train.voices import Speaker
+from speech.audio import SAMPLE_RATE
 
 Layout = Literal["stereo", "dual mono", "mono"]
 

@@ -15,8 +15,7 @@ import soundfile
 import soxr
 
 from demo.train.fillers import words
-
-SAMPLE_RATE = 16_000
+from speech.audio import SAMPLE_RATE
 
 ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-us-nyc")
 VARIANTS = words(
