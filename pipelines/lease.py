@@ -104,7 +104,7 @@ class Lease:
         self.check()
 
     def _await_expiry(self) -> int:
-        """The number of the last lease, once nobody holds it."""
+        """The number of the last lease, once it is free."""
         number, first = _latest(self._output, self._storage)
         first_read_at = time.monotonic()
         while first is not None and not first.get("released") and not self._is_dead(first):

@@ -85,7 +85,7 @@ class ServeSettings(Settings):
         built = super().from_settings(settings)
         if built.api_keys is None and not is_loopback(built.host):
             raise UsageError(
-                "no_api_keys", f"whoever reaches {built.host} could use the endpoint: give --api-keys FILE"
+                "no_api_keys", f"anyone who can reach {built.host} could use the endpoint: give --api-keys FILE"
             )
         if built.api_keys is None and "*" in built.cors_origins:
             raise UsageError(

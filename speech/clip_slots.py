@@ -2,7 +2,7 @@
 
 First come, first served would let the hundreds of clips of one long recording delay every short one behind it.
 Here each turn takes one clip of each recording with pending clips, in the order of its first; a live session's
-clips are taken before all others, since somebody waits for each. And where requests must be answered soon, one
+clips are taken before all others, because each is needed at once. And where requests must be answered soon, one
 recording holds only a share of the slots: a clip that is decoded in one batch with 64 others takes as long as they do.
 """
 

@@ -216,7 +216,7 @@ class Storage:
 
         On object stores without ``If-None-Match`` (AWS, GCS and recent MinIO have it) both may succeed.
         ``data`` should be unique to the caller (contain a random value): if the response to the write is
-        lost, the content that was written tells who succeeded.
+        lost, the content that was written shows which succeeded.
         """
         with self.map_errors(UsageError, uri, "not_writable"):
             filesystem, path = self.filesystem(uri)

@@ -1,4 +1,4 @@
-"""Which URIs the rows of a manifest may name, for manifests that are written by somebody else.
+"""Which URIs the rows of a manifest may name, for manifests from untrusted authors.
 
 A row may name the schemes in ROW_SCHEMES and those that the user adds. HTTP connections are made to public addresses
 only, unless the user allows private ones. ``storage.http_session`` checks each address where it makes the socket:

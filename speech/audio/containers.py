@@ -9,8 +9,8 @@ wrong or unfinished, so for each container only the statement that can be relied
 
 libsndfile's count of frames is of the bytes that are there (or FLAC's STREAMINFO), so a shortfall is always damage.
 A container that is not in the table has no length, and is decoded to the end of the file: raw AMR, raw AAC, MPEG-TS,
-FLV. Neither has an MP3 without a Xing tag, nor an Ogg file truncated exactly between two pages, which cannot be told
-from a live stream that was stopped.
+FLV. Neither has an MP3 without a Xing tag, nor an Ogg file truncated exactly between two pages, which looks like
+a live stream that was stopped.
 """
 
 import re
