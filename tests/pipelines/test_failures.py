@@ -71,9 +71,11 @@ from speech.engines.fake import start_fake
 from speech.transcriber import WARM_UP_ID
 from tests.pipelines.jobs import wait_for_turn
 
+limit = pathlib.Path(sys.argv[1])  # here, in the driver: a worker has other arguments
+
 async def before(clip):
     if clip.id != WARM_UP_ID:
-        await wait_for_turn(clip, pathlib.Path(sys.argv[1]))
+        await wait_for_turn(clip, limit)
 
 job.run = functools.partial(job.run, start=functools.partial(start_fake, before=before))
 sys.exit(rayscribe.main(sys.argv[2:]))
