@@ -3,13 +3,14 @@
     backpressure policy    limits the blocks that wait between two operators of Ray Data
     execution callback     drops the statistics that Ray Data keeps of every block
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
-    _node_ip_address       the address that a Ray that is started here listens on
+    ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
 
 Import it late: it imports Ray Data, which takes half a second. ``cluster.session.connect_ray`` calls ``check`` before
 Ray starts, so that a Ray without one of these parts is named at once and not as an AttributeError within a run.
 """
 
 import inspect
+import os
 from collections.abc import Iterator
 from types import CodeType
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ def _unsupported(missing: str) -> RayscribeError:
 
 
 try:
+    from ray._private import ray_constants
     from ray.data import DataContext
     from ray.data._internal.execution.backpressure_policy import (
         ENABLED_BACKPRESSURE_POLICIES,
@@ -78,6 +80,9 @@ def _missing() -> Iterator[str]:
             yield f"{method.__qualname__.removesuffix('.__init__')}.{name}"
     context = DataContext.get_current()
     yield from (f"DataContext.{name}" for name in _CONTEXT if not hasattr(context, name))
+    for name in ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"):
+        if not hasattr(ray_constants, name):
+            yield f"ray_constants.{name}"
     init: CodeType = inspect.unwrap(ray.init).__code__
     if "_metrics_export_port" not in init.co_consts:
         yield "ray.init(_metrics_export_port)"
@@ -88,9 +93,14 @@ def metrics_port_argument(port: int) -> dict[str, int]:
     return {"_metrics_export_port": port}
 
 
-def loopback_argument() -> dict[str, str]:
-    """The argument of ``ray.init`` with which all of Ray, its metrics included, listens on loopback only."""
-    return {"_node_ip_address": "127.0.0.1"}
+def use_loopback() -> None:
+    """Makes the Ray that this process starts use 127.0.0.1 as its node's address, so that its metrics listen there.
+
+    It is Ray's own mode for Windows and macOS, where it avoids the firewall's dialogs (ray#18730). On Linux an address
+    of 127.0.0.1 given to ``ray.init`` is replaced by that of the network interface.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for Ray's own processes
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 class LimitQueuedBlocks(BackpressurePolicy):

@@ -21,7 +21,7 @@ def connect_ray(address: str | None, metrics_port: int | None = None, *, loopbac
     Args:
         address: ray://… or auto; None for this machine.
         metrics_port: where a Ray that is started here exports its metrics; None: at a port of its choice.
-        loopback: whether a Ray that is started here listens on loopback only, with its metrics.
+        loopback: whether a Ray that is started here listens on loopback only, with its metrics. For the process's life.
 
     Raises:
         RayscribeError: ``ray_failed`` or ``unsupported_ray``.
@@ -43,7 +43,7 @@ def connect_ray(address: str | None, metrics_port: int | None = None, *, loopbac
         if metrics_port is not None:
             arguments |= ray_internals.metrics_port_argument(metrics_port)
         if loopback:
-            arguments |= ray_internals.loopback_argument()
+            ray_internals.use_loopback()
     try:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:  # Ray raises a plain Exception where its own processes do not start

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import itertools
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -165,8 +164,8 @@ def open_audio(
     with contextlib.ExitStack() as stack:
         try:
             if isinstance(source, (str, os.PathLike)):
-                if not stat.S_ISREG(os.stat(source).st_mode):  # opening a FIFO would wait for its writer
-                    raise AudioError("unreadable", f"{name} is not a regular file")
+                if Path(source).is_fifo():  # opening it would wait for its writer
+                    raise AudioError("unreadable", f"{name} is a FIFO, not a file")
                 source = stack.enter_context(Path(source).open("rb", buffering=0))
             file = Source(source)
             size = file.seek(0, os.SEEK_END)
