@@ -92,11 +92,16 @@ def test_signals_stop_a_run_cleanly_and_the_next_continues(calls: Path) -> None:
     for number, transcribed in ((signal.SIGINT, 40), (signal.SIGTERM, 80)):
         limit.write_text(str(transcribed))
         # Ctrl-C reaches all processes of a terminal, SIGTERM one.
-        with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
+        with subprocess.Popen(
+            command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_sigint
+        ) as driver:
             while driver.poll() is None and _committed(output) == committed:
                 time.sleep(0.05)
             (os.killpg if number == signal.SIGINT else os.kill)(driver.pid, number)
-            _, printed = driver.communicate(timeout=60)
+            try:
+                _, printed = driver.communicate(timeout=60)
+            finally:
+                driver.kill()  # if it has not stopped, leaving the block would wait for it
         assert driver.returncode == 128 + number, printed
         assert "the same command again continues" in printed
         assert "Traceback" not in printed
@@ -107,6 +112,11 @@ def test_signals_stop_a_run_cleanly_and_the_next_continues(calls: Path) -> None:
     answers = transcribe(manifest, output)
     assert sorted(row["recording_id"] for row in answers) == names
     assert json.loads((output / "run.json").read_text())["recordings"]["ok"] == len(rows) - committed
+
+
+def _heed_sigint() -> None:
+    """A shell's background jobs ignore SIGINT, and so would a driver started from one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _committed(output: Path) -> int:
