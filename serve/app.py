@@ -9,16 +9,13 @@ Errors travel between deployments as values: Serve would log each that is raised
 
 import asyncio
 import contextlib
-import faulthandler
 import logging
 import math
-import os
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import numpy as np
-import pyarrow as pa
 import ray
 from fastapi import FastAPI
 from ray import serve
@@ -30,6 +27,7 @@ from cluster.session import cluster_layout, kill_children_and_exit
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.backend import ListenSummary
 from serve.http_server import HttpServer
+from serve.listener_process import ListenerProcess, ListenerSettings
 from serve.metrics import EngineMetrics, RequestMetrics
 from serve.routes import http_app
 from serve.serve_backend import ServeBackend
@@ -38,8 +36,8 @@ from serve.settings import ServeSettings
 from serve.tracing import TracedRequests
 from speech.engines.base import EngineStarter, start_engine
 from speech.engines.start_limit import start_within_limit
-from speech.errors import AudioError, EngineDied, RayscribeError
-from speech.listener import Listener, ListenResult
+from speech.errors import EngineDied, RayscribeError
+from speech.listener import ListenResult
 from speech.models.checkpoint import family_of
 from speech.preflight import preflight
 from speech.recording import Recording
@@ -57,8 +55,8 @@ MIN_LISTENERS = 2
 # of FLAC may expand to ten minutes on eight channels, which take 17 s: they are refused after 9 s.
 MIN_LISTEN_S = 5.0
 LISTEN_S_PER_BYTE = 1e-4
-# What a replica has to send its answer before it exits, in seconds.
-EXIT_DELAY_S = 1.0
+# Recordings with more channels than this may be shorter in proportion: --max-audio-s times this, over all channels.
+FULL_LENGTH_CHANNELS = 2
 # The Transcriber itself limits the clips in flight in its engine; a request that waits costs only memory.
 UNBOUNDED = 100_000
 
@@ -66,18 +64,18 @@ log = logging.getLogger("rayscribe")
 
 
 class ListenerReplica:
-    """Runs a ``Listener`` in a thread of its own, for one request at a time.
-
-    Nothing but the end of its process stops a decoder that loops in C. So a recording that reaches its time limit
-    is answered ``listen_timeout``, and the process exits; Serve starts another.
-    """
+    """Runs a Listener in a child process (``serve.listener_process``), for one request at a time."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._timeout_s = settings.listen_timeout_s
-        clip_s = family_of(settings.engine_config.model).clip_s
-        self._listener = Listener(clip_s=clip_s, max_duration_s=settings.max_audio_s)
+        self._process = ListenerProcess(
+            ListenerSettings(
+                clip_s=family_of(settings.engine_config.model).clip_s,
+                max_duration_s=settings.max_audio_s,
+                max_channel_s=FULL_LENGTH_CHANNELS * settings.max_audio_s,
+            )
+        )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listener")
-        self._dump = open(os.devnull, "w")  # noqa: SIM115 - of faulthandler, for as long as the process lives
 
     async def listen(self, recording: Recording, audio: np.ndarray) -> ListenSummary | RayscribeError:
         """Decodes an upload and cuts its speech.
@@ -89,31 +87,23 @@ class ListenerReplica:
         Returns:
             A summary whose handle is a reference to the ``ListenResult`` in the object store.
         """
-        source = pa.BufferReader(pa.py_buffer(audio))
         limit_s = min(self._timeout_s, MIN_LISTEN_S + LISTEN_S_PER_BYTE * audio.nbytes)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(limit_s):
-                return await loop.run_in_executor(self._thread, self._listen, recording, source, limit_s)
-        except TimeoutError:
-            log.error("a recording of %d bytes took over %.0f s to decode; exiting", audio.nbytes, limit_s)
-            loop.call_later(EXIT_DELAY_S, kill_children_and_exit)
-            return AudioError(
-                "listen_timeout", f"{recording.audio} took over {limit_s:.0f} s to decode, the limit for its size"
-            )
+            return await loop.run_in_executor(self._thread, self._listen, recording, audio, limit_s)
         except RayscribeError as error:
             return error
-        finally:  # if the call was cancelled the thread still decodes: a closed source ends it
-            source.close()
+        except asyncio.CancelledError:
+            self._process.kill()
+            raise
 
-    def _listen(self, recording: Recording, source: pa.BufferReader, limit_s: float) -> ListenSummary:
-        # For a decoder that holds the GIL, or decodes on after the call was cancelled.
-        faulthandler.dump_traceback_later(limit_s + 2 * EXIT_DELAY_S, exit=True, file=self._dump)
-        try:
-            listened = self._listener.listen(recording, source)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+    def _listen(self, recording: Recording, audio: np.ndarray, limit_s: float) -> ListenSummary:
+        listened = self._process.listen(recording, audio, limit_s)
         return ListenSummary(listened.duration_s, ray.put(listened))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_process"):
+            self._process.close()
 
 
 class TranscriberReplica:

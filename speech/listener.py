@@ -22,7 +22,7 @@ from speech.audio.channels import ChannelGroups, ChannelMixer, select_channels
 from speech.audio.clips import Amplification, ChannelSegmenter, Clip
 from speech.audio.crosstalk import CrosstalkDetector
 from speech.audio.decoders import FormatChanged
-from speech.audio.decoding import MAX_DURATION_S, AudioFile, AudioSource, open_audio, resampled
+from speech.audio.decoding import MAX_CHANNEL_S, MAX_DURATION_S, AudioFile, AudioSource, open_audio, resampled
 from speech.audio.segmenting import Segmenter
 from speech.audio.vad import load_silero
 from speech.errors import AudioError
@@ -73,12 +73,14 @@ class Listener:
         clip_s: float,
         open_audio: Callable[[str], AudioSource] = open_local,
         max_duration_s: float = MAX_DURATION_S,
+        max_channel_s: float = MAX_CHANNEL_S,
     ) -> None:
         """
         Args:
             clip_s: the longest clip that the model takes, in seconds.
             open_audio: maps a recording's URI to a path or a seekable binary file, which is closed after use.
             max_duration_s: recordings, or ranges of them, longer than this are ``too_long``.
+            max_channel_s: so are those whose channels together are longer than this.
 
         Raises:
             ValueError: ``clip_s`` is below ``speech.audio.segmenting.MIN_CLIP_S``.
@@ -87,6 +89,7 @@ class Listener:
         self._clip_s = clip_s
         self._open_source = open_audio
         self._max_duration_s = max_duration_s
+        self._max_channel_s = max_channel_s
         self._vad = load_silero()
 
     def listen(self, recording: Recording, source: AudioSource | None = None) -> ListenResult:
@@ -103,7 +106,11 @@ class Listener:
         with (
             self._source(recording.audio, name) if source is None else contextlib.nullcontext(source) as opened,
             open_audio(
-                opened, name, max_duration_s=self._max_duration_s, raw_format=recording.options.raw_format
+                opened,
+                name,
+                max_duration_s=self._max_duration_s,
+                max_channel_s=self._max_channel_s,
+                raw_format=recording.options.raw_format,
             ) as audio,
         ):
             while True:

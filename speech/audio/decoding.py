@@ -32,6 +32,8 @@ MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 192_000
 MAX_CHANNELS = 32
 # A working day. At 16 kHz that is at most 0.9 GB of int16 speech a channel.
 MAX_DURATION_S = 8 * 3600.0
+# Of all channels together: four of a working day.
+MAX_CHANNEL_S = 4 * MAX_DURATION_S
 # Full scale is 1. A loud float mix may exceed it a few times; values in the thousands are integers stored as floats.
 _MAX_SAMPLE = 32.0
 
@@ -45,12 +47,15 @@ AudioSource = BinaryIO | str | os.PathLike[str]
 class AudioFile:
     """An open audio file, of which any time range can be read, more than once. Made by ``open_audio``."""
 
-    def __init__(self, source: Source, decoder: Decoder, name: str, missing: int, max_duration_s: float) -> None:
+    def __init__(
+        self, source: Source, decoder: Decoder, name: str, missing: int, max_duration_s: float, max_channel_s: float
+    ) -> None:
         self._source = source
         self._decoder = decoder
         self._name = name
         self._missing = missing
         self._max_duration_s = max_duration_s
+        self._max_channel_s = max_channel_s
 
     @property
     def sample_rate(self) -> int:
@@ -133,6 +138,12 @@ class AudioFile:
             raise AudioError(
                 "too_long", f"{self._name} is longer than {hours:g} h; split it, or give rows with offset and duration"
             )
+        if delivered * self.channels > self._max_channel_s * self.sample_rate:
+            hours = self._max_channel_s / 3600
+            raise AudioError(
+                "too_long",
+                f"the {self.channels} channels of {self._name} are longer than {hours:g} h together; split it",
+            )
 
     def _truncated(self) -> AudioError:
         return AudioError(
@@ -146,6 +157,7 @@ def open_audio(
     name: str | None = None,
     *,
     max_duration_s: float = MAX_DURATION_S,
+    max_channel_s: float = MAX_CHANNEL_S,
     raw_format: str | None = None,
 ) -> Iterator[AudioFile]:
     """Opens a path, or a seekable binary file that the caller closes.
@@ -154,6 +166,7 @@ def open_audio(
         source: a path or a file.
         name: its name in messages, and for raw audio the source of its format; by default the path.
         max_duration_s: a time range longer than this is ``too_long``.
+        max_channel_s: so is one whose channels together are longer than this.
         raw_format: the format if the file has no header (``speech.raw_format``).
 
     Raises:
@@ -180,7 +193,7 @@ def open_audio(
         except OSError as error:
             raise _io_error(error, name) from error
         _check_header(decoder, name)
-        yield AudioFile(file, decoder, name, missing, max_duration_s)
+        yield AudioFile(file, decoder, name, missing, max_duration_s, max_channel_s)
 
 
 def resampled(blocks: Iterable[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:

@@ -2,10 +2,13 @@
 
 import asyncio
 import io
+import signal
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import ray
 from ray import serve
@@ -17,10 +20,11 @@ from serve.server import APP
 from serve.settings import ServeSettings
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.fake import FakeEngine
-from speech.errors import EngineDied
+from speech.errors import AudioError, EngineDied
 from speech.listener import Listener, ListenResult
 from speech.models.families import Family
 from speech.recording import Recording
+from testing.synthetic_audio import RATE, sndfile
 from tests.serve.conftest import MAX_WAIT_S, eventually, free_port
 from tests.serve.direct import CALL, MODEL
 
@@ -89,6 +93,32 @@ def test_the_endpoint_receives_a_summary_and_a_reference_but_no_samples(backend:
 
     asyncio.run(request())
     eventually(lambda: object_store_bytes() <= before)
+
+
+def decoding_process() -> psutil.Process | None:
+    """A Listener's process that has decoded for a while: its start takes less than a second."""
+    processes = [each for each in psutil.process_iter() if "serve.listener_process" in each.cmdline()]
+    busiest = max(processes, key=lambda each: each.cpu_times().user)
+    return busiest if busiest.cpu_times().user > 3.0 else None
+
+
+def test_a_decoder_that_crashes_fails_one_request(backend: ServeBackend) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (300 * RATE, 8))
+
+    async def request() -> None:
+        with tempfile.TemporaryFile() as long, tempfile.TemporaryFile() as short:
+            long.write(sndfile(noise, "WAV", "PCM_16"))
+            short.write(CALL)
+            listening = asyncio.create_task(backend.listen(RECORDING, long))
+            process = await asyncio.to_thread(eventually, decoding_process)
+            process.send_signal(signal.SIGSEGV)
+            with pytest.raises(AudioError, match="SIGSEGV") as caught:
+                await asyncio.wait_for(listening, MAX_WAIT_S)
+            assert caught.value.code == "poison"
+            for _ in range(4):  # on both replicas
+                assert (await backend.listen(RECORDING, short)).duration_s
+
+    asyncio.run(request())
 
 
 async def transcribe_until_it_fails(backend: ServeBackend, handle: ray.ObjectRef) -> None:
