@@ -9,6 +9,7 @@ With keys, every request has ``Authorization: Bearer KEY``. A browser cannot set
 it names the subprotocols ``realtime`` and ``openai-insecure-api-key.KEY`` instead, as with OpenAI.
 """
 
+import os
 from pathlib import Path
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -52,14 +54,14 @@ def http_app(settings: ServeSettings, service: TranscriptionService) -> FastAPI:
         """Translates the speech of a recording."""
         return await service.answer(request, "translate")
 
-    @router.head("/models", include_in_schema=False)
     @router.get("/models")
+    @router.api_route("/models", methods=["GET", "HEAD"], include_in_schema=False)
     async def models() -> ModelList:
         """The model, once for each of its names."""
         return ModelList(data=list(service.models.values()))
 
-    @router.head("/models/{name:path}", include_in_schema=False)
     @router.get("/models/{name:path}")
+    @router.api_route("/models/{name:path}", methods=["GET", "HEAD"], include_in_schema=False)
     async def model(name: str) -> ModelEntry:
         """One model."""
         return service.model(name)
@@ -85,7 +87,9 @@ def http_app(settings: ServeSettings, service: TranscriptionService) -> FastAPI:
         )
     app.add_middleware(_SecurityHeaders)
     if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True))
+        # A route for each file: a mount at / would match every path and every method, before 404 and 405 are decided.
+        page = StaticFiles(directory=PAGE, html=True)
+        app.routes.extend(Route(f"/{name}", page, methods=["GET"]) for name in ("", *os.listdir(PAGE)))
     return app
 
 

@@ -170,7 +170,16 @@ def test_models_are_listed_with_capabilities() -> None:
 
 def test_errors_of_paths_and_methods_have_openais_shape(client: TestClient) -> None:
     assert error_of(client.get("/v1/nothing")) == (404, "not_found")
-    assert error_of(client.get("/v1/audio/transcriptions")) in ((404, "not_found"), (405, "method_not_allowed"))
+    for method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS"):
+        assert client.request(method, "/nothing").status_code == 404
+    for method in ("GET", "DELETE", "OPTIONS"):
+        refused = client.request(method, "/v1/audio/transcriptions")
+        assert error_of(refused) == (405, "method_not_allowed")
+        assert refused.headers["allow"] == "POST"
+    for path in ("/v1/models", f"/v1/models/{MODEL}", "/", "/app.js"):
+        refused = client.post(path)
+        assert error_of(refused) == (405, "method_not_allowed")
+        assert set(refused.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 def test_the_description_names_every_field_and_no_other_host(client: TestClient) -> None:
