@@ -318,6 +318,8 @@ def _open(file: str, storage: Storage) -> BinaryIO:
 def _check_columns(file: str, columns: list[str]) -> None:
     if any(name != escape_surrogates(name) for name in columns):
         raise UsageError("bad_manifest", f"{redact_uri(file)}: the column names are not UTF-8; save the file in UTF-8")
+    if repeated := [name for name, count in Counter(columns).items() if name and count > 1]:
+        raise UsageError("bad_manifest", f"{redact_uri(file)} has the column {repeated[0]!r} more than once")
     if not set(_AUDIO_COLUMNS) & set(columns):
         has = ", ".join(repr(redact_uri(name)) for name in columns[:20])  # without a header, these are URIs
         raise UsageError(

@@ -325,3 +325,12 @@ def test_default_ids_differ_by_offset(tmp_path: Path) -> None:
 def test_a_hash_collision_is_not_a_duplicate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "hash", lambda _: 7, raising=False)
     assert len(rows(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n{"audio": "/2.wav"}\n'))) == 2
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    assert "'audio' more than once" in error_message(write(tmp_path / "m.csv", "audio,id, audio\n/1.wav,1,/2.wav\n"))
+    table = pa.Table.from_arrays([pa.array(["/1.wav"]), pa.array(["a"]), pa.array(["b"])], names=["audio", "id", "id"])
+    pa.parquet.write_table(table, tmp_path / "m.parquet")
+    assert "'id' more than once" in error_message(tmp_path / "m.parquet")
+    unnamed = write(tmp_path / "n.csv", "audio,,\n/1.wav,,\n")  # empty columns of a spreadsheet
+    assert rows(unnamed) == [{"audio": "/1.wav"}]
