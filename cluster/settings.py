@@ -5,7 +5,8 @@ checks, stands in one place: in the face's own model, or in a group that faces s
 ``ClusterConfig``).
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -70,13 +71,23 @@ class Settings(BaseModel):
         """
         known = cls.flat_fields().keys()
         if unknown := sorted(settings.keys() - known):
-            raise UsageError(
-                "bad_option",
-                f"there is no option {', '.join(map(repr, unknown))}; there are {', '.join(sorted(known))}",
-            )
+            raise UsageError("bad_option", "; ".join(_no_such_option(name, known) for name in unknown))
         try:
             return cls(**settings)
         except RequestError as error:
             raise UsageError(error.code, error.message) from error
         except ValidationError as error:
-            raise UsageError("bad_option", first_error(error, "option", whole_path=False)) from error
+            raise UsageError("bad_option", first_error(error, _option)) from error
+
+
+def _option(path: str) -> str:
+    """A setting as the command line names it, from its path in the groups."""
+    name = path.rpartition(".")[2]
+    return "the manifest" if name == "manifest" else f"--{name.replace('_', '-')}"
+
+
+def _no_such_option(name: str, known: Collection[str]) -> str:
+    similar = difflib.get_close_matches(name, known, 1)
+    return f"there is no option {_option(name)}: " + (
+        f"did you mean {_option(similar[0])}?" if similar else "--help lists all"
+    )

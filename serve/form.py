@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from speech.errors import RequestError, first_error
 from speech.formats import TranscriptFormat
-from speech.recording import Options, Recording, Task, as_list
+from speech.recording import Options, Recording, Task, as_list, clean_keywords
 
 KEYWORDS_PROMPT = "keywords:"
 # The subtags after the language in a BCP 47 tag, as in en-US or pt_BR.
@@ -47,7 +47,7 @@ class SpeechForm(Options):
     )
     stream: bool = Field(False, description="answer with server-sent events; response_format stays json")
     chunking_strategy: str | None = Field(None, description="no effect: audio is always cut at pauses")
-    include: tuple[str, ...] = Field((), max_length=0, description="nothing can be included")
+    include: tuple[str, ...] = Field((), description="nothing can be included")
     speakers: tuple[str, ...] = Field((), max_length=32, description="names by channel")
     warnings: tuple[str, ...] = ()
 
@@ -75,11 +75,18 @@ class SpeechForm(Options):
             fields
             | languages
             | {
-                "keywords": [item for part in keywords for item in as_list(part)],
+                "keywords": [keyword for part in keywords for keyword in clean_keywords(part)],
                 "word_timestamps": "word" in fields.get("timestamp_granularities", ()),
                 "warnings": warnings,
             }
         )
+
+    @field_validator("include")
+    @classmethod
+    def _include_nothing(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value:
+            raise ValueError("must be left out: there is nothing else to include in an answer")
+        return value
 
     @field_validator("speakers", mode="before")
     @classmethod
@@ -118,7 +125,7 @@ class SpeechForm(Options):
         try:
             return cls(**form, task=task, warnings=tuple(f"{name} has no effect" for name in ignored))
         except ValidationError as error:
-            raise RequestError("bad_field", first_error(error, "field")) from error
+            raise RequestError("bad_field", first_error(error, "field {!r}".format)) from error
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -71,7 +71,7 @@ class Session(_SessionPart):
         try:
             merged = self.model_validate(_merged(self.model_dump(), changes))
         except ValidationError as error:
-            raise RequestError("bad_session", first_error(error, "field of the session")) from error
+            raise RequestError("bad_session", first_error(error, "field {!r} of the session".format)) from error
         if merged.audio.input.turn_detection is None:
             return merged
         in_force = merged.audio.input.model_copy(update={"turn_detection": TurnDetection()})

@@ -12,6 +12,7 @@ Every class takes positional arguments only, so that an error survives pickling 
 """
 
 import reprlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -102,16 +103,45 @@ class EngineDied(RayscribeError):  # noqa: N818 - a state of the process, not of
     stage = "transcribe"
 
 
-def first_error(error: "ValidationError", what: str, *, whole_path: bool = True) -> str:
-    """The first of pydantic's errors as one sentence, with the place, the reason and what was given there.
+# pydantic's reasons by type, in our words. In braces: the error's context.
+_REASONS = {
+    "missing": "is missing",
+    "extra_forbidden": "is unknown",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "is too large",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be more than {gt:.10g}",
+    "greater_than_equal": "must be {ge:.10g} or more",
+    "less_than": "must be less than {lt:.10g}",
+    "less_than_equal": "must be {le:.10g} or less",
+    "too_long": "may have {max_length} items at most",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be an object with names and values",
+    "model_type": "must be an object with names and values",
+    "model_attributes_type": "must be an object with names and values",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+}
+
+
+def first_error(error: "ValidationError", place: Callable[[str], str]) -> str:
+    """The first of pydantic's errors as one sentence: the place, the reason and what was given there.
 
     Args:
         error: as pydantic raised it.
-        what: what the place is: "column", "field", "option".
-        whole_path: name the place by its path (``audio.input.rate``), else by the last part alone.
+        place: words for a place, from its path: ``audio.input.rate``. List items are at the place of their list.
     """
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]] or ["all"]
-    place = ".".join(path) if whole_path else path[-1]
+    path = ".".join(part for part in first["loc"] if isinstance(part, str))
+    reason = _REASONS.get(first["type"], first["msg"]).format(**first.get("ctx", {}))
     given = "" if first["type"] == "missing" else f" (got {reprlib.repr(first['input'])})"
-    return f"{what} {place!r}: {first['msg']}{given}"
+    return f"{place(path)} {reason}{given}"

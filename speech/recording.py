@@ -173,8 +173,10 @@ class Recording(BaseModel):
         cells = {key: value for key, value in row.items() if not _is_missing(value)}
         _check_unicode(cells)
         audio = cells.pop("audio", None) or cells.pop("audio_filepath", None)
-        if not isinstance(audio, str) or not audio.strip():
+        if not audio or (isinstance(audio, str) and not audio.strip()):
             raise RequestError("bad_row", "the row has no 'audio' (nor 'audio_filepath'): give a URI or a path")
+        if not isinstance(audio, str):
+            raise RequestError("bad_row", f"column 'audio' must be text, a URI or a path (got {reprlib.repr(audio)})")
         if "\0" in audio:
             raise RequestError("bad_row", "column 'audio' holds a NUL character, which no path can")
         fields: dict[str, Any] = {"audio": audio.strip()}
@@ -191,7 +193,7 @@ class Recording(BaseModel):
             fields["options"] = Options(**{**inherited, **options})
             return cls(**fields, metadata=cells)
         except ValidationError as error:
-            raise RequestError("bad_row", first_error(error, "column")) from error
+            raise RequestError("bad_row", first_error(error, "column {!r}".format)) from error
 
     @classmethod
     def malformed(cls, row: Mapping[str, Any]) -> Self:

@@ -15,7 +15,7 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
     config.write_text("port: 9000\nmax-requests: 7\nnames: [whisper-1]\n")
     parsed = rayscribe._parser().parse_args(["serve", "--config", str(config), "--port", "9001"])
-    settings = ServeSettings.from_settings(rayscribe._settings(parsed, ServeSettings.flat_fields()))
+    settings = ServeSettings.from_settings(rayscribe._settings(parsed, ServeSettings))
     assert (settings.port, settings.max_requests, settings.names) == (9001, 7, ("whisper-1",))
 
 
@@ -23,7 +23,7 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
     ("arguments", "named"),
     [
         (["--host", "0.0.0.0"], "api-keys"),
-        (["--max-requests", "none"], "max_requests"),
+        (["--max-requests", "none"], "--max-requests must be a whole number"),
         (["--port", "70000"], "port"),
         (["--model", "no-model"], "no-model"),
         (["--model", "demo/model", "--engine", "transformers", "--speculation", "ctc"], "transformers"),
@@ -44,7 +44,7 @@ def test_a_missing_key_file_is_refused_before_anything_starts(
 
 
 def test_an_unknown_setting_is_named() -> None:
-    with pytest.raises(UsageError, match="max_request'"):
+    with pytest.raises(UsageError, match="did you mean --max-requests"):
         ServeSettings.from_settings({"max_request": 1})
 
 

@@ -2,13 +2,19 @@
 
 import ast
 import pickle
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.job import Job
+from serve.form import SpeechForm
 from serve.http_errors import ENDPOINT_CODES
+from serve.settings import ServeSettings
 from speech import errors
 from speech.errors import AUDIO_CODES, REQUEST_CODES, RayscribeError
+from speech.recording import Options, Recording
 
 ROOT = Path(__file__).parents[2]
 BULK = ("speech", "pipelines", "cluster")
@@ -44,3 +50,30 @@ def test_only_documented_codes_are_raised(kind: str, rooms: tuple[str, ...], doc
     }
     assert raised
     assert raised <= documented
+
+
+def _refusals() -> Iterator[str]:
+    """The messages for values of wrong kinds, of every option, form field and column."""
+    wrong = ("none", "", -1, 1e30, float("nan"), [1], ["x"] * 40, {"a": 1}, True, "[a b]")
+    builders: dict[Callable[[str, object], object], set[str]] = {
+        lambda name, value: Job.from_settings({"manifest": "m", "output": "o", name: value}): set(Job.flat_fields()),
+        lambda name, value: ServeSettings.from_settings({name: value}): set(ServeSettings.flat_fields()),
+        lambda name, value: Recording.from_row({"audio": "a", name: value}, Options()): {
+            *Recording.model_fields,
+            *Options.model_fields,
+        },
+        lambda name, value: SpeechForm.from_fields([(name, str(value))], "transcribe"): set(SpeechForm.model_fields),
+    }
+    for build, names in builders.items():
+        for name in names:
+            for value in wrong:
+                try:
+                    build(name, value)
+                except RayscribeError as refused:
+                    yield refused.message
+
+
+def test_refusals_are_in_our_own_words() -> None:
+    messages = set(_refusals())
+    assert len(messages) > 100
+    assert not [each for each in messages if re.search("Input should|Field required|Value error|valid|Tuple", each)]
