@@ -6,19 +6,17 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic.fields import FieldInfo
-
-from pipelines.job import Job
-from serve.settings import ServeSettings
 from speech.errors import RayscribeError, UsageError
-from speech.formats import TranscriptFormat
-from speech.recording import clean_keywords
 
-JOB_FIELDS, SERVE_FIELDS = Job.flat_fields(), ServeSettings.flat_fields()
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from cluster.settings import Settings
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 # Options with secrets are not safe on a command line, which every user of the machine can read.
@@ -29,34 +27,45 @@ STOPPED = "stopped; what is done is kept, and the same command again continues"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code (see the README)."""
-    parsed = _parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are not UTF-8
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """Runs one command and returns its exit code (see the README).
+
+    All other packages are imported within: a signal in these tenths of a second ends it like one later, without a
+    traceback.
+    """
     # SIGTERM (spot preemption) must unwind the run, so that it releases the lease on its output.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    command = None
     try:
-        code: int = parsed.command(parsed)
+        parsed = _parser().parse_args(arguments)
+        command = parsed.command
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that are not UTF-8
+            sys.stdout.reconfigure(errors="backslashreplace")
+        code: int = command(parsed)
         return code
     except UsageError as error:
         return _print_error(error.message, EXIT_USAGE)
     except RayscribeError as error:
         return _print_error(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        return _stopped(parsed, signal.SIGINT)
+        return _stopped(command, signal.SIGINT)
     except SystemExit as ended:
         if ended.code == signal.SIGTERM:
-            return _stopped(parsed, signal.SIGTERM)
+            return _stopped(command, signal.SIGTERM)
         raise
 
 
-def _stopped(parsed: argparse.Namespace, number: signal.Signals) -> int:
-    writes_output = parsed.command in (_transcribe, _retry)
-    return _print_error(STOPPED if writes_output else "stopped", EXIT_BY_SIGNAL + number)
+def _stopped(command: Callable[[argparse.Namespace], int] | None, number: signal.Signals) -> int:
+    """The exit code after a signal. Before a command has begun there is nothing to say."""
+    code = EXIT_BY_SIGNAL + number
+    if command is None:
+        return code
+    return _print_error(STOPPED if command in (_transcribe, _retry) else "stopped", code)
 
 
 def _transcribe(parsed: argparse.Namespace) -> int:
-    job = Job.from_settings(_settings(parsed))
+    from pipelines.job import Job
+
+    job = Job.from_settings(_settings(parsed, Job))
     from pipelines.run import run
 
     summary = run(job)
@@ -65,11 +74,12 @@ def _transcribe(parsed: argparse.Namespace) -> int:
 
 
 def _retry(parsed: argparse.Namespace) -> int:
+    from pipelines.job import Job
     from pipelines.output import Output
     from pipelines.run import retry
     from storage.filesystem import Storage
 
-    settings = _settings(parsed)
+    settings = _settings(parsed, Job)
     asked = Output(parsed.output, Storage(settings.get("storage_options"))).require_job()
     summary = retry(Job.from_settings({"manifest": asked["manifest"], **asked["settings"], **settings}))
     summary.print(parsed.output)
@@ -94,7 +104,9 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _serve(parsed: argparse.Namespace) -> int:
-    settings = ServeSettings.from_settings(_settings(parsed, SERVE_FIELDS))
+    from serve.settings import ServeSettings
+
+    settings = ServeSettings.from_settings(_settings(parsed, ServeSettings))
     from serve.server import run
 
     run(settings)
@@ -114,62 +126,74 @@ def _doctor(parsed: argparse.Namespace) -> int:
     raise SystemExit(examine(parsed.model))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses arguments in one line, as all else is refused. argparse would print every option first."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("bad_option", f"{message} ({self.prog} --help explains)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rayscribe", description="Bulk speech transcription on Ray.")
+    from pipelines.job import Job
+    from serve.settings import ServeSettings
+    from speech.formats import TranscriptFormat
+
+    fields = Job.flat_fields()
+    parser = _Parser(prog="rayscribe", description="Bulk speech transcription on Ray.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     transcribe = commands.add_parser("transcribe", help="a manifest of recordings in, Parquet transcripts out")
     transcribe.set_defaults(command=_transcribe)
-    transcribe.add_argument("manifest", nargs="?", default=argparse.SUPPRESS, help=JOB_FIELDS["manifest"].description)
-    _add_settings(transcribe, leave_out={"manifest"})
+    transcribe.add_argument("manifest", nargs="?", default=argparse.SUPPRESS, help=fields["manifest"].description)
+    _add_settings(transcribe, {name: field for name, field in fields.items() if name != "manifest"})
+    _add_keywords_file(transcribe)
 
     retry = commands.add_parser("retry", help="transcribe again only the recordings that failed in an output")
     retry.set_defaults(command=_retry)
     retry.add_argument("output", help="the output folder of a run, whose manifest and options are used again")
-    _add_settings(retry, leave_out={"output"})
+    _add_settings(retry, {name: field for name, field in fields.items() if name != "output"})
+    _add_keywords_file(retry)
 
     status = commands.add_parser("status", help="how many recordings are done, and which failed and why")
     status.set_defaults(command=_status)
     status.add_argument("output", help="the output folder of a run, finished or not")
     status.add_argument("--failed", action="store_true", help="name each failed recording")
-    _add_flag(status, "storage_options", JOB_FIELDS["storage_options"])
+    _add_flag(status, "storage_options", fields["storage_options"])
 
     evaluate = commands.add_parser("evaluate", help="word error rate against the manifest's reference transcripts")
     evaluate.set_defaults(command=_evaluate)
     evaluate.add_argument("output", help="the output folder of a run")
     evaluate.add_argument("--manifest", help="a manifest with the reference transcripts, if not the one of the run")
-    _add_flag(evaluate, "storage_options", JOB_FIELDS["storage_options"])
+    _add_flag(evaluate, "storage_options", fields["storage_options"])
 
     export = commands.add_parser("export", help="the transcripts of an output as files, one a recording")
     export.set_defaults(command=_export)
     export.add_argument("output", help="the output folder of a run")
     export.add_argument("--format", required=True, choices=get_args(TranscriptFormat), help="text, subtitles or JSON")
     export.add_argument("--to", required=True, metavar="DIR", help="folder for the files, on a disk or in a bucket")
-    _add_flag(export, "storage_options", JOB_FIELDS["storage_options"])
+    _add_flag(export, "storage_options", fields["storage_options"])
 
     serve = commands.add_parser("serve", help="an endpoint for OpenAI's clients, and a page to try it")
     serve.set_defaults(command=_serve)
-    for name, field in SERVE_FIELDS.items():
-        _add_flag(serve, name, field)
-    serve.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
+    _add_settings(serve, ServeSettings.flat_fields())
 
     doctor = commands.add_parser("doctor", help="checks this machine; prints the command that fixes each problem")
     doctor.set_defaults(command=_doctor)
-    doctor.add_argument(
-        "--model", default=JOB_FIELDS["model"].default, help="which is to be run (default: %(default)s)"
-    )
+    doctor.add_argument("--model", default=fields["model"].default, help="which is to be run (default: %(default)s)")
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, leave_out: set[str]) -> None:
-    for name, field in JOB_FIELDS.items():
-        if name not in leave_out:
-            _add_flag(parser, name, field)
-    parser.add_argument("--keywords-file", metavar="FILE", help="keywords, one a line")
+def _add_settings(parser: argparse.ArgumentParser, fields: Mapping[str, "FieldInfo"]) -> None:
+    for name, field in fields.items():
+        _add_flag(parser, name, field)
     parser.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
+def _add_keywords_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keywords-file", metavar="FILE", help="keywords, one a line")
+
+
+def _add_flag(parser: argparse.ArgumentParser, name: str, field: "FieldInfo") -> None:
     """Adds a flag for a setting, with name, choices and help from the field that defines it."""
     kind: Any = field.annotation
     choices = get_args(kind) if get_origin(kind) is Literal else None
@@ -184,11 +208,14 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     parser.add_argument(f"--{name.replace('_', '-')}", **arguments)
 
 
-def _settings(parsed: argparse.Namespace, known: Mapping[str, FieldInfo] = JOB_FIELDS) -> dict[str, Any]:
+def _settings(parsed: argparse.Namespace, kind: "type[Settings]") -> dict[str, Any]:
     """The settings of --config, overridden by those given as flags."""
+    known = kind.flat_fields()
     flags = {name: value for name, value in vars(parsed).items() if name in known}
     if getattr(parsed, "keywords_file", None):
-        flags["keywords"] = clean_keywords(line for line in _read(parsed.keywords_file).splitlines() if line.strip())
+        if "keywords" in flags:
+            raise UsageError("bad_option", "give --keywords or --keywords-file, not both")
+        flags["keywords"] = [line for line in _read(parsed.keywords_file).splitlines() if line.strip()]
     settings = (_yaml(parsed.config) if parsed.config else {}) | flags
     if "storage_options" in known and ("storage_options" in flags or "storage_options" not in settings):
         settings["storage_options"] = _storage_options(parsed)
@@ -198,12 +225,22 @@ def _settings(parsed: argparse.Namespace, known: Mapping[str, FieldInfo] = JOB_F
 def _yaml(path: str) -> dict[str, Any]:
     import yaml
 
+    text = _read(path)
     try:
-        settings = yaml.safe_load(_read(path)) or {}
+        settings = yaml.safe_load(text) or {}
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError("bad_config", f"{path}{place} is not YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
-        raise UsageError("bad_config", f"{path} is not YAML: {error}") from error
+        raise UsageError("bad_config", f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UsageError("bad_config", f"{path} should hold options as 'name: value' lines")
+    node = yaml.compose(text, yaml.SafeLoader)
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []  # not in an empty file
+    names = [str(name.value).replace("-", "_") for name, _ in pairs]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError("bad_config", f"{path} gives {repeated[0]!r} more than once")
     return {str(name).replace("-", "_"): value for name, value in settings.items()}
 
 

@@ -1,5 +1,6 @@
 """The command line: what it refuses, in one line, before anything is started."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,9 @@ def test_fast_mode_is_refused_for_what_the_encoder_cannot_write(
 
 def test_wrong_values_name_their_option(capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    assert "concurrent_clips" in refused(capsys, "transcribe", manifest, "--output", out, "--concurrent-clips", "none")
+    assert "--concurrent-clips must be a whole number (got 'none')" in refused(
+        capsys, "transcribe", manifest, "--output", out, "--concurrent-clips", "none"
+    )
     assert "keyword" in refused(capsys, "transcribe", manifest, "--output", out, "--keywords", "a,,b")
     assert "JSON" in refused(capsys, "transcribe", manifest, "--output", out, "--storage-options", "{secret")
     assert "no-model" in refused(capsys, "transcribe", manifest, "--output", out, "--model", "no-model")
@@ -92,7 +95,7 @@ def test_storage_options_come_from_a_file_or_the_environment(
         name, *rest = command.split()
         output = ["--output", "out"] if rest else ["out"]
         parsed = rayscribe._parser().parse_args([name, *rest, *output, *arguments])
-        return rayscribe._settings(parsed)["storage_options"] if rest else rayscribe._storage_options(parsed)
+        return rayscribe._settings(parsed, Job)["storage_options"] if rest else rayscribe._storage_options(parsed)
 
     assert options() == {}
     assert options("--storage-options", f"@{tmp_path}/options.json") == {"secret": "sesame"}
@@ -107,7 +110,7 @@ def test_storage_options_of_yaml_win_over_the_environment(tmp_path: Path, monkey
     monkeypatch.setenv("RAYSCRIBE_STORAGE_OPTIONS", SECRET)
     (tmp_path / "job.yaml").write_text("storage-options: {key: k}\nallow-scheme: [http, FTP]\n")
     parsed = rayscribe._parser().parse_args(["transcribe", "m", "--output", "o", "--config", f"{tmp_path}/job.yaml"])
-    job = Job.from_settings(rayscribe._settings(parsed))
+    job = Job.from_settings(rayscribe._settings(parsed, Job))
     assert job.storage_options == {"key": "k"}
     assert job.allow_scheme == ("http", "ftp")
 
@@ -126,7 +129,7 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
     parsed = rayscribe._parser().parse_args(
         ["transcribe", "m.jsonl", "--output", "out", "--config", str(config), "--language", "de"]
     )
-    job = Job.from_settings(rayscribe._settings(parsed))
+    job = Job.from_settings(rayscribe._settings(parsed, Job))
     assert job.options.language == "de"
     assert job.engine_config.concurrent_clips == 7
     assert job.options.keywords == ("Alpha", "Beta")
@@ -138,7 +141,7 @@ def test_keywords_come_from_a_file_a_line_each(tmp_path: Path) -> None:
     parsed = rayscribe._parser().parse_args(
         ["transcribe", "m.jsonl", "--output", "out", "--keywords-file", str(tmp_path / "names.txt")]
     )
-    assert Job.from_settings(rayscribe._settings(parsed)).options.keywords == ("Kuhn", "Van der Berg")
+    assert Job.from_settings(rayscribe._settings(parsed, Job)).options.keywords == ("Kuhn", "Van der Berg")
 
 
 @pytest.mark.parametrize(
@@ -173,3 +176,55 @@ def test_secrets_are_not_shown_with_a_job() -> None:
 def test_a_job_without_its_manifest_says_so() -> None:
     with pytest.raises(UsageError, match="manifest"):
         Job.from_settings({"output": "o"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1\nb: 2\n", "line 2, column 2 is not YAML"),
+        ("language: de\nlanguage: en\n", "'language' more than once"),
+        ("max-requests: 1\nmax_requests: 2\n", "'max_requests' more than once"),
+        ("x: '\x01'", "is not YAML"),
+        ("- a", "'name: value'"),
+    ],
+)
+def test_bad_yaml_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    message = refused(capsys, "transcribe", "m", "--output", "o", "--config", str(tmp_path / "job.yaml"))
+    assert "job.yaml" in message
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["transcribe", "m", "--langauge", "de"], "--langauge"),
+        (["transcribe", "m", "--channels", "both"], "'split'"),
+        (["transcribe", "m"], "--output is missing"),
+        (["transcribe", "--output", "o"], "the manifest is missing"),
+        (["transcribe", "m", "--keywords", "a", "--keywords-file", "f"], "not both"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert said in refused(capsys, *arguments)
+
+
+def test_a_signal_during_the_imports_ends_silently() -> None:
+    """Pydantic's import raises the signal, which is where the time goes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        interrupted = (
+            "import signal, sys, rayscribe\n"
+            "class Signal:\n"
+            "    def find_spec(self, name, path, target=None):\n"
+            "        if name == 'pydantic': signal.raise_signal(int(sys.argv[1]))\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "sys.meta_path.insert(0, Signal())\n"
+            "sys.exit(rayscribe.main(['status', 'out']))\n"
+        )
+        ended = subprocess.run([sys.executable, "-c", interrupted, str(int(number))], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (128 + number, "")

@@ -245,7 +245,7 @@ def test_its_options_are_options(job: dict[str, Any], config_map: dict[str, Any]
     command, told = job["entrypoint"].split(" || ")
     program, *arguments = shlex.split(command.replace(MOUNTED, str(path)))
     parsed = rayscribe._parser().parse_args(arguments)
-    asked = Job.from_settings(rayscribe._settings(parsed))
+    asked = Job.from_settings(rayscribe._settings(parsed, Job))
     assert program == "rayscribe"
     assert (asked.manifest, asked.cluster.address) == ("s3://calls/manifest.jsonl", "auto")
     assert told == f"[ $? -eq {rayscribe.EXIT_SOME_FAILED} ]"
