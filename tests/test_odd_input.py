@@ -16,8 +16,8 @@ from speech.recording import Options, Recording
     ("arguments", "named"),
     [
         (["--output", ""], "output"),
-        (["--output", "out", "--kv-cache-gb", "inf"], "kv_cache_gb"),
-        (["--output", "out", "--clip-timeout-s", "nan"], "clip_timeout_s"),
+        (["--output", "out", "--kv-cache-gb", "inf"], "--kv-cache-gb"),
+        (["--output", "out", "--clip-timeout-s", "nan"], "--clip-timeout-s"),
     ],
 )
 def test_an_empty_or_infinite_option_is_refused(
