@@ -1,10 +1,10 @@
-"""Throughput and latency of the endpoint under load, against the bare engine and vLLM's own server.
+"""Throughput and latency of the endpoint under load, against the engine alone and vLLM's own server.
 
     python -m bench.serve_load [--model demo/model] [--manifest demo/samples/manifest.jsonl] [--requests 48] [--peer]
 
 Starts ``rayscribe serve``, sends it the manifest's recordings over and over with 1, 8 and 32 clients at a time,
-and prints throughput and latencies. The bare engine is Listener and Transcriber in this process, one recording
-after another: the endpoint's overhead is what one client's requests take longer. Then twice as many clients as
+and prints throughput and latencies, beside those of Listener and Transcriber in this process: one recording after
+another, and all at once, as in the job. Then twice as many clients as
 ``--max-requests`` send at once: every response must be 200 or 503. Short requests are sent one after another, alone
 and beside a recording of 16 minutes. With --peer the same load goes to
 ``vllm serve`` on the same checkpoint, which takes no recording longer than its clips and returns no times.
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer", action="store_true", help="measure vllm serve too")
     parsed = parser.parse_args(arguments)
     samples = _samples(parsed.manifest, parsed.model)
-    figures: dict[str, Figures] = {"bare engine, 1": asyncio.run(_bare_engine(samples, parsed.model))}
+    figures = asyncio.run(_without_endpoint(samples, parsed.model, parsed.requests))
     command = ["-m", "rayscribe", "serve", "--model", parsed.model, "--port", "{port}"]
     command += ["--max-requests", str(MAX_REQUESTS)]
     with _server(command, "listening at") as url:
@@ -131,23 +131,40 @@ def _samples(uri: str, model: str) -> list[Sample]:
     return samples
 
 
-async def _bare_engine(samples: list[Sample], model: str) -> Figures:
-    """Listener and engine in this process, one recording after another."""
+async def _without_endpoint(samples: list[Sample], model: str, requests: int) -> dict[str, Figures]:
+    """Listener and engine in this process: one recording after another, and as in the job.
+
+    The job's way: one Listener works ahead, and the engine gets the clips of all recordings at once.
+    """
     config, family = EngineConfig(model=model), family_of(model)
     listener = Listener(clip_s=family.clip_s, open_audio=Storage({}).open_audio)
     transcriber = Transcriber(start_engine(config, family), family, model, config.concurrent_clips)
+
+    async def answer(sample: Sample) -> float:
+        started = time.perf_counter()
+        await transcriber.transcribe(sample.recording, await asyncio.to_thread(listener.listen, sample.recording))
+        return time.perf_counter() - started
+
+    async def all_at_once(many: list[Sample]) -> Figures:
+        started, decoding = time.perf_counter(), []
+        for sample in many:
+            listened = await asyncio.to_thread(listener.listen, sample.recording)
+            decoding.append(asyncio.create_task(transcriber.transcribe(sample.recording, listened)))
+        await asyncio.gather(*decoding)
+        seconds = time.perf_counter() - started
+        return _figures(many, [seconds], seconds, Counter({"200": len(many)}))
+
+    async def one_by_one() -> Figures:
+        started = time.perf_counter()
+        latencies = [await answer(sample) for sample in samples]
+        return _figures(samples, latencies, time.perf_counter() - started, Counter({"200": len(samples)}))
+
     try:
-        for warm in (False, True):
-            start, latencies = time.perf_counter(), []
-            for sample in samples:
-                started = time.perf_counter()
-                await transcriber.transcribe(sample.recording, listener.listen(sample.recording))
-                latencies.append(time.perf_counter() - started)
-            if warm:
-                return _figures(samples, latencies, time.perf_counter() - start, Counter({"200": len(samples)}))
+        await one_by_one()  # warm-up
+        many = list(itertools.islice(itertools.cycle(samples), requests))
+        return {"engine, 1": await one_by_one(), "engine, all at once": await all_at_once(many)}
     finally:
         transcriber.engine.stop()
-    raise AssertionError("unreachable")
 
 
 async def _load(url: str, model: str, samples: list[Sample], requests: int, clients: int) -> Figures:
@@ -255,10 +272,17 @@ def _print(figures: dict[str, Figures]) -> None:
         responses = ", ".join(f"{count} × {status}" for status, count in sorted(load.statuses.items()))
         table.add_row(name, f"{load.rtfx:.2f}", f"{load.p50_s:.2f}", f"{load.p95_s:.2f}", responses)
     Console(width=110).print(table)
-    bare, endpoint = figures["bare engine, 1"], figures["endpoint, 1, each once"]
-    overhead = bare.rtfx / endpoint.rtfx - 1
-    print(f"overhead of the endpoint over the bare engine with one client: {100 * overhead:.1f} %")
-    print(json.dumps({name: vars(load) for name, load in figures.items()} | {"overhead": overhead}))
+    alone, endpoint = figures["engine, 1"], figures["endpoint, 1, each once"]
+    ratios = {
+        "overhead": alone.rtfx / endpoint.rtfx - 1,
+        "p95_ratio": endpoint.p95_s / alone.p95_s,
+        "throughput_ratio": figures[f"endpoint, {CLIENTS[-1]}"].rtfx / figures["engine, all at once"].rtfx,
+    }
+    print(
+        f"one client: {100 * ratios['overhead']:.1f} % longer than Listener and engine, p95 {ratios['p95_ratio']:.2f}"
+    )
+    print(f"{CLIENTS[-1]} clients: {ratios['throughput_ratio']:.2f} of the throughput of Listener and engine")
+    print(json.dumps({name: vars(load) for name, load in figures.items()} | ratios))
 
 
 if __name__ == "__main__":
