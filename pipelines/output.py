@@ -104,7 +104,7 @@ class Output:
                 for name, value in settings.items()
                 if before["settings"].get(name) != value
             ]
-            if changes:
+            if changes and self._sizes():
                 raise UsageError(
                     "changed_settings",
                     f"{self.uri} has transcripts made with other settings: {'; '.join(changes)}. "

@@ -17,7 +17,7 @@ import contextlib
 import json
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipelines import manifest
 from pipelines.breaker import CircuitBreaker
 from pipelines.job import Job
 from pipelines.lease import Lease
+from pipelines.manifest import Manifest
 from pipelines.output import Attempts, Contents, Output
 from pipelines.progress import Progress
 from pipelines.rows import WORK
@@ -51,16 +52,16 @@ AttemptOf = Callable[[str], int | None]  # recording id → number of its next a
 Choose = Callable[[Attempts], AttemptOf]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
-    """The recordings to transcribe."""
+    """The recordings to transcribe, and counts of what else the manifest names."""
 
-    blocks: list[Any]  # references to WORK tables in Ray's object store, so that the driver holds none
-    count: int
-    done_before: int
-    failed_before: int  # failed recordings that are not tried again
     skipped_files: int
-    retries: bool  # whether it has recordings that failed before
+    blocks: list[Any] = field(default_factory=list)  # references to WORK tables in Ray's object store
+    count: int = 0
+    retries: bool = False  # whether it has recordings that failed before
+    recordings: int = 0  # rows of the manifest
+    changed: list[str] = field(default_factory=list)  # ids of other audio than that in the output
 
 
 class Receipts:
@@ -126,7 +127,9 @@ def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
                 progress.say("reading what is done")
             contents = output.deduplicate()
             work = _select(job, storage, output, contents, choose, progress)
-            summary = Summary(work.done_before, work.failed_before, work.skipped_files)
+            failed = contents.attempts["failed"]
+            failed_before = 0 if choose is _choose_failed else len(failed)
+            summary = Summary(len(contents.attempts["ok"]), failed_before, work.skipped_files)
             if not work.count and output.report():  # the report of the run that did all of it stays
                 return summary
             with _as_failed_run():
@@ -157,51 +160,51 @@ def _storage(job: Job, retry_for_s: float = RETRY_FOR_S) -> Storage:
 
 
 def _select(job: Job, storage: Storage, output: Output, contents: Contents, choose: Choose, progress: Progress) -> Work:
-    """Connects to Ray and puts the work list into its object store."""
-    import ray
+    """Reads the manifest and puts the work list into Ray's object store.
 
-    progress.say(f"joining Ray at {job.cluster.address}" if job.cluster.address else "starting Ray")
-    connect_ray(job.cluster.address)
+    Ray is joined or started for the first block: a manifest that is wrong within it is refused without, and a run that
+    has nothing to do needs none.
+    """
     progress.say("reading the manifest")
-    attempt_of = choose(contents.attempts)
-    blocks: list[Any] = []
-    batch: list[dict[str, Any]] = []
-    changed: list[str] = []
-    recordings = count = 0
-    retries = False
-
-    def put() -> None:
-        if batch:
-            blocks.append(ray.put(pa.Table.from_pylist(batch, schema=WORK)))
-            batch.clear()
-
     rows = manifest.read(job.manifest, storage)
     if rows.skipped:
         progress.say(f"{len(rows.skipped)} files skipped, whose suffixes are not of audio")
+    work = Work(len(rows.skipped))
+    for table in _tables(rows, contents, choose(contents.attempts), work):
+        if not work.blocks:
+            progress.say(f"joining Ray at {job.cluster.address}" if job.cluster.address else "starting Ray")
+            connect_ray(job.cluster.address)
+            import ray
+        work.blocks.append(ray.put(table))  # the driver holds none
+    output.update_job(recordings=work.recordings)
+    if work.changed:
+        shown = ", ".join(map(repr, work.changed[:CHANGED_SHOWN])) + (" …" if len(work.changed) > CHANGED_SHOWN else "")
+        progress.warn(
+            f"the manifest now names other audio for {len(work.changed)} ids that the output has ({shown}): these rows "
+            "are not transcribed again. Give changed rows a new id, or choose another output"
+        )
+    return work
+
+
+def _tables(rows: Manifest, contents: Contents, attempt_of: AttemptOf, work: Work) -> Iterator[pa.Table]:
+    """The rows to transcribe as WORK tables; counts all rows into ``work``."""
+    batch: list[dict[str, Any]] = []
     for recording_id, row in rows:
-        recordings += 1
+        work.recordings += 1
         attempt = attempt_of(recording_id)
         if attempt is None:
             if contents.has_other_audio(recording_id, row):
-                changed.append(recording_id)
+                work.changed.append(recording_id)
             continue
-        count += 1
-        retries |= attempt > 1
+        work.count += 1
+        work.retries |= attempt > 1
         # ASCII: Arrow rejects lone surrogates.
         batch.append({"recording_id": recording_id, "row": json.dumps(row, default=str), "attempt": attempt})
         if len(batch) == WORK_ROWS_PER_BLOCK:
-            put()
-    put()
-    output.update_job(recordings=recordings)
-    if changed:
-        shown = ", ".join(map(repr, changed[:CHANGED_SHOWN])) + (" …" if len(changed) > CHANGED_SHOWN else "")
-        progress.warn(
-            f"the manifest now names other audio for {len(changed)} ids that the output has ({shown}): these rows are "
-            "not transcribed again. Give changed rows a new id, or choose another output"
-        )
-    failed = contents.attempts["failed"]
-    still_failed = sum(attempt_of(recording_id) is None for recording_id in failed)
-    return Work(blocks, count, len(contents.attempts["ok"]), still_failed, len(rows.skipped), retries)
+            yield pa.Table.from_pylist(batch, schema=WORK)
+            batch.clear()
+    if batch:
+        yield pa.Table.from_pylist(batch, schema=WORK)
 
 
 def _execute(

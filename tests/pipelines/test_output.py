@@ -256,6 +256,7 @@ def test_rows_committed_again_after_a_merge_are_kept_once(
 def test_a_folder_is_that_of_one_job(output: Output) -> None:
     output.claim({"language": "en"}, {"manifest": "m"}, allow_changes=False)
     output.claim({"language": "en"}, {"manifest": "other"}, allow_changes=False)
+    output.commit([ok("a")])
     with pytest.raises(UsageError, match="language was 'en' and is now 'de'"):
         output.claim({"language": "de"}, {"manifest": "m"}, allow_changes=False)
     output.claim({"language": "de"}, {"manifest": "m"}, allow_changes=True)
