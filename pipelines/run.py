@@ -59,9 +59,11 @@ class Work:
     skipped_files: int
     blocks: list[Any] = field(default_factory=list)  # references to WORK tables in Ray's object store
     count: int = 0
-    retries: bool = False  # whether it has recordings that failed before
+    retried: int = 0  # of them, those that failed before
     recordings: int = 0  # rows of the manifest
-    changed: list[str] = field(default_factory=list)  # ids of other audio than that in the output
+    done_before: int = 0  # rows that the output has, transcribed
+    failed_before: int = 0  # rows that the output has, failed, and that are not tried again
+    changed: list[str] = field(default_factory=list)  # ids with other audio than in the output
 
 
 class Receipts:
@@ -127,9 +129,7 @@ def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
                 progress.say("reading what is done")
             contents = output.deduplicate()
             work = _select(job, storage, output, contents, choose, progress)
-            failed = contents.attempts["failed"]
-            failed_before = 0 if choose is _choose_failed else len(failed)
-            summary = Summary(len(contents.attempts["ok"]), failed_before, work.skipped_files)
+            summary = Summary(work.done_before, work.failed_before, work.skipped_files)
             if not work.count and output.report():  # the report of the run that did all of it stays
                 return summary
             with _as_failed_run():
@@ -138,7 +138,7 @@ def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
                 received = _execute(job, start, storage, output, lease, work, summary, progress)
                 progress.say("merging the output's files")
                 lease.verify()
-                output.consolidate(contents, received.files, superseded=work.retries or received.repeated)
+                output.consolidate(contents, received.files, superseded=work.retried > 0 or received.repeated)
                 lease.verify()
                 output.finish(_report(job, summary, started_at))
     return summary
@@ -169,8 +169,8 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
     rows = manifest.read(job.manifest, storage)
     if rows.skipped:
         progress.say(f"{len(rows.skipped)} files skipped, whose suffixes are not of audio")
-    work = Work(len(rows.skipped))
-    for table in _tables(rows, contents, choose(contents.attempts), work):
+    work, attempt_of = Work(len(rows.skipped)), choose(contents.attempts)
+    for table in _tables(rows, contents, attempt_of, work):
         if not work.blocks:
             progress.say(f"joining Ray at {job.cluster.address}" if job.cluster.address else "starting Ray")
             connect_ray(job.cluster.address)
@@ -183,6 +183,12 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
             f"the manifest now names other audio for {len(work.changed)} ids that the output has ({shown}): these rows "
             "are not transcribed again. Give changed rows a new id, or choose another output"
         )
+    to_retry = sum(attempt_of(recording_id) is not None for recording_id in contents.attempts["failed"])
+    if to_retry > work.retried:
+        progress.warn(
+            f"{to_retry - work.retried} recordings that failed are not in {redact_uri(job.manifest)} and are not tried "
+            "again: give their manifest with --manifest"
+        )
     return work
 
 
@@ -193,11 +199,13 @@ def _tables(rows: Manifest, contents: Contents, attempt_of: AttemptOf, work: Wor
         work.recordings += 1
         attempt = attempt_of(recording_id)
         if attempt is None:
+            work.done_before += recording_id in contents.attempts["ok"]
+            work.failed_before += recording_id in contents.attempts["failed"]
             if contents.has_other_audio(recording_id, row):
                 work.changed.append(recording_id)
             continue
         work.count += 1
-        work.retries |= attempt > 1
+        work.retried += attempt > 1
         # ASCII: Arrow rejects lone surrogates.
         batch.append({"recording_id": recording_id, "row": json.dumps(row, default=str), "attempt": attempt})
         if len(batch) == WORK_ROWS_PER_BLOCK:

@@ -16,8 +16,8 @@ from rich.table import Table
 class Summary:
     """Counts of one run. Durations are seconds of audio."""
 
-    done_before: int = 0  # recordings that earlier runs transcribed into this output
-    failed_before: int = 0  # recordings that failed in them
+    done_before: int = 0  # recordings of the manifest that earlier runs transcribed
+    failed_before: int = 0  # recordings of the manifest that failed in them and are not tried again
     skipped_files: int = 0  # of a folder or glob, neither audio nor manifest
     ok: int = 0
     failed: Counter[str] = field(default_factory=Counter)  # by error code
@@ -86,7 +86,7 @@ class Summary:
 
     @property
     def any_failed(self) -> bool:
-        """Whether the output holds failed recordings."""
+        """Whether recordings of the manifest failed, in this run or in an earlier one."""
         return bool(self.failed) or self.failed_before > 0
 
     def print(self, output: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.output import Output
-from pipelines.run import run
+from pipelines.run import retry, run
 from pipelines.summary import Summary
 from speech.errors import AudioError, UsageError
 from speech.recording import Recording
@@ -51,3 +51,23 @@ def test_a_run_with_nothing_to_do_ends_with_a_report(tmp_path: Path) -> None:
     assert run_over(tmp_path, "ab").finished == 0
     report: dict[str, Any] = json.loads((output / "run.json").read_text())
     assert report["recordings"] == {"ok": 0, "failed": 0, "done_before": 2, "failed_before": 0}
+
+
+def test_failures_count_if_the_manifest_names_them(tmp_path: Path) -> None:
+    output_with(tmp_path, ok="abc", failed="xy")
+    summary = run_over(tmp_path, "ab")
+    assert (summary.done_before, summary.failed_before, summary.any_failed) == (2, 0, False)
+    summary = run_over(tmp_path, "abx")
+    assert (summary.done_before, summary.failed_before, summary.any_failed) == (2, 1, True)
+
+
+def test_retry_tells_of_failures_that_its_manifest_does_not_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = output_with(tmp_path, ok="a", failed="xy")
+    manifest = manifest_of(tmp_path, *rows_of("ab"))
+    summary = retry(job_of(manifest, output), start_scripted)
+    assert (summary.done_before, summary.failed_before, summary.any_failed) == (1, 0, False)
+    assert f"2 recordings that failed are not in {manifest} and are not tried again" in capsys.readouterr().err
+    run_over(tmp_path, "axy")
+    assert "not in" not in capsys.readouterr().err
