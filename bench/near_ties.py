@@ -67,13 +67,13 @@ class TopLogitsEngine(VllmEngine):
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         return super()._arguments(config, on_cpu) | {"logprobs_mode": "raw_logits"}
 
-    def _sampling(self, clip: ClipRequest) -> Any:
-        sampling = super()._sampling(clip)
+    def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
+        sampling = super()._sampling(clip, draft)
         sampling.logprobs = 2
         return sampling
 
-    async def _answer(self, clip: ClipRequest) -> Any:
-        output = await super()._generate(clip)
+    async def _generate(self, clip: ClipRequest, prompt: Any, draft: dict[str, Any]) -> Any:
+        output = await super()._generate(clip, prompt, draft)
         self.logits[int(clip.id.partition("/")[0])] = [
             {token: top.logprob for token, top in position.items()} for position in output.outputs[0].logprobs
         ]

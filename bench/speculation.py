@@ -149,8 +149,9 @@ async def _measure(
             engine = engines[config.speculation] = start_engine(config, family_of(config.model))
             await decode_all(engine, clips[:4], 4)  # warm-up: one-time initialisation
         for level, _ in itertools.product(levels, range(rounds)):
-            for mode, engine in engines.items():
-                _reset_drafter(engine)
+            for config in configs:
+                engine, mode = engines[config.speculation], config.speculation
+                _reset_drafts(engine, config)
                 runs.setdefault((mode, level), []).append(await decode_all(engine, clips, level))
         return runs
     finally:
@@ -158,10 +159,11 @@ async def _measure(
             engine.stop()
 
 
-def _reset_drafter(engine: Engine) -> None:
-    """Discards the drafter's state: the spellings and the acceptance that it has learned in earlier runs."""
+def _reset_drafts(engine: Engine, config: EngineConfig) -> None:
+    """Discards the spellings and the acceptance that an engine has learned in earlier runs."""
     if isinstance(engine, VllmEngine):
         engine._prepared = None
+        engine._drafts = engine._new_drafts(config)
 
 
 async def decode_all(engine: Engine, clips: list[ClipRequest], concurrency: int) -> Run:

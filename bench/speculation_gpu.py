@@ -3,7 +3,7 @@
     python -m bench.speculation_gpu [--concurrency 1,4,16,64,256] [--acceptance 0,50,80,95] [--small]
 
 Needs a GPU and no checkpoint: the architecture is the released one (16 Conformer layers of 1024, 40 LLM
-layers of 2048, vocabulary 100353), the weights are vLLM's dummies in bfloat16. Every clip gets the
+layers of 2048, vocabulary 100353), the weights are random ones in bfloat16. Every clip gets the
 same number of output tokens. First without speculation, which also gives this model's output; then with drafts in
 which every token is right with a chosen probability, in draft windows of full length. Random logits are close to
 each other, and in bfloat16 their order depends a little on the batch: the resulting acceptance is measured and
@@ -29,13 +29,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig, AutoFeatureExtractor
+from transformers.models.granite_speech.modeling_granite_speech import (
+    GraniteSpeechCTCEncoder,
+    GraniteSpeechEncoderProjector,
+)
+from vllm.platforms import current_platform
 
 from bench.speculation import Run, decode_all, fitted_step_cost_tokens
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, EngineConfig
 from speech.engines.vllm import VllmEngine
+from speech.granite.batching import BatchingFrontEnd
+from speech.granite.frontend import FrontEnd
+from speech.granite.logmel import LogMel
 from speech.models.families import AUDIO_TOKEN, GRANITE_4_0, Family
 from speech.recording import Options
 
@@ -95,10 +105,25 @@ class FixedLengthEngine(VllmEngine):
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         return super()._arguments(config, on_cpu) | {"load_format": "dummy"}
 
-    def _sampling(self, clip: ClipRequest) -> Any:
-        sampling = super()._sampling(clip)
+    def _new_front_end(self, model: str) -> BatchingFrontEnd:
+        config, device = AutoConfig.from_pretrained(model), torch.device(current_platform.device_type)
+        with device:
+            parts = {
+                "encoder": GraniteSpeechCTCEncoder(config.encoder_config),
+                "projector": GraniteSpeechEncoderProjector(config),
+            }
+        tensors = {
+            f"{part}.{name}": tensor.detach().to(self._llm.model_config.dtype)
+            for part, module in parts.items()
+            for name, tensor in module.state_dict().items()
+        }
+        log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).melspec_kwargs, device)
+        return BatchingFrontEnd(FrontEnd(config, log_mel, tensors))
+
+    def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
+        given = {"draft": self.drafts[int(clip.id.partition("/")[0])]} if self.drafts else {}
+        sampling = super()._sampling(clip, given)
         sampling.ignore_eos, sampling.max_tokens = True, self._tokens
-        sampling.extra_args = {"draft": self.drafts[int(clip.id.partition("/")[0])]} if self.drafts else None
         return sampling
 
 

@@ -1,25 +1,32 @@
 """The vLLM engine: continuous batching of clips from any number of recordings.
 
 Prompts are built from ``speech.models.families`` and not by vLLM's transcription route, which drops
-keywords. Audio goes in as an array, decoded by the Listener, so that no engine process spends its
-time on codecs.
+keywords. vLLM runs in a process of its own (``AsyncLLM``): the caller's event loop only passes messages.
 
-vLLM runs in a process of its own (``AsyncLLM``): the caller's event loop only passes messages.
+Granite Speech's audio is encoded in this process (``speech.granite.frontend``), and vLLM serves the language model
+alone, from embeddings: the CTC reading is here before the language model has begun. Whisper, whose encoder and decoder
+are one in vLLM, gets the audio as an array.
 """
 
 import asyncio
-import itertools
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.granite import plugin
-from speech.models.families import AUDIO_TOKEN, Family, Whisper
+from speech.granite.drafts import Drafts
+from speech.models.families import AUDIO_TOKEN, Family, Granite
 from speech.tracing import trace_headers, traces_endpoint
 from speech.transcript import Usage
+
+if TYPE_CHECKING:
+    from speech.granite.batching import BatchingFrontEnd
+    from speech.granite.frontend import EncodedClip
 
 # Set before vLLM is imported, where the user has not set them.
 _ENVIRONMENT = {
@@ -46,18 +53,35 @@ class VllmEngine:
         self._speculation = config.speculation
         self._method = method_for(config.speculation, family, "vllm", config.draft_model)
         self._adaptive = config.speculation == "auto"
-        self._accept = (
-            [config.accept_entropy, config.accept_probability] if config.speculation == "ctc-accept" else None
-        )
         arguments = self._arguments(config, on_cpu=current_platform.is_cpu())
         try:
             with plugin.enabled():
                 self._llm = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments))
+            self._front_end = self._new_front_end(config.model) if isinstance(family, Granite) else None
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"vLLM cannot load {config.model!r}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
+        self._drafts = self._new_drafts(config)
         self._prepared: asyncio.Future[None] | None = None
-        self._audio_keys = map(str, itertools.count())
+
+    def _new_front_end(self, model: str) -> "BatchingFrontEnd":
+        import torch
+        from vllm.platforms import current_platform
+
+        from speech.granite.batching import BatchingFrontEnd
+        from speech.granite.frontend import FrontEnd
+
+        try:
+            device = torch.device(current_platform.device_type)
+            return BatchingFrontEnd(FrontEnd.load(model, device, self._llm.model_config.dtype))
+        except BaseException:
+            self._llm.shutdown()
+            raise
+
+    def _new_drafts(self, config: EngineConfig) -> Drafts:
+        if config.speculation == "ctc-accept":
+            return Drafts(self._tokenizer, config.accept_entropy, config.accept_probability)
+        return Drafts(self._tokenizer)
 
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         """vLLM's engine arguments."""
@@ -68,12 +92,15 @@ class VllmEngine:
             "seed": 0,
             # No two clips share a prefix worth caching: the audio comes first.
             "enable_prefix_caching": False,
-            "mm_processor_cache_gb": 0,
-            # Memory is profiled with clips of our limit, not vLLM's 500 seconds.
-            "limit_mm_per_prompt": {"audio": {"count": 1, "length": int(self._family.clip_s * SAMPLE_RATE)}},
             "enable_log_requests": False,  # prompts hold keywords, outputs hold transcripts
             "otlp_traces_endpoint": traces_endpoint(),
         }
+        if isinstance(self._family, Granite):
+            arguments |= {"language_model_only": True, "enable_prompt_embeds": True}
+        else:
+            # Memory is profiled with clips of our limit.
+            length = int(self._family.clip_s * SAMPLE_RATE)
+            arguments |= {"mm_processor_cache_gb": 0, "limit_mm_per_prompt": {"audio": {"count": 1, "length": length}}}
         if on_cpu:
             arguments |= {
                 "kv_cache_memory_bytes": int(config.kv_cache_gb * GIB),
@@ -105,54 +132,58 @@ class VllmEngine:
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         check_speculation(self._speculation, clip.options)  # also for callers that skip speech.preflight
-        output = await self._generate(clip)
+        if self._front_end is None:
+            return self._result(clip, await self._generate(clip, self._whisper_prompt(clip), {}))
+        try:
+            encoded = await self._front_end.encode(clip.samples)
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(
+                "engine_refused", f"a clip of {clip.seconds:.1f} s could not be encoded: {error}"
+            ) from error
+        if not (self._method == "ctc" and ctc_can_help(clip.options)):
+            return self._result(clip, await self._generate(clip, self._granite_prompt(clip, encoded), {}), encoded)
+        if (tokens := self._drafts.accepted(encoded.hypothesis)) is not None:
+            return _accepted(encoded, tokens)
+        draft = self._drafts.extra_args(encoded.hypothesis)
+        output = await self._generate(clip, self._granite_prompt(clip, encoded), draft)
+        result = self._result(clip, output, encoded)
+        self._drafts.learn(result.text)
+        return result
+
+    def _result(self, clip: ClipRequest, output: Any, encoded: "EncodedClip | None" = None) -> DecodingResult:
+        """What vLLM's final output for a clip says."""
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
             raise EngineError(
                 "engine_aborted", f"vLLM ended a clip of {clip.seconds:.1f} s: {completion.finish_reason}"
             )
-        tokens, prompt = tuple(completion.token_ids), output.prompt_token_ids or []
+        tokens = tuple(completion.token_ids)
         metrics = completion.spec_decode_metrics
-        drafted = metrics.num_draft_tokens if metrics else 0
-        accepted = sum(count * steps for count, steps in enumerate(metrics.histogram)) if metrics else 0
         logprob = completion.cumulative_logprob
-        flags = _ctc_flags(completion) if self._accept else ()
-        if CTC_TEXT in flags:
-            drafted = accepted = len(tokens) - 1  # all but the end-of-text token, which is not of the hypothesis
-            logprob = None
         return DecodingResult(
             text=completion.text.strip(),
             token_ids=tokens,
             avg_logprob=logprob / len(tokens) if logprob is not None and tokens else None,
             complete=completion.finish_reason == "stop",
-            flags=flags,
+            flags=(CTC_WORDS,) if self._speculation == "ctc-accept" and _has_unlikely_tokens(completion) else (),
             usage=Usage(
-                audio_tokens=prompt.count(self._audio_token_id),
-                prompt_tokens=len(prompt),
+                audio_tokens=len(encoded.embeddings) if encoded else 0,
+                prompt_tokens=len(output.prompt_token_ids or []),
                 output_tokens=len(tokens),
-                draft_tokens=drafted,
-                accepted_draft_tokens=accepted,
+                draft_tokens=metrics.num_draft_tokens if metrics else 0,
+                accepted_draft_tokens=sum(n * steps for n, steps in enumerate(metrics.histogram)) if metrics else 0,
             ),
         )
 
-    async def _generate(self, clip: ClipRequest) -> Any:
+    async def _generate(self, clip: ClipRequest, prompt: Any, draft: dict[str, Any]) -> Any:
         """vLLM's final output for a clip."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
         output = None
-        try:
+        with _request_errors(clip):
             await self._prepare()
             async for partial in self._llm.generate(
-                self._prompt(clip), self._sampling(clip), request_id=clip.id, trace_headers=trace_headers()
+                prompt, self._sampling(clip, draft), request_id=clip.id, trace_headers=trace_headers()
             ):
                 output = partial
-        except EngineDeadError as error:
-            raise EngineDied("engine_died", f"the vLLM engine has died: {error}") from error
-        except (EngineGenerateError, VLLMClientError, ValueError) as error:
-            raise EngineError(
-                "engine_refused", f"vLLM could not decode a clip of {clip.seconds:.1f} s: {error}"
-            ) from error
         assert output is not None  # generate yields at least the final output
         return output
 
@@ -171,7 +202,8 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            bound = await self._llm.collective_rpc("bind_drafter", args=(self._adaptive, self._accept is not None))
+            relaxed = self._speculation == "ctc-accept"
+            bound = await self._llm.collective_rpc("bind_drafter", args=(self._adaptive, relaxed))
         except EngineDeadError:
             raise
         except Exception as error:  # vLLM passes on a worker's exception as a bare Exception with its text
@@ -179,15 +211,14 @@ class VllmEngine:
         if not any(bound):
             raise UsageError("bad_engine", "no worker of vLLM has the CTC drafter: give --speculation off")
 
-    def _sampling(self, clip: ClipRequest) -> Any:
+    def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
+        """
+        Args:
+            draft: read by ``speech.granite.drafter``; empty for none.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        draft: dict[str, Any] = {}  # read by speech.granite.drafter
-        if self._method == "ctc" and ctc_can_help(clip.options):
-            draft["draft"] = "ctc"
-            if self._accept:
-                draft["accept"] = self._accept
         return SamplingParams(
             temperature=0.0,
             max_tokens=self._family.max_tokens(clip.seconds),
@@ -196,14 +227,23 @@ class VllmEngine:
             extra_args=draft or None,
         )
 
-    def _prompt(self, clip: ClipRequest) -> Any:
+    def _granite_prompt(self, clip: ClipRequest, encoded: "EncodedClip") -> Any:
+        """The prompt with the clip's embeddings in place of its audio token."""
+        from vllm.inputs.engine import embeds_input
+
+        tokens = self._tokenizer.encode(self._family.prompt(clip.options, self._tokenizer))
+        start, length = tokens.index(self._audio_token_id), len(encoded.embeddings)
+        tokens[start : start + 1] = [self._audio_token_id] * length
+        embeddings = encoded.embeddings.new_zeros(len(tokens), encoded.embeddings.shape[1])
+        embeddings[start : start + length] = encoded.embeddings
+        is_text = [not start <= position < start + length for position in range(len(tokens))]
+        return embeds_input(embeddings.cpu(), prompt_token_ids=tokens, is_token_ids=is_text)
+
+    def _whisper_prompt(self, clip: ClipRequest) -> Any:
+        """Whisper is an encoder-decoder: the audio is the encoder's whole prompt."""
+        audio = {"prompt": "", "multi_modal_data": {"audio": (clip.waveform(), SAMPLE_RATE)}}
         text = self._family.prompt(clip.options, self._tokenizer)
-        audio = {"audio": (clip.waveform(), SAMPLE_RATE)}
-        if isinstance(self._family, Whisper):  # an encoder-decoder: the audio is the encoder's whole prompt
-            return {"encoder_prompt": {"prompt": "", "multi_modal_data": audio}, "decoder_prompt": {"prompt": text}}
-        # A key of our own saves vLLM the hashing of the waveform. It is the key in the encoder cache, whose entries
-        # outlive the request: no two clips may share one.
-        return {"prompt": text, "multi_modal_data": audio, "multi_modal_uuids": {"audio": [next(self._audio_keys)]}}
+        return {"encoder_prompt": audio, "decoder_prompt": {"prompt": text}}
 
     @property
     def _audio_token_id(self) -> int:
@@ -221,14 +261,38 @@ class VllmEngine:
         self._llm.shutdown()
 
 
-def _ctc_flags(completion: Any) -> tuple[str, ...]:
-    """Flags of a text that is not, or may not be, the model's own greedy output.
+@contextmanager
+def _request_errors(clip: ClipRequest) -> Iterator[None]:
+    """Turns the errors of front end and vLLM for one clip into our own."""
+    from vllm.exceptions import VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-    By the ranks that ``speech.granite.acceptance`` reports: above 1 for a token that was not the model's first choice,
-    0 (``UNVERIFIED_RANK``) for one that was accepted unverified.
-    """
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDied("engine_died", f"the vLLM engine has died: {error}") from error
+    except (EngineGenerateError, VLLMClientError, ValueError) as error:
+        raise EngineError("engine_refused", f"vLLM could not decode a clip of {clip.seconds:.1f} s: {error}") from error
+
+
+def _accepted(encoded: "EncodedClip", tokens: list[int]) -> DecodingResult:
+    """The result for a clip whose CTC hypothesis is its text: the language model has not seen it."""
+    return DecodingResult(
+        text=encoded.hypothesis.text,
+        token_ids=tuple(tokens),
+        avg_logprob=None,
+        complete=True,
+        usage=Usage(
+            audio_tokens=len(encoded.embeddings),
+            output_tokens=len(tokens),
+            draft_tokens=len(tokens),
+            accepted_draft_tokens=len(tokens),
+        ),
+        flags=(CTC_TEXT,),
+    )
+
+
+def _has_unlikely_tokens(completion: Any) -> bool:
+    """Whether a token of the text was not the model's first choice (``speech.granite.acceptance``)."""
     tokens = zip(completion.token_ids, completion.logprobs or [], strict=False)
-    ranks = {candidates[token].rank for token, candidates in tokens}
-    if 0 in ranks:
-        return (CTC_TEXT,)
-    return (CTC_WORDS,) if ranks - {1} else ()
+    return any(candidates[token].rank != 1 for token, candidates in tokens)

@@ -1,17 +1,15 @@
 """Relaxed acceptance: a draft token is accepted if the model finds it likely enough.
 
-Exact verification accepts a draft token only where it is the model's first choice. The paper's fast mode
-(Saon et al., arXiv 2603.11243) accepts a draft whole where CTC is confident, without asking the model, and of other
-drafts the tokens whose probability reaches a threshold: fewer rejections, fewer steps, and a text that may differ
-from the model's own. Which requests, which tokens and which threshold is decided in ``speech.granite.drafter``; here
-it is applied to what vLLM samples.
+Exact verification accepts a draft token only where it is the model's first choice. The second step of the paper's fast
+mode (Saon et al., arXiv 2603.11243) accepts the tokens whose probability reaches a threshold: fewer rejections, fewer
+steps, and a text that may differ from the model's own. Which requests, which tokens and which threshold is decided in
+``speech.granite.drafter``; here it is applied to what vLLM samples.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from speech.granite.runner import (
     PLACEHOLDER_TOKEN_ID,
@@ -24,8 +22,6 @@ from speech.granite.runner import (
     SpecDecodeMetadata,
 )
 
-UNVERIFIED_RANK = 0  # rank reported for a token that was accepted unverified; vLLM's ranks begin at 1
-
 
 @dataclass(frozen=True)
 class DraftWindow:
@@ -34,7 +30,6 @@ class DraftWindow:
     row: int  # of the batch
     tokens: Sequence[int]  # the slice that is being verified, and the draft token after it
     min_prob: float  # a token is accepted from this probability on
-    accept_all: bool  # all tokens are accepted, whatever the model's probabilities
 
 
 class RelaxedSampling:
@@ -70,9 +65,7 @@ class RelaxedSampling:
             else:
                 bonus_logits = logits[spec_decode_metadata.bonus_logits_indices]
                 draft_lengths = spec_decode_metadata.num_draft_tokens
-            sampled = accept_whole_drafts(sampled, [window for window in windows if window.accept_all])
-            partial = [window for window in windows if not window.accept_all]
-            return accept_next_token(sampled, bonus_logits, partial, draft_lengths)
+            return accept_next_token(sampled, bonus_logits, windows, draft_lengths)
 
         return sample
 
@@ -160,37 +153,6 @@ def accept_next_token(
         ranks = (logprobs >= next_logprobs).sum(-1)[likely]
         _write_logprobs(sampled.logprobs_tensors, lines, next_tokens, next_logprobs[likely, 0], ranks)
     return sampled
-
-
-def accept_whole_drafts(sampled: SamplerOutput, windows: Sequence[DraftWindow]) -> SamplerOutput:
-    """Replaces the tokens of rows by all the tokens of their drafts.
-
-    Their probabilities are not known: they are reported with a log-probability of 0 and the rank
-    ``UNVERIFIED_RANK``.
-    """
-    if not windows:
-        return sampled
-    rows, width = sampled.sampled_token_ids.shape
-    added = max(0, max(len(window.tokens) for window in windows) - width)
-    tokens = F.pad(sampled.sampled_token_ids, (0, added), value=PLACEHOLDER_TOKEN_ID)
-    logprobs = sampled.logprobs_tensors
-    if logprobs is not None:
-        logprobs = LogprobsTensors(
-            *(
-                # One line for each column of each row, placeholders included.
-                F.pad(each.view(rows, width, -1), (0, 0, 0, added)).view(rows * (width + added), *each.shape[1:])
-                for each in logprobs[:3]
-            )
-        )
-    for window in windows:
-        draft = torch.tensor(window.tokens, dtype=tokens.dtype, device=tokens.device)
-        tokens[window.row] = PLACEHOLDER_TOKEN_ID
-        tokens[window.row, : len(draft)] = draft
-        if logprobs is not None:
-            lines = window.row * (width + added) + torch.arange(len(draft), device=tokens.device)
-            zeros, ranks = torch.zeros(len(draft), device=tokens.device), torch.full_like(draft, UNVERIFIED_RANK)
-            _write_logprobs(logprobs, lines, draft, zeros, ranks)
-    return SamplerOutput(sampled_token_ids=tokens, logprobs_tensors=logprobs)
 
 
 def _write_logprobs(

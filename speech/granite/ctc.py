@@ -6,6 +6,7 @@ layer, whose weights vLLM holds anyway for the encoder's self-conditioning, maps
 to labels (Saon et al., arXiv 2603.11243).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,13 +37,14 @@ class CtcHypothesis:
         return self.entropies.max().item() if len(self.entropies) else 0.0
 
 
-def decode(logits: torch.Tensor, lengths: list[int]) -> list[CtcHypothesis]:
-    """Decodes a padded batch greedily.
+def decode(logits: torch.Tensor, lengths: Sequence[int]) -> list[CtcHypothesis]:
+    """Decodes clips greedily.
 
     Args:
-        logits: of the CTC head, shape (clips, frames, labels).
-        lengths: frames of each clip without padding.
+        logits: of the CTC head for the frames of all clips, one clip after another, shape (frames, labels).
+        lengths: frames of each clip.
     """
     log_probs = logits.float().log_softmax(-1)
     labels, entropies = log_probs.argmax(-1), -(log_probs.exp() * log_probs).sum(-1)
-    return [CtcHypothesis(labels[row, :length], entropies[row, :length]) for row, length in enumerate(lengths)]
+    parts = zip(labels.split(list(lengths)), entropies.split(list(lengths)), strict=True)
+    return [CtcHypothesis(*part) for part in parts]

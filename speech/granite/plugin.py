@@ -1,11 +1,9 @@
-"""vLLM plugin: registers our Granite Speech model in every process of our engines, and ends orphaned processes.
+"""vLLM plugin: ends the processes of our engines when the process that started them is gone.
 
-vLLM calls ``register`` through the ``vllm.general_plugins`` entry point (see pyproject.toml) before it resolves a
-model, in its engine and worker processes too. An entry point is seen by every vLLM of the environment, and by default
-all plugins are loaded; so ``register`` does nothing unless ``VLLM_PLUGINS``, vLLM's allow-list of plugins, names ours.
-Our engine sets it (``enabled``) while it starts; any other vLLM of the environment stays as it was.
-
-Models are registered by import path, so that nothing heavy is imported here.
+vLLM calls ``register`` through the ``vllm.general_plugins`` entry point (see pyproject.toml) in its engine and worker
+processes. An entry point is seen by every vLLM of the environment, and by default all plugins are loaded; so
+``register`` does nothing unless ``VLLM_PLUGINS``, vLLM's allow-list of plugins, names ours. Our engine sets it
+(``enabled``) while it starts; any other vLLM of the environment stays as it was.
 """
 
 import multiprocessing
@@ -41,18 +39,9 @@ def enabled() -> Iterator[None]:
 
 
 def register() -> None:
-    """Replaces vLLM's Granite Speech models by our subclasses and watches the parent process, in our engines only."""
-    if NAME not in os.environ.get(ALLOW_LIST, "").split(","):
-        return
-    exit_with_parent()
-    from vllm import ModelRegistry
-
-    ModelRegistry.register_model(
-        "GraniteSpeechForConditionalGeneration", "speech.granite.model:BatchInvariantGraniteSpeech"
-    )
-    ModelRegistry.register_model(
-        "GraniteSpeechPlusForConditionalGeneration", "speech.granite.model:BatchInvariantGraniteSpeechPlus"
-    )
+    """Watches the parent process, in our engines only."""
+    if NAME in os.environ.get(ALLOW_LIST, "").split(","):
+        exit_with_parent()
 
 
 def exit_with_parent() -> None:

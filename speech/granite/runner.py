@@ -4,7 +4,7 @@ vLLM's interface for external drafters (``method="custom_class"``) says which to
 the batch, and not for which request. The rest is read from the model runner (``ModelRunner``), whose attributes are no
 public API and may change with any release. So they are checked before they are used: what is imported from vLLM's
 private modules here, for the drafter and its sampling too; the runner's attributes when ``ModelRunner`` is built, once
-an engine; the model's by ``check_model`` when it is built. The error names what is missing.
+an engine. The error names what is missing.
 """
 
 import dataclasses
@@ -31,8 +31,6 @@ class VllmMismatchError(RuntimeError):
 
 
 try:
-    from vllm.model_executor.models.granite_speech import GraniteSpeechForConditionalGeneration
-    from vllm.multimodal.inputs import MultiModalFeatureSpec
     from vllm.v1.outputs import LogprobsTensors, SamplerOutput
     from vllm.v1.sample.metadata import SamplingMetadata
     from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID, RejectionSampler
@@ -52,7 +50,6 @@ __all__ = [
     "SamplingMetadata",
     "SpecDecodeMetadata",
     "VllmMismatchError",
-    "check_model",
     "check_runner",
     "drafter_of",
 ]
@@ -63,7 +60,6 @@ Sample = Callable[[torch.Tensor, SpecDecodeMetadata | None], SamplerOutput]
 _RUNNER_ATTRIBUTES: dict[str, type] = {
     "input_batch.req_ids": list,
     "requests": dict,
-    "encoder_cache": dict,
     "discard_request_mask.np": np.ndarray,
     "device": torch.device,
     "max_model_len": int,
@@ -71,26 +67,15 @@ _RUNNER_ATTRIBUTES: dict[str, type] = {
     "rejection_sampler": RejectionSampler,
 }
 # Methods that we call or replace, by owner, and their parameters in order.
-_RUNNER_METHODS = {"_sample": ("logits", "spec_decode_metadata"), "get_model": ()}
+_RUNNER_METHODS = {"_sample": ("logits", "spec_decode_metadata")}
 _SAMPLER_METHODS = {"apply_logits_processors": ("logits", "sampling_metadata", "metadata")}
 # Fields of the objects that the runner and the sampler return.
 _FIELDS: dict[type, tuple[str, ...]] = {
-    CachedRequestState: ("sampling_params", "mm_features", "prompt_token_ids", "output_token_ids"),
-    MultiModalFeatureSpec: ("identifier",),
+    CachedRequestState: ("sampling_params", "output_token_ids"),
     SpecDecodeMetadata: ("draft_token_ids", "num_draft_tokens", "bonus_logits_indices"),
     SamplerOutput: ("sampled_token_ids", "logprobs_tensors"),
     LogprobsTensors: ("logprob_token_ids", "logprobs", "selected_token_ranks"),
 }
-# What ``speech.granite.model`` and ``speech.granite.encoder`` override and use of vLLM's Granite Speech models.
-_MODEL_METHODS = {"_build_encoder": ("config", "quant_config", "prefix"), "embed_multimodal": ("kwargs",)}
-_MODEL_ATTRIBUTES = """
-    config.audio_token_index projector encoder.config.hidden_dim encoder.input_linear.weight encoder.attention_dists
-    encoder.num_layers encoder.layers encoder.out encoder.out_mid encoder.softmax
-""".split()
-_LAYER_ATTRIBUTES = """
-    ff1 ff2 post_norm attn.pre_norm attn.context_size attn.num_heads attn.dim_head attn.to_q attn.to_kv attn.to_out
-    attn.rel_pos_emb attn.scale conv.norm conv.up_conv conv.glu conv.depth_conv conv.batch_norm conv.silu conv.down_conv
-""".split()
 
 
 def drafter_of(runner: Any) -> Any:
@@ -105,19 +90,6 @@ def check_runner(runner: Any) -> None:
     missing += [f"{owner.__name__}.{name}" for owner in _FIELDS for name in _FIELDS[owner] if not _has(owner, name)]
     if missing:
         raise VllmMismatchError("model runner", missing, "--speculation off")
-
-
-def check_model(model: Any) -> None:
-    """Raises VllmMismatchError unless vLLM's Granite Speech model has the parts that our subclasses use."""
-    missing = _wrong_methods(GraniteSpeechForConditionalGeneration, _MODEL_METHODS)
-    missing += _wrong_attributes(model, dict.fromkeys(_MODEL_ATTRIBUTES, object))
-    if not missing:
-        layer = model.encoder.layers[0]
-        missing = [
-            f"encoder.layers.{name}" for name in _wrong_attributes(layer, dict.fromkeys(_LAYER_ATTRIBUTES, object))
-        ]
-    if missing:
-        raise VllmMismatchError("Granite Speech model", missing, "--engine transformers")
 
 
 def _wrong_attributes(owner: Any, types: dict[str, type]) -> list[str]:
@@ -167,20 +139,9 @@ class Request:
         return (parameters and parameters.extra_args) or {}
 
     @property
-    def prompt_tokens(self) -> int:
-        """Length of the prompt, audio tokens included."""
-        return len(self._state.prompt_token_ids or ())
-
-    @property
     def output_tokens(self) -> list[int]:
         """All tokens that it has been given, also once the runner has dropped it."""
         return self._state.output_token_ids
-
-    @property
-    def clip_key(self) -> str | None:
-        """Key of its clip in the encoder cache; None without audio."""
-        features = self._state.mm_features
-        return features[0].identifier if features else None
 
 
 class ModelRunner:
@@ -196,8 +157,6 @@ class ModelRunner:
     def __init__(self, runner: Any) -> None:
         check_runner(runner)
         self._runner = runner
-        # Our model's CTC hypotheses, by the embeddings of the clip (``speech.granite.model``).
-        self._ctc_hypotheses = runner.get_model().enable_ctc()
 
     @property
     def device_type(self) -> str:
@@ -230,11 +189,6 @@ class ModelRunner:
     def prefill_done(self, row: int) -> bool:
         """Whether the request in a row has its whole prompt computed in this step, so that its next token counts."""
         return not self._runner.discard_request_mask.np[row]
-
-    def ctc_hypothesis(self, clip_key: str) -> Any:
-        """The ``CtcHypothesis`` of a clip; None if the encoder cache does not hold the clip."""
-        embeddings = self._runner.encoder_cache.get(clip_key)
-        return None if embeddings is None else self._ctc_hypotheses.get(embeddings)
 
     def draft_to_context_end(self, draft_tokens: int) -> None:
         """Lifts the limit of a draft model's context.

@@ -10,7 +10,6 @@ import pytest
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, EngineConfig, start_engine
 from speech.errors import EngineError, UsageError
-from speech.granite.encoder import similar_lengths
 from speech.models.checkpoint import family_of
 from speech.recording import Options
 from testing.engines import RunningEngine
@@ -87,13 +86,10 @@ def test_the_error_has_the_path_of_a_checkpoint_that_cannot_be_loaded(tmp_path: 
         start_engine(EngineConfig(model=str(tmp_path), engine="transformers"), family_of(MODEL))
 
 
-def test_groups_of_similar_lengths_have_every_clip_once_and_little_padding() -> None:
-    for seed in range(200):
-        rng = random.Random(seed)
-        lengths = [rng.randint(20, 1500) for _ in range(rng.randint(1, 40))]
-        groups = similar_lengths(lengths)
-        assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-        for group in groups:
-            padded = len(group) * max(lengths[index] for index in group)
-            assert padded <= 1.25 * sum(lengths[index] for index in group)
-    assert similar_lengths([100, 100, 100]) == [[0, 1, 2]]
+def test_a_clip_too_short_to_be_encoded_does_not_affect_the_others(
+    greedy: RunningEngine, clips: list[ClipRequest]
+) -> None:
+    with pytest.raises(EngineError) as refused:
+        greedy.decode(ClipRequest(np.zeros(200, np.int16), Options(), id="too-short"))
+    assert refused.value.code == "engine_refused"
+    assert greedy.decode(replace(clips[0], id="after-too-short"))[0].text

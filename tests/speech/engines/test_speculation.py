@@ -13,6 +13,7 @@ from speech.engines.base import ClipRequest, DecodingResult, EngineConfig, start
 from speech.engines.speculation import DRAFT_TOKENS, Speculation, check_speculation, ctc_can_help, method_for
 from speech.engines.vllm import VllmEngine
 from speech.errors import RequestError, UsageError
+from speech.granite.drafts import Drafts
 from speech.models.checkpoint import family_of
 from speech.models.families import GRANITE_4_0, WHISPER
 from speech.recording import Options
@@ -28,21 +29,18 @@ SMALL = EngineConfig(model=MODEL, kv_cache_gb=0.0115, concurrent_clips=48)
 
 
 class ScriptedEngine(VllmEngine):
-    """Takes the drafter's ``extra_args`` of a clip from the test."""
+    """Takes the drafter's ``extra_args`` of a clip from the test, where it gives any."""
 
     def __init__(self, config: EngineConfig, extra_args: dict[str, Any]) -> None:
         super().__init__(config, family_of(config.model))
         self._extra_args = extra_args
 
-    def _sampling(self, clip: ClipRequest) -> Any:
-        sampling = super()._sampling(clip)
-        if clip.id in self._extra_args:
-            sampling.extra_args = self._extra_args[clip.id]
-        return sampling
+    def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
+        return super()._sampling(clip, self._extra_args.get(clip.id, draft))
 
-    def use_ctc_accept(self) -> None:
+    def use_ctc_accept(self, entropy: float = 0.7, probability: float = 0.2) -> None:
         """Switches to ctc-accept by binding the drafter again: starting another engine takes a minute."""
-        self._speculation, self._accept = "ctc-accept", [0.7, 0.2]
+        self._speculation, self._drafts = "ctc-accept", Drafts(self._tokenizer, entropy, probability)
         self._prepared = None
 
 
@@ -97,9 +95,7 @@ def test_the_text_is_that_of_plain_greedy_decoding_whatever_the_draft(
 
     def draft(index: int) -> Any:
         right = list(plain[index].token_ids)
-        kind = rng.choice(["ctc", "none", "right", "wrong", "empty", "too long", "swapped", "errors"])
-        if kind == "ctc":
-            return "ctc"
+        kind = rng.choice(["none", "right", "wrong", "empty", "too long", "swapped", "errors"])
         if kind == "none":
             return None
         if kind == "swapped":
@@ -113,7 +109,9 @@ def test_the_text_is_that_of_plain_greedy_decoding_whatever_the_draft(
         order = list(range(len(clips)))
         rng.shuffle(order)
         batch = [replace(clips[index], id=f"{attempt}-{index}") for index in order]
-        drafting.extra_args.update({clip.id: {"draft": draft(index)} for clip, index in zip(batch, order, strict=True)})
+        for clip, index in zip(batch, order, strict=True):
+            if rng.random() < 0.9:  # the others have the CTC hypothesis
+                drafting.extra_args[clip.id] = {"draft": draft(index)}
         for found, index in zip(drafting.decode(*batch), order, strict=True):
             expected = plain[index]
             assert (found.token_ids, found.complete) == (expected.token_ids, expected.complete)
@@ -172,7 +170,7 @@ def test_drafts_are_proposed_up_to_the_end_of_the_context(
     assert all(each.usage.draft_tokens > 0 for each in found)
 
 
-@pytest.mark.parametrize("outcome", [Exception("vLLM 0.99 does not have encoder_cache"), [None]])
+@pytest.mark.parametrize("outcome", [Exception("vLLM 0.99 does not have input_batch"), [None]])
 def test_a_drafter_that_cannot_be_bound_is_an_error_with_its_cause(
     drafting: ScriptedRunningEngine, clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch, outcome: Any
 ) -> None:
@@ -184,7 +182,7 @@ def test_a_drafter_that_cannot_be_bound_is_an_error_with_its_cause(
     with monkeypatch.context() as patch:
         patch.setattr(drafting.engine, "_prepared", None)
         patch.setattr(drafting.engine._llm, "collective_rpc", bind)
-        with pytest.raises(UsageError, match=r"encoder_cache|no worker") as refused:
+        with pytest.raises(UsageError, match=r"input_batch|no worker") as refused:
             drafting.decode(replace(clips[0], id="unbound"))
     assert refused.value.code == "bad_engine"
     assert drafting.decode(replace(clips[0], id="bound"))[0].text
@@ -201,24 +199,27 @@ def accepting(
 def test_ctc_accept_flags_accepted_hypotheses_and_does_not_affect_exact_requests(
     accepting: ScriptedRunningEngine, clips: list[ClipRequest], plain: list[DecodingResult]
 ) -> None:
-    modes = {
-        "exact": {"draft": "ctc"},
-        "strict": {"draft": "ctc", "accept": [-1.0, 1.0]},  # no hypothesis is accepted whole, no token is likely enough
-        "whole": {"draft": "ctc", "accept": [1e9, 1.0]},  # every hypothesis is accepted whole
-        "lax": {"draft": "ctc", "accept": [-1.0, 0.0]},  # no hypothesis is accepted whole, every token is likely enough
+    thresholds = {
+        "strict": (-1.0, 1.0),  # no hypothesis is accepted whole, no token is likely enough
+        "whole": (1e9, 1.0),  # every hypothesis is accepted whole
+        "lax": (-1.0, 0.0),  # no hypothesis is accepted whole, every token is likely enough
     }
     indices = range(0, len(clips), 2)
-    asked = [(mode, index) for mode in modes for index in indices]
-    random.Random(2).shuffle(asked)
-    batch = [replace(clips[index], id=f"{mode}-{index}") for mode, index in asked]
-    accepting.extra_args.update({clip.id: modes[mode] for clip, (mode, _) in zip(batch, asked, strict=True)})
-    found = dict(zip(asked, accepting.decode(*batch), strict=True))
+    found: dict[tuple[str, int], DecodingResult] = {}
+    for mode, (entropy, probability) in thresholds.items():
+        accepting.engine.use_ctc_accept(entropy, probability)
+        asked = [(kind, index) for kind in (mode, f"exact beside {mode}") for index in indices]
+        random.Random(2).shuffle(asked)
+        batch = [replace(clips[index], id=f"{kind}-{index}") for kind, index in asked]
+        exact = {clip.id: {"draft": list(plain[0].token_ids)} for clip in batch if clip.id.startswith("exact")}
+        accepting.extra_args.update(exact)
+        found |= dict(zip(asked, accepting.decode(*batch), strict=True))
     for index in indices:
-        for mode in ("exact", "strict"):
-            assert (found[mode, index].token_ids, found[mode, index].flags) == (plain[index].token_ids, ())
+        for kind in ("strict", "exact beside strict", "exact beside lax"):
+            assert (found[kind, index].token_ids, found[kind, index].flags) == (plain[index].token_ids, ())
         whole, lax = found["whole", index], found["lax", index]
-        assert (whole.flags, whole.avg_logprob) == (("ctc_text",), None)
-        assert whole.usage.output_tokens - whole.usage.accepted_draft_tokens == 1
+        assert (whole.flags, whole.avg_logprob, whole.usage.prompt_tokens) == (("ctc_text",), None, 0)
+        assert whole.usage.output_tokens == whole.usage.accepted_draft_tokens  # the language model has not seen it
         assert lax.token_ids == whole.token_ids  # however its draft was cut into slices
         assert lax.flags == (() if lax.token_ids == plain[index].token_ids else ("ctc_words",))
         assert lax.avg_logprob is not None

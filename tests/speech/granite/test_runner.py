@@ -19,7 +19,7 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from speech.granite import runner as runner_module
-from speech.granite.runner import MADE_FOR, VllmMismatchError, check_model, check_runner
+from speech.granite.runner import MADE_FOR, VllmMismatchError, check_runner
 
 pytestmark = pytest.mark.engine
 
@@ -52,7 +52,7 @@ def test_vllms_model_runner_has_all_that_is_used(vllm_runner: Any) -> None:
 
 
 def test_the_error_names_what_is_missing_and_the_versions(vllm_runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(vllm_runner, "encoder_cache")
+    monkeypatch.delattr(vllm_runner, "requests")
     monkeypatch.setattr(vllm_runner, "max_model_len", "4096")
     monkeypatch.setattr(type(vllm_runner), "_sample", lambda self, logits: None)
     with pytest.raises(VllmMismatchError) as mismatch:
@@ -61,20 +61,12 @@ def test_the_error_names_what_is_missing_and_the_versions(vllm_runner: Any, monk
     for word in (
         f"vLLM {vllm.__version__} ",
         f"made for vLLM {MADE_FOR}",
-        "encoder_cache",
+        "requests",
         "max_model_len (int, not str)",
         "_sample(logits, spec_decode_metadata)",
     ):
         assert word in message
     assert "discard_request_mask" not in message
-
-
-def test_a_model_without_a_part_that_is_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "_MODEL_METHODS", {"_make_encoder": ("config",)})
-    with pytest.raises(
-        VllmMismatchError, match=r"Granite Speech model: _make_encoder\(config\), config.audio_token_index"
-    ):
-        check_model(object())
 
 
 def test_a_module_without_a_class_that_is_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

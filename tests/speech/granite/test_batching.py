@@ -1,0 +1,79 @@
+"""Clips that come one by one are encoded together, and each caller gets its own."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from speech.granite.batching import BatchingFrontEnd
+from speech.granite.frontend import FrontEnd
+
+pytestmark = pytest.mark.engine
+
+
+class FakeFrontEnd:
+    """Returns the length of a clip for the clip; at most four clips a pass."""
+
+    def __init__(self) -> None:
+        self.passes_made: list[list[int]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def check_length(self, samples: int) -> None:
+        if samples == 0:
+            raise ValueError("too short")
+
+    def passes(self, samples: Sequence[int]) -> Iterator[slice]:
+        for start in range(0, len(samples), 4):
+            yield slice(start, min(start + 4, len(samples)))
+
+    def encode(self, clips: Sequence[np.ndarray]) -> list[int]:
+        assert self.go_on.wait(10)
+        self.passes_made.append([len(clip) for clip in clips])
+        if any(len(clip) == 13 for clip in clips):
+            raise RuntimeError("out of memory")
+        return [len(clip) for clip in clips]
+
+
+def encode_all(fake: FakeFrontEnd, lengths: Sequence[int]) -> list[Any]:
+    async def gather() -> list[Any]:
+        front_end = BatchingFrontEnd(cast(FrontEnd, fake))
+        calls = (front_end.encode(np.zeros(length, np.int16)) for length in lengths)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    return asyncio.run(gather())
+
+
+def test_each_caller_gets_its_own_clip() -> None:
+    fake = FakeFrontEnd()
+    assert encode_all(fake, range(1, 11)) == list(range(1, 11))
+    assert fake.passes_made == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+
+
+def test_a_failed_pass_is_an_error_of_its_clips_alone() -> None:
+    found = encode_all(FakeFrontEnd(), [1, 13, 2, 3, 4, 0, 5])
+    assert [type(each) for each in found] == [RuntimeError] * 4 + [int, ValueError, int]
+
+
+def test_a_cancelled_call_does_not_affect_the_others() -> None:
+    fake = FakeFrontEnd()
+    fake.go_on.clear()
+
+    async def cancel_two() -> list[Any]:
+        front_end = BatchingFrontEnd(cast(FrontEnd, fake))
+        calls = [asyncio.ensure_future(front_end.encode(np.zeros(length, np.int16))) for length in range(1, 8)]
+        while front_end._running is None:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the first pass, of four, has been taken
+        calls[1].cancel()
+        calls[5].cancel()
+        fake.go_on.set()
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    found = asyncio.run(cancel_two())
+    assert [index for index, each in enumerate(found) if isinstance(each, asyncio.CancelledError)] == [1, 5]
+    assert [each for each in found if isinstance(each, int)] == [1, 3, 4, 5, 7]
+    assert fake.passes_made[1:] == [[5, 7]]
