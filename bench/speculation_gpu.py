@@ -117,7 +117,7 @@ class FixedLengthEngine(VllmEngine):
             for part, module in parts.items()
             for name, tensor in module.state_dict().items()
         }
-        log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).melspec_kwargs, device)
+        log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).mel_filters, device)
         return BatchingFrontEnd(FrontEnd(config, log_mel, tensors))
 
     def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:

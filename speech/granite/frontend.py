@@ -74,7 +74,7 @@ class FrontEnd:
         """
         from transformers import AutoConfig, AutoFeatureExtractor
 
-        log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).melspec_kwargs, device)
+        log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).mel_filters, device)
         tensors = read_tensors(_folder(model), ("encoder", "projector"), device, dtype)
         return cls(AutoConfig.from_pretrained(model), log_mel, tensors)
 

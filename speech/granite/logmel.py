@@ -6,11 +6,11 @@ and two frames stacked to one. That extractor pads the clips of a batch to the l
 highest value and the frames at the end of a clip depend on the others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torchaudio.transforms import MelSpectrogram
 
 MIN_POWER = 1e-10
 DYNAMIC_RANGE = 8.0  # in log10 of power
@@ -21,12 +21,11 @@ class LogMel:
     """Features of clips.
 
     Args:
-        settings: keyword arguments of torchaudio's ``MelSpectrogram`` (``melspec_kwargs`` of the feature extractor).
+        transform: torchaudio's ``MelSpectrogram`` (``mel_filters`` of the feature extractor).
         device: of the clips and the features.
     """
 
-    def __init__(self, settings: Mapping[str, int], device: torch.device) -> None:
-        transform = MelSpectrogram(**settings)
+    def __init__(self, transform: Any, device: torch.device) -> None:
         self._fft, self._hop = transform.n_fft, transform.hop_length
         window = transform.spectrogram.window
         missing = self._fft - len(window)  # torch.stft centres a window that is shorter than the transform
