@@ -54,7 +54,12 @@ class EngineConfig(BaseModel):
         None, ge=1, le=128, description="draft tokens verified at once, at most (default: by the method of drafting)"
     )
     kv_cache_gb: float = Field(1.0, gt=0, description="memory for the KV cache on a CPU, in GiB")
-    gpu_memory: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory that one engine reserves")
+    gpu_memory: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of a GPU's memory that vLLM reserves for one engine; Granite's audio encoder is in the rest",
+    )
     engine_start_timeout_s: float = Field(
         1800.0, gt=0, description="seconds for an engine to start, a download of the model included"
     )
