@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
-from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
+from speech.engines.speculation import DRAFT_TOKENS, Method, check_speculation, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.granite import plugin
 from speech.granite.drafts import Drafts
@@ -122,12 +122,16 @@ class VllmEngine:
             "ngram": {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
             "draft": {"method": "draft_model", "model": config.draft_model},
         }
-        extension = {"worker_extension_cls": "speech.granite.drafter.DrafterBinding"} if self._method == "ctc" else {}
+        extras: dict[Method, dict[str, Any]] = {
+            "ctc": {"worker_extension_cls": "speech.granite.drafter.DrafterBinding"},
+            # vLLM's proposers with a draft model read this attribute of any multimodal target model; no image has it.
+            "draft": {"hf_overrides": {"image_token_index": -1}},
+        }
         return {
             "speculative_config": methods[self._method]
             | {"num_speculative_tokens": config.draft_tokens or DRAFT_TOKENS[self._method]},
             "per_request_spec_decode_metrics": "summary",
-            **extension,
+            **extras.get(self._method, {}),
         }
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
