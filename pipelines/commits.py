@@ -10,10 +10,10 @@ A file is deleted only after a version without it was written, and names are nev
 late, from a process that was suspended, cannot remove a valid file.
 """
 
-import json
 import uuid
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pipelines.numbered_files import NumberedFiles
 from speech.errors import RayscribeError
 from storage.filesystem import Storage
 from storage.uris import join
@@ -34,17 +34,16 @@ class CommitLog:
     """The log of one output. Picklable."""
 
     def __init__(self, output: str, storage: Storage) -> None:
-        self._output, self._storage = output, storage
-        self._folder = join(output, "commits")
+        self._output = output
+        self._files = NumberedFiles(join(output, "commits"), storage)
 
     def latest(self) -> Commit:
         """The last version; NOTHING if there is none."""
-        while versions := self._versions():
-            data = self._storage.read_bytes(self._uri(versions[-1]))
-            if data is not None:  # else a newer one was written since it was listed, and this one removed
-                content: dict[str, Any] = json.loads(data)
-                return Commit(versions[-1], content["run"], frozenset(content["files"]))
-        return NOTHING
+        latest = self._files.latest()
+        if latest is None:
+            return NOTHING
+        version, content = latest
+        return Commit(version, content["run"], frozenset(content["files"]))
 
     def append(self, base: Commit, run: str | None, files: set[str]) -> Commit:
         """Writes the version after ``base``.
@@ -53,24 +52,15 @@ class CommitLog:
             RayscribeError: ``output_taken``: another process has written that version.
         """
         commit = Commit(base.version + 1, run, frozenset(files))
-        # The id makes the content unique, by which create_bytes recognises its own write after a lost response.
+        # The id makes the content unique, by which ``create`` recognises its own write after a lost response.
         content = {"id": uuid.uuid4().hex, "run": run, "files": sorted(files)}
-        created = self._storage.create_bytes(self._uri(commit.version), json.dumps(content).encode())
+        created = self._files.create(commit.version, content)
         # The version after an old ``base`` may have been removed, and can then be created once more.
-        if not created or self._versions()[-1] != commit.version:
+        if not created or self._files.numbers()[-1] != commit.version:
             raise RayscribeError(
                 "output_taken",
                 f"another run has changed {self._output} since this one started: wait until it has ended, "
                 "then the same command continues",
             )
-        for version in self._versions():
-            if version < base.version:  # the last but one stays, for those that have listed it
-                self._storage.remove(self._uri(version))
+        self._files.remove_below(base.version)  # the last but one stays, for those that have listed it
         return commit
-
-    def _versions(self) -> list[int]:
-        names = (uri.rsplit("/", 1)[-1] for uri in self._storage.list(self._folder))
-        return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
-
-    def _uri(self, version: int) -> str:
-        return join(self._folder, f"{version:08}.json")

@@ -13,7 +13,6 @@ number holds; an earlier holder that was suspended finds it and stops. It may do
 and what a run removes is safe without it (``pipelines.commits``).
 """
 
-import json
 import logging
 import socket
 import threading
@@ -24,6 +23,7 @@ from typing import Any, Self
 
 import psutil
 
+from pipelines.numbered_files import NumberedFiles
 from speech.errors import RayscribeError, UsageError
 from storage.filesystem import Storage
 from storage.uris import join
@@ -44,7 +44,7 @@ class Lease:
     """
 
     def __init__(self, output: str, storage: Storage, renew_s: float = RENEW_S, expire_s: float = EXPIRE_S) -> None:
-        self._output, self._storage = output, storage
+        self._output, self._files = output, _files(output, storage)
         self._renew_s, self._expire_s = renew_s, expire_s
         process = psutil.Process()
         self._holder: Holder = {
@@ -62,13 +62,11 @@ class Lease:
 
     def __enter__(self) -> Self:
         self._number = self._await_expiry() + 1
-        created = self._storage.create_bytes(self._uri(self._number), self._content())
-        last, found = _latest(self._output, self._storage)
+        created = self._files.create(self._number, self._holder)
+        last, found = self._latest()
         if not created or last != self._number:  # another newcomer was first
             raise self._in_use(found)
-        for earlier in _numbers(self._output, self._storage):
-            if earlier < self._number:
-                self._storage.remove(self._uri(earlier))
+        self._files.remove_below(self._number)
         self._renewer.start()
         return self
 
@@ -79,7 +77,7 @@ class Lease:
         self._renewer.join()
         self._holder["released"] = True
         try:
-            self._storage.write_bytes(self._uri(self._number), self._content())
+            self._files.write(self._number, self._holder)
         except RayscribeError as failed:  # it expires; an error of the run itself must not be replaced
             log.warning("the lease on %s could not be released: %s", self._output, failed)
 
@@ -98,19 +96,19 @@ class Lease:
 
     def verify(self) -> None:
         """Returns if the lease is held now, which takes a request. Errors as of ``check``, and of storage."""
-        number, holder = _latest(self._output, self._storage)
+        number, holder = self._latest()
         if number != self._number:
             self._taken_by = holder or {}
         self.check()
 
     def _await_expiry(self) -> int:
         """The number of the last lease, once it is free."""
-        number, first = _latest(self._output, self._storage)
+        number, first = self._latest()
         first_read_at = time.monotonic()
         while first is not None and not first.get("released") and not self._is_dead(first):
             time.sleep(min(1.0, self._renew_s))
             asked_at = time.monotonic()  # a response shows the lease as it was after this, however late it arrives
-            last, now = _latest(self._output, self._storage)
+            last, now = self._latest()
             if now is not None and now.get("released"):
                 return last
             if (last, now) != (number, first):
@@ -132,19 +130,17 @@ class Lease:
         while not self._released.wait(self._renew_s):
             self._holder["renewals"] += 1
             try:
-                number, holder = _latest(self._output, self._storage)
+                number, holder = self._latest()
                 if number > self._number:
                     self._taken_by = holder or {}
                     return
-                self._storage.write_bytes(self._uri(self._number), self._content())
+                self._files.write(self._number, self._holder)
             except RayscribeError as error:  # tried again in RENEW_S
                 log.warning("the lease on %s could not be renewed: %s", self._output, error)
 
-    def _content(self) -> bytes:
-        return json.dumps(self._holder).encode()
-
-    def _uri(self, number: int) -> str:
-        return join(_folder(self._output), f"{number:08}.json")
+    def _latest(self) -> tuple[int, Holder | None]:
+        """The number and the holder of the last lease; 0 and None if there was none."""
+        return self._files.latest() or (0, None)
 
     def _in_use(self, holder: Holder | None) -> UsageError:
         return UsageError(
@@ -155,27 +151,12 @@ class Lease:
 
 def read_lease(output: str, storage: Storage) -> Holder | None:
     """The holder of an output's lease, which may have died; None if it is released."""
-    _, holder = _latest(output, storage)
-    return holder if holder is not None and not holder.get("released") else None
+    latest = _files(output, storage).latest()
+    return latest[1] if latest and not latest[1].get("released") else None
 
 
-def _latest(output: str, storage: Storage) -> tuple[int, Holder | None]:
-    """The number and the holder of the last lease; 0 and None if there was none."""
-    while numbers := _numbers(output, storage):
-        data = storage.read_bytes(join(_folder(output), f"{numbers[-1]:08}.json"))
-        if data is not None:  # else a later one was created since the listing, and this one removed
-            holder: Holder = json.loads(data)
-            return numbers[-1], holder
-    return 0, None
-
-
-def _numbers(output: str, storage: Storage) -> list[int]:
-    names = (uri.rsplit("/", 1)[-1] for uri in storage.list(_folder(output)))
-    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
-
-
-def _folder(output: str) -> str:
-    return join(output, "lease")
+def _files(output: str, storage: Storage) -> NumberedFiles:
+    return NumberedFiles(join(output, "lease"), storage)
 
 
 def _name(holder: Holder) -> str:
