@@ -24,6 +24,7 @@ from tests.test_packaging import PACKAGES
 ROOT = Path(__file__).parent.parent
 RAY_JOB = ROOT / "k8s" / "rayjob.yaml"
 RAY_SERVICE = ROOT / "k8s" / "rayservice.yaml"
+NGINX = ROOT / "k8s" / "nginx.conf"
 CHECKER = ROOT.parent / "shared" / "crds" / "validate.py"  # KubeRay's own schemas, beside the repository
 MODEL = ROOT / "demo" / "model"
 MOUNTED = "/etc/rayscribe/job.yaml"
@@ -304,3 +305,16 @@ def _await_ray(port: int, environment: dict[str, str]) -> None:
         if subprocess.run(check, env=environment, capture_output=True).returncode == 0:
             return
     raise AssertionError("Ray has not started")
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
+def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "nginx.conf"
+    text = NGINX.read_text()
+    assert "rayscribe-serve-svc:8000" in text
+    config.write_text(
+        text.replace("rayscribe-serve-svc", "127.0.0.1")
+    )  # the service's name resolves in its cluster only
+    files = f"pid {tmp_path}/nginx.pid; error_log stderr;"  # a user may not write to those of the system
+    checked = subprocess.run(["nginx", "-t", "-c", config, "-g", files], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
