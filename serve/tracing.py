@@ -8,9 +8,9 @@ a client's ``traceparent``. ``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`` is ``grpc`` (
 
 import os
 
+from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from ray.serve._private.tracing_utils import TraceContextManager
 from ray.serve.schema import TracingConfig
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -29,13 +29,18 @@ def tracing_config() -> TracingConfig | None:
 
 
 class TracedRequests:
-    """Starts the trace of each request that does not come through Serve's proxy, with the span of Serve's replicas."""
+    """Starts the trace of each request that does not come through Serve's proxy.
+
+    Serve's handles pass on OpenTelemetry's current context, so that its spans and vLLM's are this span's children.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with TraceContextManager("replica_handle_request Endpoint __call__"):
+        # Looked up for each request: the provider is set when Serve's replica starts. Named as Serve names such spans.
+        tracer = trace.get_tracer(__name__)
+        with tracer.start_as_current_span("replica_handle_request Endpoint __call__", kind=trace.SpanKind.SERVER):
             await self._app(scope, receive, send)
 
 
