@@ -30,7 +30,7 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
             ``check_request``.
     """
     family = family_of(engine.model)
-    method_for(engine.speculation, family, engine.engine, engine.draft_model)
+    method_for(engine.speculation, family, engine.engine)
     if options is not None:
         try:
             check_request(family, engine.speculation, options)
@@ -38,8 +38,6 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
             raise UsageError(error.code, error.message) from error
     if loads_here:
         check_available(engine.model)
-        if engine.draft_model is not None:
-            check_available(engine.draft_model)
     return family
 
 

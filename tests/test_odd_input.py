@@ -27,17 +27,6 @@ def test_an_empty_or_infinite_option_is_refused(
     assert named in capsys.readouterr().err
 
 
-def test_a_draft_model_that_is_not_there_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav"}\n')
-    places = [str(tmp_path / "manifest.jsonl"), "--output", str(tmp_path / "out")]
-    drafts = ["--speculation", "draft", "--draft-model", "no-such-owner/nowhere"]
-    assert rayscribe.main(["transcribe", *places, "--model", "demo/model", *drafts]) == 2
-    assert "no-such-owner/nowhere" in capsys.readouterr().err
-
-
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "call.wav")
     with pytest.raises(AudioError) as refused, open_audio(tmp_path / "call.wav"):

@@ -36,7 +36,7 @@ class EngineConfig(BaseModel):
     speculation: Speculation = Field(
         "auto",
         description="speculative decoding: drafts that the model verifies, for speed; the text stays the same. ctc: "
-        "the CTC hypothesis of Granite's encoder; ngram: repetitions; draft: a small language model (draft_model); "
+        "the CTC hypothesis of Granite's encoder; ngram: repetitions; "
         "auto: ctc, as much as pays. ctc-accept may change words: it accepts the hypothesis where it is likely enough",
     )
     accept_entropy: float = Field(
@@ -46,9 +46,6 @@ class EngineConfig(BaseModel):
     )
     accept_probability: float = Field(
         0.2, ge=0, le=1, description="ctc-accept: else, a draft token of at least this probability is accepted"
-    )
-    draft_model: str | None = Field(
-        None, description="draft: hub id or folder of a text model with the same vocabulary as the model"
     )
     draft_tokens: int | None = Field(
         None, ge=1, le=128, description="draft tokens verified at once, at most (default: by the method of drafting)"
@@ -131,7 +128,7 @@ def start_engine(config: EngineConfig, family: Family) -> Engine:
         UsageError: ``bad_engine`` where the engine's package is not installed, ``bad_model`` where the
             checkpoint cannot be loaded, ``bad_option`` where the speculation asked for is not available.
     """
-    method_for(config.speculation, family, config.engine, config.draft_model)
+    method_for(config.speculation, family, config.engine)
     try:
         if config.engine == "vllm":
             from speech.engines.vllm import VllmEngine

@@ -15,23 +15,19 @@ from speech.errors import RequestError, UsageError
 from speech.models.families import Family, Granite
 from speech.recording import Options
 
-Speculation = Literal["auto", "ctc", "ngram", "draft", "off", "ctc-accept"]
-Method = Literal["ctc", "ngram", "draft"]
+Speculation = Literal["auto", "ctc", "ngram", "off", "ctc-accept"]
+Method = Literal["ctc", "ngram"]
 
-# Draft tokens verified at once, at most. A CTC hypothesis is there anyway; a draft model takes a step of its own for
-# every token.
-DRAFT_TOKENS: dict[Method, int] = {"ctc": 32, "ngram": 8, "draft": 4}
+# Draft tokens verified at once, at most.
+DRAFT_TOKENS: dict[Method, int] = {"ctc": 32, "ngram": 8}
 
 
-def method_for(asked: Speculation, family: Family, engine: str, draft_model: str | None = None) -> Method | None:
+def method_for(asked: Speculation, family: Family, engine: str) -> Method | None:
     """The method by which an engine drafts for a model; None for no drafts.
 
     Raises:
-        UsageError: ``bad_option`` where ``asked`` names a method that this model or engine does not have, or where
-            ``asked`` and ``draft_model`` do not go together.
+        UsageError: ``bad_option`` where ``asked`` names a method that this model or engine does not have.
     """
-    if (asked == "draft") != (draft_model is not None):
-        raise UsageError("bad_option", "speculation 'draft' and a draft_model go together: give both or neither")
     can_draft = engine == "vllm" and isinstance(family, Granite)
     if asked == "off" or (asked == "auto" and not can_draft):
         return None

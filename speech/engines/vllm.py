@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
-from speech.engines.speculation import DRAFT_TOKENS, Method, check_speculation, ctc_can_help, method_for
+from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.granite import plugin
 from speech.granite.drafts import Drafts
@@ -51,7 +51,7 @@ class VllmEngine:
 
         self._family = family
         self._speculation = config.speculation
-        self._method = method_for(config.speculation, family, "vllm", config.draft_model)
+        self._method = method_for(config.speculation, family, "vllm")
         self._adaptive = config.speculation == "auto"
         arguments = self._arguments(config, on_cpu=current_platform.is_cpu())
         try:
@@ -120,18 +120,13 @@ class VllmEngine:
         methods: dict[str, dict[str, Any]] = {
             "ctc": {"method": "custom_class", "model": "speech.granite.drafter.CtcDrafter"},
             "ngram": {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
-            "draft": {"method": "draft_model", "model": config.draft_model},
         }
-        extras: dict[Method, dict[str, Any]] = {
-            "ctc": {"worker_extension_cls": "speech.granite.drafter.DrafterBinding"},
-            # vLLM's proposers with a draft model read this attribute of any multimodal target model; no image has it.
-            "draft": {"hf_overrides": {"image_token_index": -1}},
-        }
+        extension = {"worker_extension_cls": "speech.granite.drafter.DrafterBinding"} if self._method == "ctc" else {}
         return {
             "speculative_config": methods[self._method]
             | {"num_speculative_tokens": config.draft_tokens or DRAFT_TOKENS[self._method]},
             "per_request_spec_decode_metrics": "summary",
-            **extras.get(self._method, {}),
+            **extension,
         }
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:

@@ -34,7 +34,6 @@ def test_what_the_drafts_cannot_do_is_refused_with_the_rest() -> None:
     [
         (EngineConfig(model="no-model"), "unknown_model"),
         (EngineConfig(model=DEMO, engine="transformers", speculation="ctc"), "bad_option"),
-        (EngineConfig(model=DEMO, speculation="draft"), "bad_option"),
     ],
 )
 def test_an_engine_that_could_not_start_is_refused(config: EngineConfig, code: str) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig, start_engine
-from speech.engines.speculation import DRAFT_TOKENS, Speculation, check_speculation, ctc_can_help, method_for
+from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
 from speech.engines.vllm import VllmEngine
 from speech.errors import RequestError, UsageError
 from speech.granite.drafts import Drafts
@@ -268,11 +268,3 @@ def test_auto_drafts_where_it_can_and_an_explicit_method_is_refused_where_it_can
             method_for("ctc", family, engine)
         with pytest.raises(UsageError, match="speculation 'ctc'"):
             start_engine(EngineConfig(engine=engine, speculation="ctc"), family)
-
-
-def test_the_draft_method_and_a_draft_model_go_together() -> None:
-    assert method_for("draft", GRANITE_4_0, "vllm", "small-granite") == "draft"
-    wrong: list[tuple[Speculation, str | None]] = [("draft", None), ("ctc", "small-granite"), ("off", "small-granite")]
-    for asked, draft_model in wrong:
-        with pytest.raises(UsageError, match="go together"):
-            method_for(asked, GRANITE_4_0, "vllm", draft_model)
