@@ -238,7 +238,7 @@ def check_pyav() -> Check:
 
 def check_vad() -> Check:
     try:
-        from speech.audio.vad import load_silero
+        from speech.audio.silero import load_silero
 
         load_silero()
     except Exception as error:  # onnxruntime's own families, or a missing file

@@ -27,7 +27,6 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxruntime import InferenceSession
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from serve.backend import Backend
@@ -36,6 +35,7 @@ from serve.http_errors import INTERNAL, ErrorBody
 from serve.realtime_events import Session, decode_audio, parse_event
 from speech.audio.clips import Clip
 from speech.audio.live import LiveSegmenter
+from speech.audio.silero import Silero
 from speech.errors import RayscribeError, RequestError
 from speech.formats import token_usage
 from speech.listener import ListenResult
@@ -77,7 +77,7 @@ class LiveSession:
         recording_for: the recording that a form describes; raises RequestError for an unknown model, or one that
             does not support what is asked for.
         clip_s: the longest clip that the model takes.
-        vad: of ``speech.audio.vad.load_silero``.
+        vad: of ``speech.audio.silero.load_silero``.
         max_audio_s: seconds of audio, after which the session is closed.
         max_session_s: seconds of time, after which the session is closed.
     """
@@ -88,7 +88,7 @@ class LiveSession:
         backend: Backend,
         recording_for: Callable[[SpeechForm], Recording],
         clip_s: float,
-        vad: InferenceSession,
+        vad: Silero,
         max_audio_s: float,
         max_session_s: float,
     ) -> None:

@@ -28,7 +28,7 @@ from serve.metrics import LIVE, RequestMetrics
 from serve.responses import Capabilities, ModelEntry, SegmentPart, TextDelta, TextDone
 from serve.settings import MIB, ServeSettings
 from serve.upload import receive_form
-from speech.audio.vad import load_silero
+from speech.audio.silero import load_silero
 from speech.errors import RayscribeError, RequestError
 from speech.formats import CONTENT_TYPES, render_transcript, token_usage
 from speech.models.checkpoint import family_of

@@ -24,7 +24,7 @@ from speech.audio.crosstalk import CrosstalkDetector
 from speech.audio.decoders import FormatChanged
 from speech.audio.decoding import MAX_CHANNEL_S, MAX_DURATION_S, AudioFile, AudioSource, open_audio, resampled
 from speech.audio.segmenting import Segmenter
-from speech.audio.vad import load_silero
+from speech.audio.silero import load_silero
 from speech.errors import AudioError
 from speech.recording import Recording
 from speech.redaction import redact_uri

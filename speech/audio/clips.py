@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from onnxruntime import InferenceSession
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.segmenting import Segmenter, SpeechRegion
-from speech.audio.vad import WINDOW, SpeechDetector
+from speech.audio.silero import WINDOW, Silero
+from speech.audio.vad import SpeechDetector
 
 _LOUDEST = 16  # windows, half a second
 
@@ -47,7 +47,7 @@ class ChannelSegmenter:
     Args:
         channel: the channel number that its clips carry.
         clip_s: the longest clip that the model takes, in seconds.
-        vad: from ``load_silero``; may be shared.
+        vad: from ``speech.audio.silero.load_silero``; may be shared.
         start_s: the time of the first sample.
         amplification: applied to all samples.
         is_crosstalk: whether a region is only another channel's speech.
@@ -57,7 +57,7 @@ class ChannelSegmenter:
         self,
         channel: int,
         clip_s: float,
-        vad: InferenceSession,
+        vad: Silero,
         start_s: float = 0.0,
         amplification: Amplification | None = None,
         is_crosstalk: Callable[[SpeechRegion], bool] | None = None,

@@ -14,7 +14,7 @@ Limits: two channels only, and crosstalk without delay. An acoustic echo has ano
 import numpy as np
 
 from speech.audio.segmenting import SpeechRegion
-from speech.audio.vad import WINDOW
+from speech.audio.silero import WINDOW
 
 _STEP = 8  # windows compared together: a quarter of a second
 MAX_RESIDUAL = 0.05  # share of the energy; Opus crosstalk leaves at most 0.02, two voices 0.5 or more

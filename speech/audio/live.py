@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import soundfile
 import soxr
-from onnxruntime import InferenceSession
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.clips import ChannelSegmenter, Clip
+from speech.audio.silero import Silero
 
 Encoding = Literal["pcm16", "ulaw", "alaw"]
 _SUBTYPES: dict[Encoding, str] = {"pcm16": "PCM_16", "ulaw": "ULAW", "alaw": "ALAW"}
@@ -38,10 +38,10 @@ class LiveSegmenter:
     Args:
         format: of the bytes.
         clip_s: the longest clip that the model takes, in seconds.
-        vad: from ``speech.audio.vad.load_silero``; may be shared.
+        vad: from ``speech.audio.silero.load_silero``; may be shared.
     """
 
-    def __init__(self, format: LiveFormat, clip_s: float, vad: InferenceSession) -> None:
+    def __init__(self, format: LiveFormat, clip_s: float, vad: Silero) -> None:
         self._format = format
         self._clip_s = clip_s
         self._vad = vad

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from speech.audio import SAMPLE_RATE
-from speech.audio.vad import WINDOW, VadWindows
+from speech.audio.silero import WINDOW
+from speech.audio.vad import VadWindows
 
 # Silero's own thresholds for entering and leaving speech.
 ONSET_PROBABILITY = 0.5

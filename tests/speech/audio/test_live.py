@@ -8,7 +8,7 @@ import soundfile
 
 from speech.audio.clips import Clip
 from speech.audio.live import Encoding, LiveFormat, LiveSegmenter
-from speech.audio.vad import load_silero
+from speech.audio.silero import load_silero
 from speech.listener import Listener
 from speech.recording import Recording
 from testing.synthetic_audio import at_rate, sentence, silence, sndfile

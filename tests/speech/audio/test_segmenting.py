@@ -14,7 +14,8 @@ from speech.audio.segmenting import (
     SpeechRegion,
     segment_channel,
 )
-from speech.audio.vad import WINDOW, VadWindows
+from speech.audio.silero import WINDOW
+from speech.audio.vad import VadWindows
 
 CLIP_S = 10.0
 
