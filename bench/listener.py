@@ -37,7 +37,7 @@ SAMPLES = Path(__file__).parent.parent / "demo" / "samples"
 CLIP_S = 30.0
 NOT_AUDIO = {".jsonl", ".json", ".md", ".txt", ".csv", ".py"}
 
-_VAD_OPTIONS = VadOptions(
+VAD_OPTIONS = VadOptions(
     threshold=ONSET_PROBABILITY,
     min_speech_duration_ms=round(MIN_SPEECH_S * 1000),
     max_speech_duration_s=CLIP_S,
@@ -52,7 +52,7 @@ def read(path: Path) -> None:
 
 
 def faster_whisper(path: Path) -> None:
-    get_speech_timestamps(decode_audio(str(path), sampling_rate=SAMPLE_RATE), _VAD_OPTIONS)
+    get_speech_timestamps(decode_audio(str(path), sampling_rate=SAMPLE_RATE), VAD_OPTIONS)
 
 
 def listen_with(listener: Listener, channels: Channels) -> Callable[[Path], None]:
