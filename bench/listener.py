@@ -1,7 +1,7 @@
 """Throughput of a Listener, against plain decoding of the same files and against faster-whisper's front end.
 
-    python bench/listener.py                        # the recordings of demo/samples
-    python bench/listener.py calls/*.wav --rounds 9
+    python -m bench.listener                        # the recordings of demo/samples
+    python -m bench.listener calls/*.wav --rounds 9
 
 The measure is hours of audio per core-second (``time.process_time``, all threads of the process), the median over
 rounds. In each round every file goes to every contender in turn, and the ratio is the median of the rounds' ratios,
@@ -13,15 +13,21 @@ so that other load on the machine affects all alike. What is compared:
     listener auto    what a run does: channels compared, then one speaker a channel, so stereo is segmented twice
 
 The ratio is ``listener mix`` over ``faster-whisper``. Files that cannot be decoded are skipped, and named.
+
+A second table has ``listener auto`` by codec: a made call of ten minutes, agent and customer in turns over the noise of
+a line, one a channel and both on one.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import soxr
 from faster_whisper.audio import decode_audio
@@ -32,9 +38,20 @@ from speech.audio.segmenting import MIN_SILENCE_S, MIN_SPEECH_S, ONSET_PROBABILI
 from speech.errors import AudioError
 from speech.listener import Listener
 from speech.recording import Channels, Options, Recording
+from testing.synthetic_audio import RATE, call, ffmpeg, sndfile
 
 SAMPLES = Path(__file__).parent.parent / "demo" / "samples"
 CLIP_S = 30.0
+NOISE = 10 ** (-65 / 20)
+CODECS: dict[str, tuple[Callable[[np.ndarray], bytes], tuple[str, ...]]] = {
+    "G.711": (lambda samples: sndfile(samples, "WAV", "ULAW"), ("mono", "stereo")),
+    "GSM": (lambda samples: sndfile(samples, "WAV", "GSM610"), ("mono",)),
+    "Opus": (lambda samples: ffmpeg(samples, "ogg", "libopus", 48_000, bit_rate=24_000), ("mono", "stereo")),
+    "MP3": (lambda samples: ffmpeg(samples, "mp3", "libmp3lame", 16_000, bit_rate=32_000), ("mono", "stereo")),
+    "AAC": (lambda samples: ffmpeg(samples, "mp4", "aac", 16_000, bit_rate=32_000), ("mono", "stereo")),
+    "FLAC": (lambda samples: sndfile(samples, "FLAC", "PCM_16"), ("mono", "stereo")),
+    "AMR": (lambda samples: ffmpeg(samples, "amr", "libopencore_amrnb", bit_rate=12_200), ("mono",)),
+}
 NOT_AUDIO = {".jsonl", ".json", ".md", ".txt", ".csv", ".py"}
 
 VAD_OPTIONS = VadOptions(
@@ -83,6 +100,22 @@ def core_seconds(contender: Callable[[Path], None], path: Path) -> float:
     return time.process_time() - start
 
 
+def codec_rates(listener: Listener, rounds: int) -> dict[str, dict[str, float]]:
+    """Hours of audio per core-second of a made call, mono and stereo, in each codec that has the form."""
+    speech, _ = call(exchanges=56)
+    stereo = speech + NOISE * np.random.default_rng(0).standard_normal(speech.shape).astype(np.float32)
+    hours = len(stereo) / RATE / 3600
+    rates: dict[str, dict[str, float]] = defaultdict(dict)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "call"
+        for codec, (encode, forms) in CODECS.items():
+            for form in forms:
+                path.write_bytes(encode(stereo if form == "stereo" else stereo.mean(axis=1, keepdims=True)))
+                times = [core_seconds(listen_with(listener, "auto"), path) for _ in range(rounds)]
+                rates[codec][form] = hours / statistics.median(times)
+    return rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the Listener against its peers.")
     parser.add_argument("files", nargs="*", type=Path, help="recordings (default: those of demo/samples)")
@@ -118,10 +151,16 @@ def main() -> None:
         theirs / ours for theirs, ours in zip(spent["faster-whisper"], spent["listener mix"], strict=True)
     )
     print(f"listener mix over faster-whisper: {ratio:.2f}\n")
+    by_codec = codec_rates(listener, arguments.rounds)
+    print(f"{'x real time':<16}{'mono':>10}{'stereo':>10}")
+    for codec, forms in by_codec.items():
+        print(f"{codec:<16}" + "".join(f"{forms[form] * 3600:>10.0f}" for form in ("mono", "stereo") if form in forms))
+    print()
     figures = {name.replace(" ", "_").replace("-", "_"): round(rate, 4) for name, rate in rates.items()}
     print(
         json.dumps(
             {"bench": "listener", "files": len(seconds), "audio_hours": round(hours, 4), "rounds": arguments.rounds}
+            | {"by_codec": {codec: {k: round(v, 4) for k, v in forms.items()} for codec, forms in by_codec.items()}}
             | {"audio_hours_per_core_second": figures, "ratio_to_faster_whisper": round(ratio, 3)}
         )
     )
