@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from serve.app import ListenerReplica
@@ -88,8 +89,14 @@ def test_the_child_has_limits_and_no_credentials(child: int) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_costs_one_request(process: ListenerProcess, child: int, sent: signal.Signals) -> None:
-    crash = threading.Timer(0.5, os.kill, (child, sent))
-    crash.start()
+    decoding = psutil.Process(child)
+    idle_s = decoding.cpu_times().user
+
+    def crash() -> None:
+        eventually(lambda: decoding.cpu_times().user > idle_s + 0.2)
+        decoding.send_signal(sent)
+
+    threading.Thread(target=crash).start()
     error = refused(process, LONG)
     assert error.code == "poison"
     assert sent.name in error.message
