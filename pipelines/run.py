@@ -44,6 +44,9 @@ from storage.uris import protocol_of
 
 # Rows of the work list in one block of the object store. They are only text.
 WORK_ROWS_PER_BLOCK = 10_000
+# The share of ``listen_timeout_s`` for which opening a recording is retried, so that one whose storage does not respond
+# fails because of that and not as poison. The last attempt may be 15 s later (``storage.retry``).
+RETRY_SHARE = 0.25
 # How long a commit is retried while the output's storage fails. An error ends the run, so minutes are worth waiting.
 COMMIT_RETRY_FOR_S = 600.0
 CHANGED_SHOWN = 5  # ids in a message
@@ -146,14 +149,14 @@ def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
 
 def _open(job: Job, start: EngineStarter) -> tuple[Storage, Output]:
     """Checks all that can be checked before anything starts."""
-    storage = _storage(job)
+    storage = _storage(job, min(RETRY_FOR_S, RETRY_SHARE * job.listen_timeout_s))
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
     preflight(job.engine_config, job.options, loads_here=start is start_engine and not job.cluster.address)
     return storage, Output(job.output, _storage(job, COMMIT_RETRY_FOR_S))
 
 
-def _storage(job: Job, retry_for_s: float = RETRY_FOR_S) -> Storage:
+def _storage(job: Job, retry_for_s: float) -> Storage:
     """The job's storage. Rows may also name the scheme of the manifest, since the user named that."""
     schemes = (*job.allow_scheme, protocol_of(job.manifest))
     return Storage(job.storage_options, retry_for_s, schemes, job.allow_private_hosts)

@@ -48,6 +48,16 @@ def test_poison_fails_and_the_others_of_its_block_are_transcribed(calls: Path, t
     assert set(errors.values()) == {None}
 
 
+def test_storage_that_does_not_respond_is_no_poison(calls: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    manifest = manifest_of(calls, {"audio": f"http://127.0.0.1:{port}/call.wav"})
+    [answer] = transcribe(
+        manifest, tmp_path / "out", listen_timeout_s=24, allow_scheme="http", allow_private_hosts=True
+    )
+    assert answer["error"]["code"] == "unreadable"
+
+
 def test_poison_in_one_block_is_tried_twice_each(calls: Path, tmp_path: Path) -> None:
     ids = [f"call-{number:02}" for number in range(24)]  # three to a block
     poison = ids[:2]
