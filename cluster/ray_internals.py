@@ -3,6 +3,7 @@
     backpressure policy    limits the blocks that wait between two operators of Ray Data
     execution callback     drops the statistics that Ray Data keeps of every block
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
+    _worker_logs_enabled   whether the driver prints messages of Ray's processes
     ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
 
 Import it late: it imports Ray Data, which takes half a second. ``cluster.session.connect_ray`` calls ``check`` before
@@ -32,6 +33,7 @@ def _unsupported(missing: str) -> RayscribeError:
 
 try:
     from ray._private import ray_constants
+    from ray._private import worker as ray_worker
     from ray.data import DataContext
     from ray.data._internal.execution.backpressure_policy import (
         ENABLED_BACKPRESSURE_POLICIES,
@@ -83,6 +85,8 @@ def _missing() -> Iterator[str]:
     for name in ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"):
         if not hasattr(ray_constants, name):
             yield f"ray_constants.{name}"
+    if "_worker_logs_enabled" not in ray_worker.print_worker_logs.__code__.co_names:
+        yield "worker._worker_logs_enabled"
     init: CodeType = inspect.unwrap(ray.init).__code__
     if "_metrics_export_port" not in init.co_consts:
         yield "ray.init(_metrics_export_port)"
@@ -91,6 +95,14 @@ def _missing() -> Iterator[str]:
 def metrics_port_argument(port: int) -> dict[str, int]:
     """The argument of ``ray.init`` that sets the port at which Ray exports its metrics."""
     return {"_metrics_export_port": port}
+
+
+def hide_messages() -> None:
+    """Keeps messages of Ray's processes, as that a worker has died, from this process's stdout.
+
+    They begin with "(raylet)", and are printed in spite of ``log_to_driver=False``. Ray's logs have them.
+    """
+    ray_worker._worker_logs_enabled = False
 
 
 def use_loopback() -> None:

@@ -1,9 +1,12 @@
 """This process's connection to Ray: joined or started, the layout of actors on it, and the exit of a failed process."""
 
+import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from cluster.nodes import Layout, local_slots, plan_layout
@@ -27,7 +30,7 @@ def connect_ray(address: str | None, metrics_port: int | None = None, *, loopbac
         RayscribeError: ``ray_failed`` or ``unsupported_ray``.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry unless the user asks for it
-    # Ray's own processes log to files, and not between the lines of ours.
+    # Ray's own code in C++ writes nothing between the lines of ours, in this process and others.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
@@ -44,12 +47,30 @@ def connect_ray(address: str | None, metrics_port: int | None = None, *, loopbac
             arguments |= ray_internals.metrics_port_argument(metrics_port)
         if loopback:
             ray_internals.use_loopback()
+    ray_internals.hide_messages()
     try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
+        with _native_stderr_hidden():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **arguments)
     except Exception as error:  # Ray raises a plain Exception where its own processes do not start
         raise RayscribeError("ray_failed", f"Ray cannot be started or joined: {last_error_line(error)}") from error
     if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextlib.contextmanager
+def _native_stderr_hidden() -> Iterator[None]:
+    """Discards what native code writes to file descriptor 2. ``sys.stderr`` writes to a duplicate of it meanwhile.
+
+    Ray's core writes a line there when it starts, even at the log level "fatal": that it has that level.
+    """
+    sys.stderr.flush()
+    with open(os.dup(2), "w", buffering=1) as shown, open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
+        try:
+            with contextlib.redirect_stderr(shown):
+                yield
+        finally:
+            os.dup2(shown.fileno(), 2)
 
 
 def cluster_layout(cluster: ClusterConfig) -> Layout:

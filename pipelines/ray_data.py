@@ -16,4 +16,9 @@ def configure_ray_data() -> None:
     context.enable_progress_bars = False  # pipelines.progress shows the job, not Ray's operators
     context.execution_options.verbose_progress = False
     bound_driver_memory(context)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    log = logging.getLogger("ray.data")
+    log.setLevel(logging.ERROR)
+    for handler in [*log.handlers]:
+        # Not to the terminal: an actor that cannot start comes with some 90 lines. The log in Ray's session has them.
+        if isinstance(handler, logging.StreamHandler):
+            log.removeHandler(handler)
