@@ -45,7 +45,7 @@ from storage.uris import protocol_of
 # Rows of the work list in one block of the object store. They are only text.
 WORK_ROWS_PER_BLOCK = 10_000
 # The share of ``listen_timeout_s`` for which opening a recording is retried, so that one whose storage does not respond
-# fails because of that and not as poison. The last attempt may be 15 s later (``storage.retry``).
+# fails because of that and not as poison.
 RETRY_SHARE = 0.25
 # How long a commit is retried while the output's storage fails. An error ends the run, so minutes are worth waiting.
 COMMIT_RETRY_FOR_S = 600.0

@@ -22,9 +22,15 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 
 def retry(retry_for_s: float, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Returns ``call(*args, **kwargs)``, retried after transient errors until ``retry_for_s`` has passed."""
+    backoff = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        """The backoff, or what is left of the time: the last attempt is made when it has passed, and not later."""
+        return min(backoff(state), max(0.0, retry_for_s - (state.seconds_since_start or 0.0)))
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
-        wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+        wait=wait,
         stop=tenacity.stop_after_delay(retry_for_s),
         reraise=True,
     )

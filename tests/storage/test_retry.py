@@ -13,6 +13,7 @@ import pytest
 from speech.errors import AudioError, UsageError
 from storage.driver_errors import error_code, is_transient
 from storage.filesystem import Storage
+from storage.retry import retry
 from testing.fault_proxy import FAULTS, FaultProxy, faults_before
 from tests.conftest import S3
 from tests.storage.remote import LOCAL_WEB, open_remote
@@ -270,3 +271,17 @@ def test_credentials_that_are_no_longer_accepted_are_forbidden(code: str) -> Non
     for error in (ClientError(response, "GetObject"), translate_boto_error(ClientError(response, "GetObject"))):
         assert error_code(error) == "forbidden"
         assert not is_transient(error)
+
+
+def test_the_last_attempt_is_made_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("storage.retry._FIRST_WAIT_S", 100.0)  # as after many attempts
+    monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
+
+    def refused() -> None:
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        retry(0.2, refused)
+    assert waits
+    assert max(waits) <= 0.2
