@@ -2,6 +2,7 @@
 #   demo    transcribes the sample calls and shows each transcript beside its reference
 #   check   lint, and the tests that need neither Ray, an engine, S3 nor a browser
 #   test    all tests        lint   style, types, imports, dependencies
+#   bench-quick   ratios of the main benches, in two minutes
 #   lock    the exact versions that the images install: k8s/requirements-*.txt
 PYTHON ?= python3
 # vLLM's build: gpu where there is an NVIDIA driver, else cpu.
@@ -9,7 +10,7 @@ BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 UV ?= $(or $(shell command -v uv),.tools/bin/uv)
 RUN := .venv/bin
 
-.PHONY: demo check test lint lock setup chromium
+.PHONY: demo check test lint lock setup chromium bench-quick
 setup: .venv/ready
 
 demo: setup
@@ -22,6 +23,9 @@ check: lint
 
 test: setup chromium
 	$(RUN)/python -m pytest
+
+bench-quick: setup
+	@$(RUN)/python -m bench.quick
 
 # The page is tested in a browser: one that is here, or Debian's where it may be installed; else those tests skip.
 APT := DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq

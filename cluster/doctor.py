@@ -34,6 +34,8 @@ OBJECT_STORE_SHARE = 0.3  # of memory: the size of Ray's object store if /dev/sh
 # Codecs that PyAV's wheels contain; an av built from source may lack some.
 CODECS = ("aac", "amrnb", "amrwb", "gsm_ms", "mp3", "opus", "vorbis", "wmav2")
 HUB_TIMEOUT_S = 3.0
+# As /proc/cpuinfo names them: x86's AVX512-BF16 and AMX, Arm's BF16.
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def run_checks(model: str = DEFAULT_MODEL, online: bool = False) -> list[Check]:
     functions: list[Callable[[], Check]] = [
         check_python,
         check_cores,
+        check_bfloat16,
         check_memory,
         lambda: Check("GPU", None, "; ".join(gpus) or "none: the engine runs on the CPU"),
         lambda: check_vllm(gpus),
@@ -112,6 +115,13 @@ def check_cores() -> Check:
     quota, _, period = _cgroup("cpu.max").partition(" ")
     limited = f", of which this container may use {int(quota) / int(period):g}" if quota.isdigit() else ""
     return Check("cores", True, f"{cores}{limited}")
+
+
+def check_bfloat16() -> Check:
+    """Whether this CPU multiplies bfloat16 in hardware, as an engine on it should for ``--dtype bfloat16``."""
+    if BFLOAT16_FLAGS & set(_cpu_info().split()):
+        return Check("bfloat16 on the CPU", True, "in hardware")
+    return Check("bfloat16 on the CPU", None, "emulated, far slower than float32, which --dtype auto takes")
 
 
 def check_memory() -> Check:
@@ -321,6 +331,14 @@ def _memory() -> int:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max")
     return min(machine, int(limit)) if limit.isdigit() else machine
+
+
+def _cpu_info() -> str:
+    """Linux's description of the processors; an empty string elsewhere."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
 
 
 def _cgroup(name: str) -> str:

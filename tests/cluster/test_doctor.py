@@ -159,3 +159,9 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     check = doctor.check_hub()
     assert check.ok is None
     assert "HF_ENDPOINT" in check.fix
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("fpu avx2 avx512f", "emulated"), ("fpu avx512_bf16", "in hardware")])
+def test_bfloat16_on_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: str, expected: str) -> None:
+    monkeypatch.setattr(doctor, "_cpu_info", lambda: f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert expected in doctor.check_bfloat16().found
