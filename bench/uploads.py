@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.serve_load import server
+from serve.settings import MIB
 
-MIB = 1 << 20
 PAUSE_S = 0.5
 BOUNDARY = "upload"
 HEAD = (
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = ["-m", "rayscribe", "serve", "--model", parsed.model, "--port", "{port}"]
     command += ["--max-upload-mib", str(parsed.mib), "--max-requests", str(2 * parsed.uploads)]
     with server(command, "listening at") as url:
-        processes = [psutil.Process(), *psutil.Process().children(recursive=True)][1:]
+        processes = psutil.Process().children(recursive=True)
         before = _anonymous_mib(processes)
         answers, sent_mib, peak = asyncio.run(_offer(url, processes, parsed.uploads, parsed.mib, parsed.seconds))
     table = Table("", "MiB", title=f"{parsed.uploads} uploads of {parsed.mib} MiB")

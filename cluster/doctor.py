@@ -335,15 +335,17 @@ def _memory() -> int:
 
 def _cpu_info() -> str:
     """Linux's description of the processors; an empty string elsewhere."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
+    return _text_of("/proc/cpuinfo")
 
 
 def _cgroup(name: str) -> str:
     """A limit of this container (cgroup v2); an empty string if there is none."""
+    return _text_of(f"/sys/fs/cgroup/{name}").strip()
+
+
+def _text_of(path: str) -> str:
+    """A file's text; an empty string if there is no such file."""
     try:
-        return Path("/sys/fs/cgroup", name).read_text().strip()
+        return Path(path).read_text()
     except OSError:
         return ""

@@ -29,8 +29,8 @@ class Layout:
         """Ray's ``runtime_env`` of an actor that holds an engine."""
         if self.threads_per_engine is None:
             return {}
-        # OpenMP's threads would spin between the engine's kernels, on cores that Listeners share. Measured on two
-        # cores: a third of the engine's CPU time without it, for the same work.
+        # By default OpenMP's threads spin between the engine's kernels, on cores that Listeners share. Measured on two
+        # cores: passive ones take a third of the CPU time for the same work.
         return {"env_vars": {"OMP_NUM_THREADS": str(self.threads_per_engine), "OMP_WAIT_POLICY": "PASSIVE"}}
 
 

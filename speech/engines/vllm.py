@@ -10,8 +10,6 @@ are one in vLLM, gets the audio as an array.
 
 import asyncio
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
@@ -176,13 +174,22 @@ class VllmEngine:
 
     async def _generate(self, clip: ClipRequest, prompt: Any, draft: dict[str, Any]) -> Any:
         """vLLM's final output for a clip."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
         output = None
-        with _request_errors(clip):
+        try:
             await self._prepare()
             async for partial in self._llm.generate(
                 prompt, self._sampling(clip, draft), request_id=clip.id, trace_headers=trace_headers()
             ):
                 output = partial
+        except EngineDeadError as error:
+            raise EngineDied("engine_died", f"the vLLM engine has died: {error}") from error
+        except (EngineGenerateError, VLLMClientError, ValueError) as error:
+            raise EngineError(
+                "engine_refused", f"vLLM could not decode a clip of {clip.seconds:.1f} s: {error}"
+            ) from error
         assert output is not None  # generate yields at least the final output
         return output
 
@@ -258,20 +265,6 @@ class VllmEngine:
 
     def stop(self) -> None:
         self._llm.shutdown()
-
-
-@contextmanager
-def _request_errors(clip: ClipRequest) -> Iterator[None]:
-    """Turns the errors of front end and vLLM for one clip into our own."""
-    from vllm.exceptions import VLLMClientError
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise EngineDied("engine_died", f"the vLLM engine has died: {error}") from error
-    except (EngineGenerateError, VLLMClientError, ValueError) as error:
-        raise EngineError("engine_refused", f"vLLM could not decode a clip of {clip.seconds:.1f} s: {error}") from error
 
 
 def _accepted(encoded: "EncodedClip", tokens: list[int]) -> DecodingResult:

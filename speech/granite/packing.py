@@ -70,10 +70,6 @@ class Packing:
         packed[self.rows] = frames
         return packed.view(-1, self.size, frames.shape[1])
 
-    def unpack(self, packed: torch.Tensor) -> list[torch.Tensor]:
-        """The frames of each clip, each of shape (frames, dim)."""
-        return list(packed.flatten(0, 1)[self.rows].split(list(self.lengths)))
-
     def _starts(self) -> list[int]:
         """The row of each clip's first frame."""
         starts, row = [], 0

@@ -176,12 +176,6 @@ class ModelRunner:
         ids: KeysView[str] = self._runner.requests.keys()
         return ids
 
-    @property
-    def max_model_len(self) -> int:
-        """Length of the context, in tokens."""
-        length: int = self._runner.max_model_len
-        return length
-
     def request(self, request_id: str) -> Request:
         """One of ``held_requests``."""
         return Request(self._runner.requests[request_id])
