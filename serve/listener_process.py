@@ -294,9 +294,9 @@ def _listen(listener: Listener, recording: Recording, audio: BinaryIO) -> tuple[
         return _Answer.of(listened), listened.clips
     except AudioError as error:
         code, message = error.code, error.message
-    except MemoryError:  # what a library holds after a failed allocation is unknown
-        sys.exit(errno.ENOMEM)
     except Exception as unforeseen:  # a bug must fail one request
+        if isinstance(unforeseen, MemoryError) or getattr(unforeseen, "errno", None) == errno.ENOMEM:
+            sys.exit(errno.ENOMEM)  # what a library holds after a failed allocation is unknown
         log.exception("decoding an upload")
         code, message = "internal", f"{type(unforeseen).__name__}: {unforeseen}"
     return _Answer(error=_Error(code=code, message=message)), []
