@@ -40,7 +40,7 @@ RUNS = (
         "frontend --clips 16 --rounds 1",
         lambda figures: {f"front end over Transformers, {each['clips']} clips": each["ratio"] for each in figures},
     ),
-    Run("speculation --modes off,auto,ctc-accept --concurrency 16 --rounds 1", speculation_ratios),
+    Run("speculation --modes off,auto --concurrency 16 --rounds 1", speculation_ratios),
     Run(
         "pipeline --copies 4 --rounds 1",
         lambda figures: {"job over the engine alone": figures["median_ratio"]},

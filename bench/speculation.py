@@ -1,7 +1,7 @@
 """Speculative decoding: engine steps, tokens a step and RTFx with and without drafts, by concurrency.
 
     python -m bench.speculation [--model demo/model] [--manifest demo/samples/manifest.jsonl]
-                                [--modes off,auto,ctc,ctc-accept] [--concurrency 1,4,16,64]
+                                [--modes off,auto,ctc] [--concurrency 1,4,16,64]
 
 Every mode decodes the same clips of the manifest's recordings, in the same order, at the same concurrency. All
 engines are loaded at the start and take turns, round by round, so that other load on the machine affects all
@@ -31,9 +31,9 @@ from rich.table import Table
 from pipelines import manifest
 from pipelines.evaluate import Evaluation, score
 from speech.engines.base import ClipRequest, DecodingResult, Engine, EngineConfig, start_engine
-from speech.engines.speculation import check_speculation
 from speech.engines.vllm import VllmEngine
 from speech.errors import RayscribeError
+from speech.granite.drafts import Drafts
 from speech.listener import Listener
 from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo/model")
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
-    parser.add_argument("--modes", default="off,auto,ctc,ctc-accept", help="off is the baseline and comes first")
+    parser.add_argument("--modes", default="off,auto,ctc", help="off is the baseline and comes first")
     parser.add_argument("--concurrency", default="1,4,16,64")
     parser.add_argument("--times", type=int, default=1, help="passes over the manifest's clips in a run")
     parser.add_argument("--rounds", type=int, default=3)
@@ -125,7 +125,6 @@ def clips_of(uri: str, model: str) -> tuple[dict[str, str], list[ClipRequest]]:
         try:
             recording = Recording.from_row(row, Options())
             family.check(recording.options)
-            check_speculation("ctc-accept", recording.options)
             listened = listener.listen(recording)
         except RayscribeError:  # the samples contain bad rows on purpose
             continue
@@ -151,7 +150,7 @@ async def _measure(
         for level, _ in itertools.product(levels, range(rounds)):
             for config in configs:
                 engine, mode = engines[config.speculation], config.speculation
-                _reset_drafts(engine, config)
+                _reset_drafts(engine)
                 runs.setdefault((mode, level), []).append(await decode_all(engine, clips, level))
         return runs
     finally:
@@ -159,11 +158,11 @@ async def _measure(
             engine.stop()
 
 
-def _reset_drafts(engine: Engine, config: EngineConfig) -> None:
+def _reset_drafts(engine: Engine) -> None:
     """Discards the spellings and the acceptance that an engine has learned in earlier runs."""
     if isinstance(engine, VllmEngine):
         engine._prepared = None
-        engine._drafts = engine._new_drafts(config)
+        engine._drafts = Drafts(engine._tokenizer)
 
 
 async def decode_all(engine: Engine, clips: list[ClipRequest], concurrency: int) -> Run:

@@ -184,8 +184,8 @@ def check_drafting(model: str) -> Check:
         return Check("drafts", None, "none: only the vllm engine verifies them", _install(find_gpus()))
     if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
         fix = "unset VLLM_USE_V2_MODEL_RUNNER: that model runner of vLLM accepts no custom drafter"
-        return Check("drafts", None, "ngram; not ctc, ctc-accept", fix)
-    return Check("drafts", True, "ctc (auto takes it), ctc-accept, ngram")
+        return Check("drafts", None, "ngram; not ctc", fix)
+    return Check("drafts", True, "ctc (auto takes it), ngram")
 
 
 def check_packages(gpus: list[str]) -> Check:

@@ -48,7 +48,5 @@ class Job(Settings):
 
     def text_settings(self) -> dict[str, Any]:
         """The settings that the text of a transcript depends on: those of the model and of the recordings."""
-        named = {"model", "engine", "dtype"}
-        if self.engine_config.speculation == "ctc-accept":  # every other way of drafting leaves the text alone
-            named |= {"speculation", "accept_entropy", "accept_probability"}
+        named = {"model", "engine", "dtype"}  # drafts leave the text as it is
         return self.engine_config.model_dump(mode="json", include=named) | self.options.model_dump(mode="json")

@@ -32,7 +32,6 @@ from speech.engines.start_limit import start_within_limit
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
 from speech.listener import Listener
 from speech.models.checkpoint import family_of
-from speech.preflight import check_request
 from speech.recording import Options, Recording
 from speech.redaction import redact_uri
 from speech.transcriber import Transcriber
@@ -62,7 +61,6 @@ class Listen:
     ) -> None:
         self._defaults = defaults
         self._family = family_of(engine.model)
-        self._speculation = engine.speculation
         self._listener = Listener(clip_s=self._family.clip_s, open_audio=storage.open_audio)
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
@@ -97,7 +95,7 @@ class Listen:
             if not may_try:
                 raise AudioError("poison", _poison_message("listening to", recording_id, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
-            check_request(self._family, self._speculation, recording.options)
+            self._family.check(recording.options)
             listened = self._listener.listen(recording)
         except (RequestError, AudioError) as refused:
             error = refused

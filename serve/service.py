@@ -32,7 +32,6 @@ from speech.audio.silero import load_silero
 from speech.errors import RayscribeError, RequestError
 from speech.formats import CONTENT_TYPES, render_transcript, token_usage
 from speech.models.checkpoint import family_of
-from speech.preflight import check_request
 from speech.recording import Recording, Task
 from speech.transcriber import ClipTranscript, segment_separator
 from speech.transcript import Usage
@@ -135,7 +134,7 @@ class TranscriptionService:
         """The recording that a form describes, once the model is known to support what it asks for."""
         self.model(form.model)
         recording = form.recording(uuid.uuid4().hex, name)
-        check_request(self._family, self._settings.engine_config.speculation, recording.options)
+        self._family.check(recording.options)
         return recording
 
     async def _events(

@@ -1,12 +1,11 @@
 """All checks of model, engine settings and options that are possible before anything starts.
 
 Job and endpoint call ``preflight`` first: an engine that cannot load its model, or does not have the speculation asked
-for, would fail minutes later, in another process. ``check_request`` alone checks a recording's options against the
-model: the job calls it in its Listener, before the audio is opened; the endpoint for each request.
+for, would fail minutes later, in another process.
 """
 
 from speech.engines.base import EngineConfig
-from speech.engines.speculation import Speculation, check_speculation, method_for
+from speech.engines.speculation import method_for
 from speech.errors import RequestError, UsageError
 from speech.models.checkpoint import check_available, family_of
 from speech.models.families import Family
@@ -27,25 +26,15 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
 
     Raises:
         UsageError: ``unknown_model``, ``bad_option``, ``no_hub``, ``forbidden``, ``bad_engine``, or a code of
-            ``check_request``.
+            ``Family.check``.
     """
     family = family_of(engine.model)
     method_for(engine.speculation, family, engine.engine)
     if options is not None:
         try:
-            check_request(family, engine.speculation, options)
+            family.check(options)
         except RequestError as error:
             raise UsageError(error.code, error.message) from error
     if loads_here:
         check_available(engine.model)
     return family
-
-
-def check_request(family: Family, speculation: Speculation, options: Options) -> None:
-    """Checks one recording's options against the model and the engine's speculation.
-
-    Raises:
-        RequestError: ``unsupported_language``, ``unsupported_task`` or ``unsupported_option``.
-    """
-    family.check(options)
-    check_speculation(speculation, options)

@@ -176,7 +176,7 @@ def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> lis
             end_s=round(clip.end_s, 3),
             text=text,
             avg_logprob=decoding.avg_logprob,
-            flags=(*text_flags, *decoding.flags),
+            flags=text_flags,
             words=tuple(words),
         )
         for speaker, text in turns

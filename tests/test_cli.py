@@ -54,16 +54,6 @@ def test_what_the_model_lacks_is_refused_with_what_it_has(
     assert "keywords" in refused(capsys, "transcribe", manifest, "--output", out, "--punctuation")
 
 
-def test_fast_mode_is_refused_for_what_the_encoder_cannot_write(
-    capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path
-) -> None:
-    fast = ("transcribe", manifest, "--output", str(tmp_path / "out"), "--speculation", "ctc-accept")
-    assert "keywords" in refused(capsys, *fast, "--keywords", "zanzibar")
-    assert "translation" in refused(capsys, *fast, "--task", "translate", "--target-language", "de")
-    assert "punctuation" in refused(capsys, *fast, "--punctuation")
-    assert "transformers" in refused(capsys, *fast, "--engine", "transformers")
-
-
 def test_wrong_values_name_their_option(capsys: pytest.CaptureFixture[str], manifest: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     assert "--concurrent-clips must be a whole number (got 'none')" in refused(

@@ -37,15 +37,7 @@ class EngineConfig(BaseModel):
         "auto",
         description="speculative decoding: drafts that the model verifies, for speed; the text stays the same. ctc: "
         "the CTC hypothesis of Granite's encoder; ngram: repetitions; "
-        "auto: ctc, as much as pays. ctc-accept may change words: it accepts the hypothesis where it is likely enough",
-    )
-    accept_entropy: float = Field(
-        0.7,
-        ge=0,
-        description="ctc-accept: the CTC hypothesis is the text of a clip if no frame has a higher entropy (nats)",
-    )
-    accept_probability: float = Field(
-        0.2, ge=0, le=1, description="ctc-accept: else, a draft token of at least this probability is accepted"
+        "auto: ctc, as much as pays",
     )
     draft_tokens: int | None = Field(
         None, ge=1, le=128, description="draft tokens verified at once, at most (default: by the method of drafting)"
@@ -96,7 +88,6 @@ class DecodingResult:
     avg_logprob: float | None  # mean natural-log probability of the tokens, where known
     complete: bool  # False: stopped at the token limit
     usage: Usage = field(default_factory=Usage)
-    flags: tuple[str, ...] = ()  # ctc_text, ctc_words (ctc-accept): the text is not the model's own, or not all of it
 
 
 class Engine(Protocol):

@@ -3,19 +3,15 @@
 ``speculation`` of the engine's settings chooses the method; whether a clip is drafted for depends on its options as
 well. Verified drafts cost or save time and never change the text, so where they cannot help they are silently left
 out; only an explicit choice that is not available is refused.
-
-``ctc-accept`` alone changes words: it accepts the CTC hypothesis where the model might have decoded otherwise. It is
-never chosen by default, and refused for options whose text CTC cannot produce: it would ignore either the options or
-its own name.
 """
 
 from typing import Literal
 
-from speech.errors import RequestError, UsageError
+from speech.errors import UsageError
 from speech.models.families import Family, Granite
 from speech.recording import Options
 
-Speculation = Literal["auto", "ctc", "ngram", "off", "ctc-accept"]
+Speculation = Literal["auto", "ctc", "ngram", "off"]
 Method = Literal["ctc", "ngram"]
 
 # Draft tokens verified at once, at most.
@@ -37,43 +33,19 @@ def method_for(asked: Speculation, family: Family, engine: str) -> Method | None
             f"speculation {asked!r} needs Granite Speech in the vllm engine, not {family.name} in {engine}; "
             "give auto or off",
         )
-    return "ctc" if asked == "auto" or asked == "ctc-accept" else asked
-
-
-def check_speculation(asked: Speculation, options: Options) -> None:
-    """Refuses ``ctc-accept`` for options whose text CTC cannot produce.
-
-    Raises:
-        RequestError: ``unsupported_option``.
-    """
-    if asked == "ctc-accept" and (lacking := _beyond_ctc(options, keywords=True)):
-        raise RequestError(
-            "unsupported_option",
-            f"speculation 'ctc-accept' accepts the encoder's CTC hypothesis as text, which has no {lacking}; "
-            "transcribe such recordings with speculation auto or off",
-        )
+    return "ctc" if asked == "auto" else asked
 
 
 def ctc_can_help(options: Options) -> bool:
     """Whether the CTC hypothesis is a useful draft of the text that these options ask for.
 
-    Keywords do no harm: they are in the prompt of the model that verifies.
-    """
-    return _beyond_ctc(options, keywords=False) is None
-
-
-def _beyond_ctc(options: Options, keywords: bool) -> str | None:
-    """The first option that a CTC hypothesis cannot fulfil; None if there is none.
-
     A hypothesis is a transcript in the spoken language, lower case, without punctuation, in characters up to Latin
-    Extended-A, and does not depend on the prompt.
+    Extended-A. Keywords do no harm: they are in the prompt of the model that verifies.
     """
-    asked = {
-        "translation": options.task == "translate",
-        "keywords": keywords and bool(options.keywords),
-        "punctuation": options.punctuation,
-        "word times": options.word_timestamps,
-        "speaker tags": options.speaker_tags,
-        "Japanese": options.language == "ja",
-    }
-    return next((name for name, is_asked in asked.items() if is_asked), None)
+    return not (
+        options.task == "translate"
+        or options.punctuation
+        or options.word_timestamps
+        or options.speaker_tags
+        or options.language == "ja"
+    )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
-from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
+from speech.engines.speculation import DRAFT_TOKENS, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.granite import plugin
 from speech.granite.drafts import Drafts
@@ -34,8 +34,6 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 GIB = 1 << 30
-# Flags of texts made by ctc-accept: the CTC hypothesis, whole; with words of it that were not the model's first choice.
-CTC_TEXT, CTC_WORDS = "ctc_text", "ctc_words"
 
 
 class VllmEngine:
@@ -48,7 +46,6 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         self._family = family
-        self._speculation = config.speculation
         self._method = method_for(config.speculation, family, "vllm")
         self._adaptive = config.speculation == "auto"
         arguments = self._arguments(config, on_cpu=current_platform.is_cpu())
@@ -59,7 +56,7 @@ class VllmEngine:
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"vLLM cannot load {config.model!r}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
-        self._drafts = self._new_drafts(config)
+        self._drafts = Drafts(self._tokenizer)
         self._prepared: asyncio.Future[None] | None = None
 
     def _new_front_end(self, model: str) -> "BatchingFrontEnd":
@@ -75,11 +72,6 @@ class VllmEngine:
         except BaseException:
             self._llm.shutdown()
             raise
-
-    def _new_drafts(self, config: EngineConfig) -> Drafts:
-        if config.speculation == "ctc-accept":
-            return Drafts(self._tokenizer, config.accept_entropy, config.accept_probability)
-        return Drafts(self._tokenizer)
 
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         """vLLM's engine arguments."""
@@ -128,7 +120,6 @@ class VllmEngine:
         }
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
-        check_speculation(self._speculation, clip.options)  # also for callers that skip speech.preflight
         if self._front_end is None:
             return self._result(clip, await self._generate(clip, self._whisper_prompt(clip), {}))
         try:
@@ -139,8 +130,6 @@ class VllmEngine:
             ) from error
         if not (self._method == "ctc" and ctc_can_help(clip.options)):
             return self._result(clip, await self._generate(clip, self._granite_prompt(clip, encoded), {}), encoded)
-        if (tokens := self._drafts.accepted(encoded.hypothesis)) is not None:
-            return _accepted(encoded, tokens)
         draft = self._drafts.extra_args(encoded.hypothesis)
         output = await self._generate(clip, self._granite_prompt(clip, encoded), draft)
         result = self._result(clip, output, encoded)
@@ -162,7 +151,6 @@ class VllmEngine:
             token_ids=tokens,
             avg_logprob=logprob / len(tokens) if logprob is not None and tokens else None,
             complete=completion.finish_reason == "stop",
-            flags=(CTC_WORDS,) if self._speculation == "ctc-accept" and _has_unlikely_tokens(completion) else (),
             usage=Usage(
                 audio_tokens=len(encoded.embeddings) if encoded else 0,
                 prompt_tokens=len(output.prompt_token_ids or []),
@@ -208,8 +196,7 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            relaxed = self._speculation == "ctc-accept"
-            bound = await self._llm.collective_rpc("bind_drafter", args=(self._adaptive, relaxed))
+            bound = await self._llm.collective_rpc("bind_drafter", args=(self._adaptive,))
         except EngineDeadError:
             raise
         except Exception as error:  # vLLM passes on a worker's exception as a bare Exception with its text
@@ -265,26 +252,3 @@ class VllmEngine:
 
     def stop(self) -> None:
         self._llm.shutdown()
-
-
-def _accepted(encoded: "EncodedClip", tokens: list[int]) -> DecodingResult:
-    """The result for a clip whose CTC hypothesis is its text: the language model has not seen it."""
-    return DecodingResult(
-        text=encoded.hypothesis.text,
-        token_ids=tuple(tokens),
-        avg_logprob=None,
-        complete=True,
-        usage=Usage(
-            audio_tokens=len(encoded.embeddings),
-            output_tokens=len(tokens),
-            draft_tokens=len(tokens),
-            accepted_draft_tokens=len(tokens),
-        ),
-        flags=(CTC_TEXT,),
-    )
-
-
-def _has_unlikely_tokens(completion: Any) -> bool:
-    """Whether a token of the text was not the model's first choice (``speech.granite.acceptance``)."""
-    tokens = zip(completion.token_ids, completion.logprobs or [], strict=False)
-    return any(candidates[token].rank != 1 for token, candidates in tokens)

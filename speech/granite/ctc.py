@@ -16,10 +16,9 @@ BLANK = 0
 
 @dataclass(frozen=True)
 class CtcHypothesis:
-    """Greedy CTC decoding of one clip. Tensors stay on the encoder's device until a property is read."""
+    """Greedy CTC decoding of one clip. The tensor stays on the encoder's device until the text is read."""
 
     labels: torch.Tensor  # the likeliest of each frame, shape (frames,), int64
-    entropies: torch.Tensor  # of each frame's distribution, shape (frames,), in nats
 
     @property
     def text(self) -> str:
@@ -31,11 +30,6 @@ class CtcHypothesis:
         labels = torch.unique_consecutive(self.labels).tolist()
         return " ".join("".join(chr(label) for label in labels if label != BLANK).split())
 
-    @property
-    def max_entropy(self) -> float:
-        """The highest entropy of any frame, in nats, by which the paper gates; 0 without frames."""
-        return self.entropies.max().item() if len(self.entropies) else 0.0
-
 
 def decode(logits: torch.Tensor, lengths: Sequence[int]) -> list[CtcHypothesis]:
     """Decodes clips greedily.
@@ -44,7 +38,4 @@ def decode(logits: torch.Tensor, lengths: Sequence[int]) -> list[CtcHypothesis]:
         logits: of the CTC head for the frames of all clips, one clip after another, shape (frames, labels).
         lengths: frames of each clip.
     """
-    log_probs = logits.float().log_softmax(-1)
-    labels, entropies = log_probs.argmax(-1), -(log_probs.exp() * log_probs).sum(-1)
-    parts = zip(labels.split(list(lengths)), entropies.split(list(lengths)), strict=True)
-    return [CtcHypothesis(*part) for part in parts]
+    return [CtcHypothesis(labels) for labels in logits.argmax(-1).split(list(lengths))]

@@ -8,9 +8,7 @@ not for which request. The missing link is read from vLLM's model runner (``spee
 
 The draft is in the request's sampling parameters: ``extra_args={"draft": TOKENS}`` (of the encoder's CTC hypothesis:
 ``speech.granite.drafts``). At temperature 0 vLLM accepts a draft token only where it is the model's first choice, so a
-wrong or a missing draft costs time and never changes the text. With ``"accept": MIN_PROB`` beside it, every token to
-which the model gives at least this probability is accepted, up to the first that is not; from there on the draft is
-verified exactly.
+wrong or a missing draft costs time and never changes the text.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +17,11 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.tokenizers import TokenizerLike, cached_tokenizer_from_config
 
-from speech.granite.acceptance import DraftWindow, RelaxedSampling
 from speech.granite.alignment import Draft
 from speech.granite.draft_length import STEP_COST_TOKENS, AcceptanceCount, DraftLengthPolicy
 from speech.granite.runner import ModelRunner, Request, drafter_of
 
-DRAFT, ACCEPT = "draft", "accept"  # keys in extra_args
+DRAFT = "draft"  # the key in extra_args
 
 
 @dataclass
@@ -33,17 +30,8 @@ class DraftState:
 
     draft: Draft
     request: Request
-    min_prob: float | None = None  # relaxed acceptance from this probability on; None: exact verification
-    # What the model should output next: the slice proposed to the scheduler, and the draft token after it, which can
-    # be accepted as the same step's bonus token.
-    window: list[int] = field(default_factory=list)
     consumed: int = 0  # output tokens that the draft has been advanced by
     count: AcceptanceCount = field(default_factory=AcceptanceCount)
-
-    def propose(self, size: int) -> list[int]:
-        """The next slice of the draft."""
-        self.window = self.draft.propose(size + 1)
-        return self.window[:size]
 
 
 class CtcDrafter:
@@ -61,19 +49,16 @@ class CtcDrafter:
     def load_model(self, model: object) -> None:
         """There is nothing to load; vLLM's CPU runner calls this on every drafter."""
 
-    def bind(self, runner: ModelRunner, adaptive: bool, relaxed: bool) -> None:
+    def bind(self, runner: ModelRunner, adaptive: bool) -> None:
         """Sets the model runner to draft for.
 
         Args:
             runner: of this worker.
             adaptive: whether slices are sized by acceptance and load, or always the longest.
-            relaxed: whether requests may ask for relaxed acceptance.
         """
         self._runner = runner
         step_cost_tokens = STEP_COST_TOKENS[runner.device_type] if adaptive else None
         self._length_policy = DraftLengthPolicy(self._limit, step_cost_tokens)
-        if relaxed:
-            RelaxedSampling(self._windows).install(runner)
         runner.draft_to_context_end(self._limit)
 
     def propose(
@@ -102,35 +87,16 @@ class CtcDrafter:
         output = state.request.output_tokens[state.consumed :]
         state.consumed += len(output)
         accepted, rejected = state.draft.advance(output)
-        if rejected:
-            state.min_prob = None  # exact verification from here on
         self._length_policy.observe(state.count, accepted, rejected)
-        return state.propose(self._length_policy.size(state.count, running))
+        return state.draft.propose(self._length_policy.size(state.count, running))
 
     def _state_of(self, runner: ModelRunner, request_id: str) -> DraftState | None:
         """A request's draft; None if it has none."""
         if request_id not in self._states:
             request = runner.request(request_id)
             tokens = request.extra_args.get(DRAFT)
-            self._states[request_id] = (
-                None
-                if tokens is None
-                else DraftState(Draft(tokens, self._vocabulary), request, request.extra_args.get(ACCEPT))
-            )
+            self._states[request_id] = None if tokens is None else DraftState(Draft(tokens, self._vocabulary), request)
         return self._states[request_id]
-
-    def _windows(self) -> list[DraftWindow]:
-        """What may be accepted of the draft of each decoding row that has asked for relaxed acceptance."""
-        assert self._runner is not None  # bind installs the sampling that calls this
-        windows = []
-        for row, request_id in enumerate(self._runner.request_ids):
-            state = self._state_of(self._runner, request_id) if self._runner.prefill_done(row) else None
-            if state is None or state.min_prob is None:
-                continue
-            if not state.request.output_tokens:  # its prefill ends in this step: nothing was proposed before
-                state.propose(0)
-            windows.append(DraftWindow(row, state.window, state.min_prob))
-        return windows
 
     def _drop_finished(self, runner: ModelRunner) -> None:
         """Drops the state of requests that the runner no longer holds (it holds preempted ones)."""
@@ -143,11 +109,11 @@ class DrafterBinding:
 
     model_runner: Any
 
-    def bind_drafter(self, adaptive: bool, relaxed: bool) -> bool:
+    def bind_drafter(self, adaptive: bool) -> bool:
         """Binds this worker's drafter to its model runner.
 
         Args:
-            adaptive, relaxed: as of ``CtcDrafter.bind``.
+            adaptive: as of ``CtcDrafter.bind``.
 
         Returns:
             Whether this worker has a drafter: of a pipeline only the last one does.
@@ -158,7 +124,7 @@ class DrafterBinding:
         drafter = drafter_of(self.model_runner)
         if not isinstance(drafter, CtcDrafter):
             return False
-        drafter.bind(ModelRunner(self.model_runner), adaptive, relaxed)
+        drafter.bind(ModelRunner(self.model_runner), adaptive)
         return True
 
 

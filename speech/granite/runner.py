@@ -3,17 +3,15 @@
 vLLM's interface for external drafters (``method="custom_class"``) says which tokens were sampled in which row of
 the batch, and not for which request. The rest is read from the model runner (``ModelRunner``), whose attributes are no
 public API and may change with any release. So they are checked before they are used: what is imported from vLLM's
-private modules here, for the drafter and its sampling too; the runner's attributes when ``ModelRunner`` is built, once
+private modules here; the runner's attributes when ``ModelRunner`` is built, once
 an engine. The error names what is missing.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterable, KeysView, Mapping
+from collections.abc import Iterable, KeysView
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import torch
 import vllm
 
@@ -31,51 +29,20 @@ class VllmMismatchError(RuntimeError):
 
 
 try:
-    from vllm.v1.outputs import LogprobsTensors, SamplerOutput
-    from vllm.v1.sample.metadata import SamplingMetadata
-    from vllm.v1.sample.rejection_sampler import PLACEHOLDER_TOKEN_ID, RejectionSampler
-    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
 except ImportError as error:
     raise VllmMismatchError("modules", [str(error)], "--engine transformers") from error
-
-__all__ = [
-    "PLACEHOLDER_TOKEN_ID",
-    "LogprobsTensors",
-    "ModelRunner",
-    "RejectionSampler",
-    "Request",
-    "Sample",
-    "SamplerOutput",
-    "SamplingMetadata",
-    "SpecDecodeMetadata",
-    "VllmMismatchError",
-    "check_runner",
-    "drafter_of",
-]
-
-Sample = Callable[[torch.Tensor, SpecDecodeMetadata | None], SamplerOutput]
 
 # Attributes of the model runner, by path, and their types.
 _RUNNER_ATTRIBUTES: dict[str, type] = {
     "input_batch.req_ids": list,
     "requests": dict,
-    "discard_request_mask.np": np.ndarray,
     "device": torch.device,
     "max_model_len": int,
     "effective_drafter_max_model_len": int,
-    "rejection_sampler": RejectionSampler,
 }
-# Methods that we call or replace, by owner, and their parameters in order.
-_RUNNER_METHODS = {"_sample": ("logits", "spec_decode_metadata")}
-_SAMPLER_METHODS = {"apply_logits_processors": ("logits", "sampling_metadata", "metadata")}
-# Fields of the objects that the runner and the sampler return.
-_FIELDS: dict[type, tuple[str, ...]] = {
-    CachedRequestState: ("sampling_params", "output_token_ids"),
-    SpecDecodeMetadata: ("draft_token_ids", "num_draft_tokens", "bonus_logits_indices"),
-    SamplerOutput: ("sampled_token_ids", "logprobs_tensors"),
-    LogprobsTensors: ("logprob_token_ids", "logprobs", "selected_token_ranks"),
-}
+# Fields of a request's state.
+_STATE_FIELDS = ("sampling_params", "output_token_ids")
 
 
 def drafter_of(runner: Any) -> Any:
@@ -84,10 +51,10 @@ def drafter_of(runner: Any) -> Any:
 
 
 def check_runner(runner: Any) -> None:
-    """Raises VllmMismatchError unless all that ``ModelRunner`` and the sampling use is there."""
-    missing = [*_wrong_attributes(runner, _RUNNER_ATTRIBUTES), *_wrong_methods(runner, _RUNNER_METHODS)]
-    missing += _wrong_methods(RejectionSampler, _SAMPLER_METHODS)
-    missing += [f"{owner.__name__}.{name}" for owner in _FIELDS for name in _FIELDS[owner] if not _has(owner, name)]
+    """Raises VllmMismatchError unless all that ``ModelRunner`` and ``Request`` use is there."""
+    missing = _wrong_attributes(runner, _RUNNER_ATTRIBUTES)
+    fields = {each.name for each in dataclasses.fields(CachedRequestState)}
+    missing += [f"CachedRequestState.{name}" for name in _STATE_FIELDS if name not in fields]
     if missing:
         raise VllmMismatchError("model runner", missing, "--speculation off")
 
@@ -104,22 +71,6 @@ def _wrong_attributes(owner: Any, types: dict[str, type]) -> list[str]:
             if not isinstance(value, expected):
                 wrong.append(f"{path} ({expected.__name__}, not {type(value).__name__})")
     return wrong
-
-
-def _wrong_methods(owner: Any, parameters: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Methods that ``owner`` lacks, or has with other parameters."""
-    wrong = []
-    for name, expected in parameters.items():
-        method = getattr(owner, name, None)
-        found = tuple(each for each in inspect.signature(method).parameters if each != "self") if method else None
-        if found != expected:
-            wrong.append(f"{name}({', '.join(expected)})")
-    return wrong
-
-
-def _has(owner: type, field: str) -> bool:
-    names = getattr(owner, "_fields", ()) or [each.name for each in dataclasses.fields(owner)]
-    return field in names
 
 
 class Request:
@@ -145,7 +96,7 @@ class Request:
 
 
 class ModelRunner:
-    """The model runner of a vLLM worker, as far as drafter and sampling need it.
+    """The model runner of a vLLM worker, as far as the drafter needs it.
 
     Args:
         runner: vLLM's ``GPUModelRunner`` (of which the CPU's is a subclass).
@@ -180,10 +131,6 @@ class ModelRunner:
         """One of ``held_requests``."""
         return Request(self._runner.requests[request_id])
 
-    def prefill_done(self, row: int) -> bool:
-        """Whether the request in a row has its whole prompt computed in this step, so that its next token counts."""
-        return not self._runner.discard_request_mask.np[row]
-
     def draft_to_context_end(self, draft_tokens: int) -> None:
         """Lifts the limit of a draft model's context.
 
@@ -191,15 +138,3 @@ class ModelRunner:
         A CTC draft has no context; the scheduler cuts drafts to what fits.
         """
         self._runner.effective_drafter_max_model_len = self._runner.max_model_len + draft_tokens
-
-    def replace_sampling(
-        self, sample: Callable[[Sample], Sample], verify: Callable[[RejectionSampler], RejectionSampler]
-    ) -> None:
-        """Wraps the runner's sampling.
-
-        Args:
-            sample: makes the method to use instead of ``_sample`` from vLLM's own.
-            verify: makes the rejection sampler to use instead of vLLM's own.
-        """
-        self._runner.rejection_sampler = verify(self._runner.rejection_sampler)
-        self._runner._sample = sample(self._runner._sample)

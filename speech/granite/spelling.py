@@ -5,7 +5,8 @@ one clip are likely in another. So a word of a draft that the model has never ou
 one that it has. The draft stays a proposal that the model verifies: no word of one recording gets into the text of
 another unless the model would have output it there anyway.
 
-In a simulation on the demo checkpoint (133 clips, the words of all others known) decoding steps fell by a tenth.
+On the 133 clips of the demo's samples it saves 1 to 4 % of the decoding steps, in any order of the recordings
+(bench/spelling.py), and 14 % where all words are known beforehand.
 """
 
 from collections.abc import Iterable

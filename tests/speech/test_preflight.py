@@ -3,9 +3,9 @@
 import pytest
 
 from speech.engines.base import EngineConfig
-from speech.errors import RequestError, UsageError
+from speech.errors import UsageError
 from speech.models.families import GRANITE_4_0
-from speech.preflight import check_request, preflight
+from speech.preflight import preflight
 from speech.recording import Options
 
 DEMO = "demo/model"
@@ -13,20 +13,12 @@ DEMO = "demo/model"
 
 def test_a_good_request_passes_and_names_its_family() -> None:
     assert preflight(EngineConfig(model=DEMO), Options(), loads_here=True) is GRANITE_4_0
-    check_request(GRANITE_4_0, "auto", Options(language="de", keywords=("Kuhn",)))
 
 
-def test_what_the_model_cannot_do_never_reaches_the_engine() -> None:
-    with pytest.raises(RequestError) as refused:
-        check_request(GRANITE_4_0, "auto", Options(language="it"))
+def test_defaults_that_the_model_cannot_serve_are_refused() -> None:
+    with pytest.raises(UsageError) as refused:
+        preflight(EngineConfig(model=DEMO), Options(language="it"), loads_here=False)
     assert refused.value.code == "unsupported_language"
-
-
-def test_what_the_drafts_cannot_do_is_refused_with_the_rest() -> None:
-    with pytest.raises(RequestError, match="keywords"):
-        check_request(GRANITE_4_0, "ctc-accept", Options(keywords=("Kuhn",)))
-    with pytest.raises(UsageError, match="keywords"):
-        preflight(EngineConfig(model=DEMO, speculation="ctc-accept"), Options(keywords=("Kuhn",)), loads_here=False)
 
 
 @pytest.mark.parametrize(

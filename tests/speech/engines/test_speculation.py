@@ -10,10 +10,9 @@ from transformers import AutoTokenizer
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig, start_engine
-from speech.engines.speculation import DRAFT_TOKENS, check_speculation, ctc_can_help, method_for
+from speech.engines.speculation import DRAFT_TOKENS, ctc_can_help, method_for
 from speech.engines.vllm import VllmEngine
-from speech.errors import RequestError, UsageError
-from speech.granite.drafts import Drafts
+from speech.errors import UsageError
 from speech.models.checkpoint import family_of
 from speech.models.families import GRANITE_4_0, WHISPER
 from speech.recording import Options
@@ -37,11 +36,6 @@ class ScriptedEngine(VllmEngine):
 
     def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
         return super()._sampling(clip, self._extra_args.get(clip.id, draft))
-
-    def use_ctc_accept(self, entropy: float = 0.7, probability: float = 0.2) -> None:
-        """Switches to ctc-accept by binding the drafter again: starting another engine takes a minute."""
-        self._speculation, self._drafts = "ctc-accept", Drafts(self._tokenizer, entropy, probability)
-        self._prepared = None
 
 
 class ScriptedRunningEngine(RunningEngine):
@@ -174,7 +168,7 @@ def test_drafts_are_proposed_up_to_the_end_of_the_context(
 def test_a_drafter_that_cannot_be_bound_is_an_error_with_its_cause(
     drafting: ScriptedRunningEngine, clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch, outcome: Any
 ) -> None:
-    async def bind(method: str, args: tuple[bool, bool]) -> Any:
+    async def bind(method: str, args: tuple[bool]) -> Any:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -188,78 +182,25 @@ def test_a_drafter_that_cannot_be_bound_is_an_error_with_its_cause(
     assert drafting.decode(replace(clips[0], id="bound"))[0].text
 
 
-@pytest.fixture(scope="module")
-def accepting(
-    drafting: ScriptedRunningEngine,
-) -> ScriptedRunningEngine:  # tests after this one in the file do not verify exactly
-    drafting.engine.use_ctc_accept()
-    return drafting
-
-
-def test_ctc_accept_flags_accepted_hypotheses_and_does_not_affect_exact_requests(
-    accepting: ScriptedRunningEngine, clips: list[ClipRequest], plain: list[DecodingResult]
-) -> None:
-    thresholds = {
-        "strict": (-1.0, 1.0),  # no hypothesis is accepted whole, no token is likely enough
-        "whole": (1e9, 1.0),  # every hypothesis is accepted whole
-        "lax": (-1.0, 0.0),  # no hypothesis is accepted whole, every token is likely enough
-    }
-    indices = range(0, len(clips), 2)
-    found: dict[tuple[str, int], DecodingResult] = {}
-    for mode, (entropy, probability) in thresholds.items():
-        accepting.engine.use_ctc_accept(entropy, probability)
-        asked = [(kind, index) for kind in (mode, f"exact beside {mode}") for index in indices]
-        random.Random(2).shuffle(asked)
-        batch = [replace(clips[index], id=f"{kind}-{index}") for kind, index in asked]
-        exact = {clip.id: {"draft": list(plain[0].token_ids)} for clip in batch if clip.id.startswith("exact")}
-        accepting.extra_args.update(exact)
-        found |= dict(zip(asked, accepting.decode(*batch), strict=True))
-    for index in indices:
-        for kind in ("strict", "exact beside strict", "exact beside lax"):
-            assert (found[kind, index].token_ids, found[kind, index].flags) == (plain[index].token_ids, ())
-        whole, lax = found["whole", index], found["lax", index]
-        assert (whole.flags, whole.avg_logprob, whole.usage.prompt_tokens) == (("ctc_text",), None, 0)
-        assert whole.usage.output_tokens == whole.usage.accepted_draft_tokens  # the language model has not seen it
-        assert lax.token_ids == whole.token_ids  # however its draft was cut into slices
-        assert lax.flags == (() if lax.token_ids == plain[index].token_ids else ("ctc_words",))
-        assert lax.avg_logprob is not None
-    assert any(found["lax", index].flags for index in indices)
-
-
-def test_ctc_accept_refuses_what_ctc_cannot_produce(accepting: ScriptedRunningEngine, clips: list[ClipRequest]) -> None:
-    with pytest.raises(RequestError, match="keywords"):
-        accepting.decode(replace(clips[0], options=Options(keywords=("zanzibar",)), id="keywords"))
-    assert accepting.decode(replace(clips[0], id="next"))[0].text
-
-
 @pytest.mark.parametrize(
-    ("options", "drafted", "accepted"),
+    ("options", "drafted"),
     [
-        (Options(), True, True),
-        (Options(language="fr"), True, True),
-        (Options(keywords=("zanzibar",)), True, False),
-        (Options(language="ja"), False, False),
-        (Options(punctuation=True), False, False),
-        (Options(word_timestamps=True), False, False),
-        (Options(speaker_tags=True), False, False),
-        (Options(task="translate", target_language="de"), False, False),
+        (Options(), True),
+        (Options(language="fr"), True),
+        (Options(keywords=("zanzibar",)), True),
+        (Options(language="ja"), False),
+        (Options(punctuation=True), False),
+        (Options(word_timestamps=True), False),
+        (Options(speaker_tags=True), False),
+        (Options(task="translate", target_language="de"), False),
     ],
 )
-def test_which_requests_are_drafted_for_and_which_ctc_accept_refuses(
-    options: Options, drafted: bool, accepted: bool
-) -> None:
+def test_which_requests_are_drafted_for(options: Options, drafted: bool) -> None:
     assert ctc_can_help(options) is drafted
-    check_speculation("auto", options)
-    if accepted:
-        check_speculation("ctc-accept", options)
-    else:
-        with pytest.raises(RequestError, match="speculation auto or off"):
-            check_speculation("ctc-accept", options)
 
 
 def test_auto_drafts_where_it_can_and_an_explicit_method_is_refused_where_it_cannot() -> None:
     assert method_for("auto", GRANITE_4_0, "vllm") == "ctc"
-    assert method_for("ctc-accept", GRANITE_4_0, "vllm") == "ctc"
     assert method_for("auto", GRANITE_4_0, "transformers") is None
     assert method_for("auto", WHISPER, "vllm") is None
     assert method_for("off", GRANITE_4_0, "vllm") is None

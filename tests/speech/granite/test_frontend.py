@@ -55,10 +55,7 @@ def test_embeddings_and_reading_are_those_of_transformers(encoded: list[EncodedC
             features = extractor(torch.from_numpy(samples.astype(np.float32) / 32768.0)[None])["input_features"]
             states = model.encoder(features).last_hidden_state
             torch.testing.assert_close(clip.embeddings, model.projector(states)[0], rtol=0, atol=TOLERANCE)
-            posteriors = model.encoder.out(states)[0].softmax(-1)
-            assert torch.equal(clip.hypothesis.labels, posteriors.argmax(-1))
-            entropies = -(posteriors * posteriors.log()).sum(-1)
-            torch.testing.assert_close(clip.hypothesis.entropies, entropies, rtol=0, atol=1e-3)
+            assert torch.equal(clip.hypothesis.labels, model.encoder.out(states)[0].argmax(-1))
 
 
 def test_a_clip_does_not_depend_on_its_batch(

@@ -15,7 +15,7 @@ from vllm.distributed import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
-from vllm.v1.sample import rejection_sampler
+from vllm.v1.worker import gpu_input_batch
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from speech.granite import runner as runner_module
@@ -54,7 +54,6 @@ def test_vllms_model_runner_has_all_that_is_used(vllm_runner: Any) -> None:
 def test_the_error_names_what_is_missing_and_the_versions(vllm_runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(vllm_runner, "requests")
     monkeypatch.setattr(vllm_runner, "max_model_len", "4096")
-    monkeypatch.setattr(type(vllm_runner), "_sample", lambda self, logits: None)
     with pytest.raises(VllmMismatchError) as mismatch:
         check_runner(vllm_runner)
     message = str(mismatch.value)
@@ -63,16 +62,15 @@ def test_the_error_names_what_is_missing_and_the_versions(vllm_runner: Any, monk
         f"made for vLLM {MADE_FOR}",
         "requests",
         "max_model_len (int, not str)",
-        "_sample(logits, spec_decode_metadata)",
     ):
         assert word in message
-    assert "discard_request_mask" not in message
+    assert "input_batch" not in message
 
 
 def test_a_module_without_a_class_that_is_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(rejection_sampler, "RejectionSampler")
+    monkeypatch.delattr(gpu_input_batch, "CachedRequestState")
     spec = spec_from_file_location("runner_of_another_vllm", runner_module.__file__)
     assert spec is not None
     assert spec.loader is not None
-    with pytest.raises(RuntimeError, match=r"'RejectionSampler' .*made for vLLM 0\.32"):
+    with pytest.raises(RuntimeError, match=r"'CachedRequestState' .*made for vLLM 0\.32"):
         spec.loader.exec_module(module_from_spec(spec))
