@@ -42,9 +42,9 @@ from vllm.platforms import current_platform
 from bench.speculation import Run, decode_all, fitted_step_cost_tokens
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, EngineConfig
+from speech.engines.batching import Batching
 from speech.engines.vllm import VllmEngine
-from speech.granite.batching import BatchingFrontEnd
-from speech.granite.frontend import FrontEnd
+from speech.granite.frontend import EncodedClip, FrontEnd
 from speech.granite.logmel import LogMel
 from speech.models.families import AUDIO_TOKEN, GRANITE_4_0, Family
 from speech.recording import Options
@@ -105,7 +105,7 @@ class FixedLengthEngine(VllmEngine):
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         return super()._arguments(config, on_cpu) | {"load_format": "dummy"}
 
-    def _new_front_end(self, model: str) -> BatchingFrontEnd:
+    def _new_front_end(self, model: str) -> Batching[EncodedClip]:
         config, device = AutoConfig.from_pretrained(model), torch.device(current_platform.device_type)
         with device:
             parts = {
@@ -118,7 +118,7 @@ class FixedLengthEngine(VllmEngine):
             for name, tensor in module.state_dict().items()
         }
         log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).mel_filters, device)
-        return BatchingFrontEnd(FrontEnd(config, log_mel, tensors))
+        return Batching(FrontEnd(config, log_mel, tensors))
 
     def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
         given = {"draft": self.drafts[int(clip.id.partition("/")[0])]} if self.drafts else {}

@@ -177,6 +177,8 @@ def check_drafting(model: str) -> Check:
     try:
         family = family_of(model)
     except UsageError as error:
+        if error.code == "bad_engine":  # an encoder alone
+            return Check("drafts", None, f"none: {error.message}")
         return Check("drafts", False, error.message, "give --model a hub id or the folder of a checkpoint")
     if not isinstance(family, Granite):
         return Check("drafts", None, f"none: {family.name} is run without drafts, only Granite Speech with them")

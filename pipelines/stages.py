@@ -60,7 +60,7 @@ class Listen:
         self, defaults: Options, engine: EngineConfig, storage: Storage, attempts: Any, timeout_s: float
     ) -> None:
         self._defaults = defaults
-        self._family = family_of(engine.model)
+        self._family = family_of(engine.model, engine.engine)
         self._listener = Listener(clip_s=self._family.clip_s, open_audio=storage.open_audio)
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
@@ -119,7 +119,7 @@ class Transcribe:
     """
 
     def __init__(self, engine: EngineConfig, start: EngineStarter, attempts: Any, output: Output) -> None:
-        family = family_of(engine.model)
+        family = family_of(engine.model, engine.engine)
         self._output = output
         self._model = engine.model
         self._attempts = attempts

@@ -70,7 +70,7 @@ class ListenerReplica:
         self._timeout_s = settings.listen_timeout_s
         self._process = ListenerProcess(
             ListenerSettings(
-                clip_s=family_of(settings.engine_config.model).clip_s,
+                clip_s=family_of(settings.engine_config.model, settings.engine_config.engine).clip_s,
                 max_duration_s=settings.max_audio_s,
                 max_channel_s=FULL_LENGTH_CHANNELS * settings.max_audio_s,
             )
@@ -111,7 +111,7 @@ class TranscriberReplica:
 
     def __init__(self, settings: ServeSettings, start: EngineStarter) -> None:
         config = settings.engine_config
-        family = family_of(config.model)
+        family = family_of(config.model, config.engine)
         engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
             engine,

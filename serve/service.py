@@ -52,7 +52,7 @@ class TranscriptionService:
         self._model = settings.engine_config.model
         self._backend = backend
         self._metrics = metrics
-        self._family = family_of(self._model)
+        self._family = family_of(self._model, settings.engine_config.engine)
         self._vad = load_silero()
         self._requests = _limiter("requests", settings.max_requests, settings.max_requests_per_key, metrics.in_flight)
         self._sessions = _limiter(

@@ -28,7 +28,7 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
         UsageError: ``unknown_model``, ``bad_option``, ``no_hub``, ``forbidden``, ``bad_engine``, or a code of
             ``Family.check``.
     """
-    family = family_of(engine.model)
+    family = family_of(engine.model, engine.engine)
     method_for(engine.speculation, family, engine.engine)
     if options is not None:
         try:

@@ -12,7 +12,7 @@ class RunningEngine:
 
     def __init__(self, config: EngineConfig) -> None:
         self._thread = LoopThread()
-        self._engine = start_engine(config, family_of(config.model))
+        self._engine = start_engine(config, family_of(config.model, config.engine))
 
     def decode(self, *clips: ClipRequest) -> list[DecodingResult]:
         """Decodes clips concurrently."""

@@ -1,8 +1,8 @@
 """The interface of an engine: one clip of speech in, its text out.
 
-An engine handles audio and tokens, and no recordings, channels or files. Two implement it:
-``speech.engines.vllm`` (continuous batching, GPU or CPU) and ``speech.engines.transformers`` (the reference, and for
-CPUs without vLLM). At float32 both output the same tokens, which a test asserts.
+An engine handles audio and tokens, and no recordings, channels or files. ``speech.engines.vllm`` (continuous batching,
+GPU or CPU) and ``speech.engines.transformers`` (the reference, and for CPUs without vLLM) run models with a language
+model; at float32 both output the same tokens, which a test asserts. ``speech.engines.encoder`` runs encoders alone.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,20 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+EngineName = Literal["vllm", "transformers", "encoder"]
+
+
 class EngineConfig(BaseModel):
     """Settings of an engine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = Field(DEFAULT_MODEL, description="hub id or folder of the checkpoint")
-    engine: Literal["vllm", "transformers"] = Field("vllm", description="the inference engine that runs the model")
+    engine: EngineName = Field(
+        "vllm",
+        description="the inference engine that runs the model. encoder: models that are an encoder alone (TurboCTC, "
+        "Parakeet), and Granite's encoder without its language model",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
     )
@@ -125,10 +132,15 @@ def start_engine(config: EngineConfig, family: Family) -> Engine:
             from speech.engines.vllm import VllmEngine
 
             return VllmEngine(config, family)
+        if config.engine == "encoder":
+            from speech.engines.encoder import EncoderEngine
+
+            return EncoderEngine(config, family)
         from speech.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, family)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        missing = error.name or " ".join(str(error).split())
         raise UsageError(
-            "bad_engine", f"the {config.engine} engine needs a package that is not installed ({error.name})"
+            "bad_engine", f"the {config.engine} engine needs a package that is not installed ({missing}): make setup"
         ) from error

@@ -23,7 +23,7 @@ from speech.tracing import trace_headers, traces_endpoint
 from speech.transcript import Usage
 
 if TYPE_CHECKING:
-    from speech.granite.batching import BatchingFrontEnd
+    from speech.engines.batching import Batching
     from speech.granite.frontend import EncodedClip
 
 # Set before vLLM is imported, where the user has not set them.
@@ -59,16 +59,16 @@ class VllmEngine:
         self._drafts = Drafts(self._tokenizer)
         self._prepared: asyncio.Future[None] | None = None
 
-    def _new_front_end(self, model: str) -> "BatchingFrontEnd":
+    def _new_front_end(self, model: str) -> "Batching[EncodedClip]":
         import torch
         from vllm.platforms import current_platform
 
-        from speech.granite.batching import BatchingFrontEnd
+        from speech.engines.batching import Batching
         from speech.granite.frontend import FrontEnd
 
         try:
             device = torch.device(current_platform.device_type)
-            return BatchingFrontEnd(FrontEnd.load(model, device, self._llm.model_config.dtype))
+            return Batching(FrontEnd.load(model, device, self._llm.model_config.dtype))
         except BaseException:
             self._llm.shutdown()
             raise

@@ -104,11 +104,25 @@ class FrontEnd:
         if start < len(samples):
             yield slice(start, len(samples))
 
-    def _encode(self, waveforms: list[torch.Tensor]) -> list[EncodedClip]:
+    @torch.inference_mode()
+    def log_posteriors(self, clips: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """The CTC head's log-posteriors of clips, without the projector: each of shape (frames, labels), float32."""
+        waveforms = [torch.from_numpy(clip).to(self._device) for clip in clips]
+        found: list[torch.Tensor] = []
+        for part in self.passes([len(clip) for clip in clips]):
+            rows, packing = self._states(waveforms[part])
+            logits = self._conformer.ctc_logits(rows[packing.rows])
+            found += logits.float().log_softmax(-1).split(list(packing.lengths))
+        return found
+
+    def _states(self, waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, Packing]:
+        """The Conformer's states, shape (frames of all blocks, hidden size), and where clips are in them."""
         packing = Packing(self._log_mel.lengths([len(each) for each in waveforms]), self._block, self._device)
         features = self._log_mel(waveforms).to(self._dtype)
-        states = self._conformer(packing.pack(features), packing)
-        rows = states.flatten(0, 1)
+        return self._conformer(packing.pack(features), packing).flatten(0, 1), packing
+
+    def _encode(self, waveforms: list[torch.Tensor]) -> list[EncodedClip]:
+        rows, packing = self._states(waveforms)
         windows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[packing.windows(self._window)]
         embeddings = self._projector(windows).split([-(-length // self._window) for length in packing.lengths])
         hypotheses = ctc.decode(self._conformer.ctc_logits(rows[packing.rows]), packing.lengths)

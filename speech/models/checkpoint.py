@@ -10,7 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from speech.errors import UsageError
-from speech.models.families import GRANITE_4_0, GRANITE_4_1, GRANITE_4_1_PLUS, WHISPER, WHISPER_ENGLISH, Family
+from speech.models.families import (
+    GRANITE_4_0,
+    GRANITE_4_1,
+    GRANITE_4_1_PLUS,
+    GRANITE_CTC,
+    GRANITE_TURBO_CTC,
+    PARAKEET_CTC,
+    PARAKEET_TDT,
+    PARAKEET_TDT_V3,
+    WHISPER,
+    WHISPER_ENGLISH,
+    EncoderOnly,
+    Family,
+    Granite,
+)
 
 TIMEOUT_S = 10.0
 _OR_FOLDER = "or give --model the folder of a checkpoint"
@@ -73,29 +87,47 @@ def check_available(model: str) -> None:
         ) from error
 
 
-def family_of(model: str) -> Family:
-    """The family of a model, from its config.json if ``model`` is a folder, else from its hub id.
+def family_of(model: str, engine: str = "vllm") -> Family:
+    """The family of a model as an engine runs it, from its config.json if ``model`` is a folder, else from its hub id.
 
-    Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0.
+    Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0. The encoder
+    engine runs the CTC head of any of them.
 
     Raises:
-        UsageError: ``unknown_model``.
+        UsageError: ``unknown_model``, or ``bad_engine`` where the engine cannot run it.
     """
+    family = _family(model)
+    if engine == "encoder" and isinstance(family, Granite):
+        return GRANITE_CTC
+    if (engine == "encoder") != isinstance(family, EncoderOnly):
+        fix = "an encoder alone: give --engine encoder"
+        if engine == "encoder":
+            fix = "no encoder that transcribes by itself: give --engine vllm or transformers"
+        raise UsageError("bad_engine", f"the {engine} engine cannot run {model}: {family.name} is {fix}")
+    return family
+
+
+def _family(model: str) -> Family:
     config = _config(model)
     if config is None:
         name, model_type, english_only = model, _model_type_of_hub_id(model.lower()), model.endswith(".en")
+        multilingual = model.endswith("-v3")
     else:
         name, model_type = f"{model} {config.get('_name_or_path', '')}", config.get("model_type", "")
         english_only = config.get("vocab_size") == 51864  # Whisper's multilingual vocabulary has 51865 or more
+        multilingual = config.get("vocab_size", 0) > 8000  # Parakeet's: 1,025 in English models, 8,193 in v3
     if model_type == "granite_speech":
         return GRANITE_4_1 if "4.1" in name else GRANITE_4_0
-    if model_type == "granite_speech_plus":
-        return GRANITE_4_1_PLUS
     if model_type == "whisper":
         return WHISPER_ENGLISH if english_only else WHISPER
+    if model_type == "parakeet_tdt":
+        return PARAKEET_TDT_V3 if multilingual else PARAKEET_TDT
+    for family in (GRANITE_4_1_PLUS, GRANITE_TURBO_CTC, PARAKEET_CTC):
+        if model_type == family.model_type:
+            return family
     raise UsageError(
         "unknown_model",
-        f"{model!r} is neither Granite Speech (4.0, 4.1, 4.1 plus) nor Whisper"
+        f"{model!r} is neither Granite Speech (4.0, 4.1, 4.1 plus, 5.0 TurboCTC), Parakeet (CTC, TDT) nor Whisper"
         + (f" (model_type {model_type!r})" if model_type else "")
         + "; give a hub id or the folder of a checkpoint",
     )
@@ -118,7 +150,11 @@ def _config(model: str) -> dict[str, Any] | None:
 def _model_type_of_hub_id(name: str) -> str:
     if "whisper" in name:
         return "whisper"
-    # Granite's non-autoregressive and CTC-only models have another architecture, which no engine here supports.
-    if "granite" not in name or "speech" not in name or name.endswith("-nar") or "ctc" in name:
+    if "parakeet" in name:
+        return "parakeet_ctc" if "parakeet-ctc" in name else "parakeet_tdt" if "parakeet-tdt-" in name else ""
+    # Granite's non-autoregressive models have another architecture, which no engine here supports.
+    if "granite" not in name or "speech" not in name or name.endswith("-nar"):
         return ""
+    if "turboctc" in name:
+        return "granite_speech5_ctc"
     return "granite_speech_plus" if name.endswith("-plus") else "granite_speech"

@@ -4,9 +4,14 @@ One entry a family: languages, translation pairs, clip limit, capabilities, and 
 its prompts. All differences between Granite 4.0, 4.1, 4.1 plus and Whisper are in this
 file; the engines and the pipeline depend on none of them. ``Family.check`` refuses what a model does not support.
 
+Models that are an encoder alone, with a CTC head or a transducer's, have no prompt (``EncoderOnly``). Granite Speech's
+own CTC head counts as one: the encoder engine runs it without the language model.
+
 Sources of the prompts: the model cards of ibm-granite/granite-4.0-1b-speech, granite-speech-4.1-2b
 and 4.1-2b-plus, IBM's ``granite_speech.prompts`` (Apache-2.0), and Whisper's paper (arXiv 2212.04356,
-section 2.3). The models do not follow free-form instructions, so a prompt is always one of these.
+section 2.3). The models do not follow free-form instructions, so a prompt is always one of these. Languages of the
+encoders: the model cards of ibm-granite/granite-speech-5.0-470m-turboctc, nvidia/parakeet-ctc-1.1b and
+nvidia/parakeet-tdt-0.6b-v3.
 """
 
 from abc import ABC, abstractmethod
@@ -82,7 +87,8 @@ class Family(ABC):
         for capability, is_asked in asked.items():
             if is_asked and capability not in self.capabilities:
                 raise RequestError(
-                    "unsupported_option", f"{self.name} has no {capability}; it has {_listed(self.capabilities)}"
+                    "unsupported_option",
+                    f"{self.name} has no {capability}; it has {_listed(self.capabilities) or 'none'}",
                 )
 
     @abstractmethod
@@ -172,6 +178,18 @@ class Whisper(Family):
         return f"{previous}<|startoftranscript|><|{options.language}|><|{task}|><|notimestamps|>"
 
 
+@dataclass(frozen=True)
+class EncoderOnly(Family):
+    """An encoder with a CTC head or a transducer's: it writes what it hears, whatever else is asked."""
+
+    translations: frozenset[tuple[str, str]] = frozenset()
+    capabilities: frozenset[Capability] = frozenset()
+    clip_s: float = 30.0
+
+    def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
+        return ""
+
+
 _GRANITE_LANGUAGES = frozenset({"en", "fr", "de", "es", "pt"})
 _GRANITE_TRANSLATIONS = frozenset(
     pair for other in ("fr", "de", "es", "pt", "ja") for pair in ((other, "en"), ("en", other))
@@ -227,6 +245,19 @@ WHISPER_ENGLISH = Whisper(
     translations=frozenset(),
     capabilities=frozenset({"keywords", "punctuation"}),
     clip_s=30.0,
+)
+# Its labels are characters up to Latin Extended-A: no Japanese (``speech.granite.ctc``).
+GRANITE_CTC = EncoderOnly(name="Granite Speech's CTC head", model_type="granite_speech", languages=_GRANITE_LANGUAGES)
+GRANITE_TURBO_CTC = EncoderOnly(
+    name="Granite Speech 5.0 TurboCTC", model_type="granite_speech5_ctc", languages=frozenset({"en"})
+)
+PARAKEET_CTC = EncoderOnly(name="Parakeet CTC", model_type="parakeet_ctc", languages=frozenset({"en"}))
+PARAKEET_TDT = EncoderOnly(name="Parakeet TDT", model_type="parakeet_tdt", languages=frozenset({"en"}))
+PARAKEET_TDT_V3 = EncoderOnly(
+    name="Parakeet TDT v3",
+    model_type="parakeet_tdt",
+    languages=frozenset("bg cs da de el en es et fi fr hr hu it lt lv mt nl pl pt ro ru sk sl sv uk".split()),
+    capabilities=frozenset({"punctuation"}),
 )
 
 DEFAULT_MODEL = "ibm-granite/granite-4.0-1b-speech"

@@ -51,7 +51,7 @@ class DirectBackend:
         return self.transcriber.stream(recording, handle, live=live)
 
 
-def client_of(engine: Engine, *, peer: str = "127.0.0.1", **settings: Any) -> TestClient:
+def client_of(engine: Engine, /, *, peer: str = "127.0.0.1", **settings: Any) -> TestClient:
     """A client of an endpoint with these settings; ``peer`` is the client's address."""
     asked = ServeSettings.from_settings({"model": MODEL, **settings})
     app = http_app(asked, TranscriptionService(asked, DirectBackend(engine, asked.max_audio_s), RequestMetrics()))

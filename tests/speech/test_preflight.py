@@ -4,7 +4,7 @@ import pytest
 
 from speech.engines.base import EngineConfig
 from speech.errors import UsageError
-from speech.models.families import GRANITE_4_0
+from speech.models.families import GRANITE_4_0, GRANITE_CTC
 from speech.preflight import preflight
 from speech.recording import Options
 
@@ -22,10 +22,30 @@ def test_defaults_that_the_model_cannot_serve_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (Options(keywords=("Kuhn",)), "has no keywords"),
+        (Options(task="translate", target_language="de"), "no translation"),
+        (Options(language="ja"), "de, en, es, fr, pt"),
+        (Options(word_timestamps=True), "has no word_timestamps"),
+    ],
+)
+def test_what_an_encoder_cannot_do_is_refused(options: Options, named: str) -> None:
+    config = EngineConfig(model=DEMO, engine="encoder")
+    assert preflight(config, Options(language="fr"), loads_here=True) is GRANITE_CTC
+    with pytest.raises(UsageError, match=named) as refused:
+        preflight(config, options, loads_here=True)
+    assert "Granite Speech's CTC head" in refused.value.message
+
+
+@pytest.mark.parametrize(
     ("config", "code"),
     [
         (EngineConfig(model="no-model"), "unknown_model"),
         (EngineConfig(model=DEMO, engine="transformers", speculation="ctc"), "bad_option"),
+        (EngineConfig(model=DEMO, engine="encoder", speculation="ctc"), "bad_option"),
+        (EngineConfig(model="openai/whisper-small", engine="encoder"), "bad_engine"),
+        (EngineConfig(model="nvidia/parakeet-ctc-1.1b"), "bad_engine"),
     ],
 )
 def test_an_engine_that_could_not_start_is_refused(config: EngineConfig, code: str) -> None:

@@ -18,7 +18,12 @@ from speech.models.families import (
     GRANITE_4_0,
     GRANITE_4_1,
     GRANITE_4_1_PLUS,
+    GRANITE_CTC,
+    GRANITE_TURBO_CTC,
     LANGUAGE_NAMES,
+    PARAKEET_CTC,
+    PARAKEET_TDT,
+    PARAKEET_TDT_V3,
     WHISPER,
     WHISPER_ENGLISH,
     Family,
@@ -133,6 +138,8 @@ def test_whisper(options: dict[str, Any], expected: str) -> None:
         (GRANITE_4_0, {"punctuation": True}, "unsupported_option", "no punctuation; it has keywords"),
         (GRANITE_4_1, {"word_timestamps": True}, "unsupported_option", "no word_timestamps"),
         (WHISPER, {"speaker_tags": True}, "unsupported_option", "no speaker_tags"),
+        (PARAKEET_CTC, {"language": "de"}, "unsupported_language", "it has en"),
+        (GRANITE_TURBO_CTC, {"keywords": "Kim"}, "unsupported_option", "it has none"),
         (GRANITE_4_1_PLUS, {"speaker_tags": True, "word_timestamps": True}, "unsupported_option", "not both"),
         (GRANITE_4_1_PLUS, {"speaker_tags": True, "keywords": "Kim"}, "unsupported_option", "no keywords with"),
     ],
@@ -208,6 +215,44 @@ def test_the_family_by_checkpoint(tmp_path: Path, folder: str, config: dict[str,
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "config.json").write_text(json.dumps(config))
     assert family_of(str(tmp_path / folder)) is family
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("ibm-granite/granite-speech-5.0-470m-turboctc", GRANITE_TURBO_CTC),
+        ("nvidia/parakeet-ctc-1.1b", PARAKEET_CTC),
+        ("nvidia/parakeet-tdt-0.6b-v2", PARAKEET_TDT),
+        ("nvidia/parakeet-tdt-0.6b-v3", PARAKEET_TDT_V3),
+        (DEFAULT_MODEL, GRANITE_CTC),
+        ("ibm-granite/granite-speech-4.1-2b-plus", GRANITE_CTC),
+    ],
+)
+def test_the_family_of_an_encoder(model: str, family: Family) -> None:
+    assert family_of(model, "encoder") is family
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"model_type": "granite_speech5_ctc", "vocab_size": 16384}, GRANITE_TURBO_CTC),
+        ({"model_type": "parakeet_ctc", "vocab_size": 1025}, PARAKEET_CTC),
+        ({"model_type": "parakeet_tdt", "vocab_size": 1025}, PARAKEET_TDT),
+        ({"model_type": "parakeet_tdt", "vocab_size": 8193}, PARAKEET_TDT_V3),
+        ({"model_type": "granite_speech"}, GRANITE_CTC),
+    ],
+)
+def test_the_family_of_an_encoder_by_checkpoint(tmp_path: Path, config: dict[str, Any], family: Family) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert family_of(str(tmp_path), "encoder") is family
+
+
+def test_an_engine_that_cannot_run_the_model_is_refused_with_one_that_can() -> None:
+    for engine in ("vllm", "transformers"):
+        with pytest.raises(UsageError, match="--engine encoder"):
+            family_of("nvidia/parakeet-ctc-1.1b", engine)
+    with pytest.raises(UsageError, match="--engine vllm"):
+        family_of("openai/whisper-small", "encoder")
 
 
 def test_the_shipped_model_is_a_granite() -> None:

@@ -3,18 +3,14 @@
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pytest
 
-from speech.granite.batching import BatchingFrontEnd
-from speech.granite.frontend import FrontEnd
-
-pytestmark = pytest.mark.engine
+from speech.engines.batching import Batching
 
 
-class FakeFrontEnd:
+class FakeEncoder:
     """Returns the length of a clip for the clip; at most four clips a pass."""
 
     def __init__(self) -> None:
@@ -38,34 +34,40 @@ class FakeFrontEnd:
         return [len(clip) for clip in clips]
 
 
-def encode_all(fake: FakeFrontEnd, lengths: Sequence[int]) -> list[Any]:
+def encode_all(fake: FakeEncoder, lengths: Sequence[int]) -> list[Any]:
     async def gather() -> list[Any]:
-        front_end = BatchingFrontEnd(cast(FrontEnd, fake))
-        calls = (front_end.encode(np.zeros(length, np.int16)) for length in lengths)
+        batching = Batching(fake)
+        calls = (batching.encode(np.zeros(length, np.int16)) for length in lengths)
         return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(gather())
 
 
 def test_each_caller_gets_its_own_clip() -> None:
-    fake = FakeFrontEnd()
+    fake = FakeEncoder()
     assert encode_all(fake, range(1, 11)) == list(range(1, 11))
     assert fake.passes_made == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
 
 
+def test_a_pass_has_the_clip_that_has_waited_longest_and_those_nearest_in_length() -> None:
+    fake = FakeEncoder()
+    assert encode_all(fake, [50, 10, 40, 30, 11, 70, 9]) == [50, 10, 40, 30, 11, 70, 9]
+    assert fake.passes_made == [[50, 40, 30, 70], [10, 11, 9]]
+
+
 def test_a_failed_pass_is_an_error_of_its_clips_alone() -> None:
-    found = encode_all(FakeFrontEnd(), [1, 13, 2, 3, 4, 0, 5])
-    assert [type(each) for each in found] == [RuntimeError] * 4 + [int, ValueError, int]
+    found = encode_all(FakeEncoder(), [1, 13, 2, 3, 4, 0, 5])
+    assert [type(each) for each in found] == [int, RuntimeError, int, int, int, ValueError, RuntimeError]
 
 
 def test_a_cancelled_call_does_not_affect_the_others() -> None:
-    fake = FakeFrontEnd()
+    fake = FakeEncoder()
     fake.go_on.clear()
 
     async def cancel_two() -> list[Any]:
-        front_end = BatchingFrontEnd(cast(FrontEnd, fake))
-        calls = [asyncio.ensure_future(front_end.encode(np.zeros(length, np.int16))) for length in range(1, 8)]
-        while front_end._running is None:
+        batching = Batching(fake)
+        calls = [asyncio.ensure_future(batching.encode(np.zeros(length, np.int16))) for length in range(1, 8)]
+        while batching._running is None:
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # the first pass, of four, has been taken
         calls[1].cancel()
