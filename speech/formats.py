@@ -3,7 +3,8 @@
     text           the text, in time order
     srt, vtt       subtitles, one cue a segment; speakers by name, or by channel where there are several
     json           the text and its token counts
-    verbose_json   segments with times, channels, speakers and flags; words where the model has word timestamps
+    verbose_json   segments with times, channels, speakers, flags and agreement with CTC; words where the model has
+                   word timestamps
 
 Sources: the WebVTT recommendation of the W3C, sections 4 and 6.3; for SubRip, which has no standard, what players
 read; OpenAI's API reference for the JSON. Fields of a verbose segment that only Whisper has (``seek``, ``tokens``,
@@ -12,6 +13,7 @@ read; OpenAI's API reference for the JSON. Fields of a verbose segment that only
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any, Literal
 
 from speech.quality.flags import compression_ratio
@@ -117,6 +119,7 @@ def _verbose_segment(number: int, segment: Segment) -> dict[str, Any]:
         "channel": segment.channel,
         "speaker": segment.speaker,
         "flags": list(segment.flags),
+        "agreement": segment.agreement and asdict(segment.agreement),
     }
 
 

@@ -20,9 +20,10 @@ from speech.errors import EngineDied
 from speech.listener import ListenResult
 from speech.models.families import Family
 from speech.models.tags import speaker_turns, timed_words, without_time_tags
+from speech.quality.agreement import agreement, agreement_flags
 from speech.quality.flags import segment_flags
 from speech.recording import Options, Recording
-from speech.transcript import Segment, Transcript, Usage
+from speech.transcript import Agreement, Segment, Transcript, Usage
 
 # Languages written without spaces between words: the texts of segments are joined without a space.
 UNSPACED_LANGUAGES = frozenset({"ja", "zh", "th", "lo", "my", "km", "bo"})
@@ -167,6 +168,7 @@ def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> lis
     turns = turns or [(None, text)]
     spoken = " ".join(words for _, words in turns)  # without tags, which would count as speech in the speaking rate
     text_flags = segment_flags(spoken, clip.end_s - clip.start_s, decoding.avg_logprob, decoding.complete)
+    compared = _agreement(spoken, decoding, options)
     words = timed_words(decoding.text, clip.start_s) if options.word_timestamps else []
     return [
         Segment(
@@ -176,11 +178,19 @@ def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> lis
             end_s=round(clip.end_s, 3),
             text=text,
             avg_logprob=decoding.avg_logprob,
-            flags=text_flags,
+            flags=(*text_flags, *(agreement_flags(compared) if compared else ())),
             words=tuple(words),
+            agreement=compared,
         )
         for speaker, text in turns
     ]
+
+
+def _agreement(spoken: str, decoding: DecodingResult, options: Options) -> Agreement | None:
+    """The agreement of a clip's words with the CTC hypothesis, where the two are in one language."""
+    if decoding.hypothesis is None or options.task != "transcribe":
+        return None
+    return agreement(spoken, decoding.hypothesis)
 
 
 def _recording_flags(segments: list[Segment], listened: ListenResult) -> tuple[str, ...]:

@@ -27,6 +27,23 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Agreement:
+    """A text beside the CTC hypothesis of the same audio (``speech.quality.agreement``).
+
+    Attributes:
+        not_heard_share: share of the text's words that the hypothesis lacks.
+        not_heard: passages of the text that it lacks.
+        left_out_share: share of the hypothesis' words that the text lacks.
+        left_out: passages of the hypothesis that it lacks.
+    """
+
+    not_heard_share: float
+    not_heard: tuple[str, ...]
+    left_out_share: float
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A time range of one speaker's speech and its text. Times are seconds from the start of the file."""
 
@@ -38,6 +55,7 @@ class Segment:
     avg_logprob: float | None = None  # mean natural-log probability of the output tokens
     flags: tuple[str, ...] = ()  # of speech.quality.flags
     words: tuple[Word, ...] = ()
+    agreement: Agreement | None = None  # None: the engine has no hypothesis, or one in another language than the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +147,13 @@ class Transcript:
 
 def _segment(row: Mapping[str, Any]) -> Segment:
     words = tuple(Word(**word) for word in row["words"])
-    return Segment(**{**row, "flags": tuple(row["flags"]), "words": words})
+    return Segment(**{**row, "flags": tuple(row["flags"]), "words": words, "agreement": _agreement(row)})
+
+
+def _agreement(segment: Mapping[str, Any]) -> Agreement | None:
+    """Rows of earlier versions have none."""
+    row = segment.get("agreement")
+    return row and Agreement(**{**row, "not_heard": tuple(row["not_heard"]), "left_out": tuple(row["left_out"])})
 
 
 def parquet_schema() -> "pa.Schema":
@@ -137,6 +161,14 @@ def parquet_schema() -> "pa.Schema":
     import pyarrow as pa
 
     word = pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
+    agreement = pa.struct(
+        [
+            ("not_heard_share", pa.float64()),
+            ("not_heard", pa.list_(pa.string())),
+            ("left_out_share", pa.float64()),
+            ("left_out", pa.list_(pa.string())),
+        ]
+    )
     segment = pa.struct(
         [
             ("channel", pa.int32()),
@@ -147,6 +179,7 @@ def parquet_schema() -> "pa.Schema":
             ("avg_logprob", pa.float32()),
             ("flags", pa.list_(pa.string())),
             ("words", pa.list_(word)),
+            ("agreement", agreement),
         ]
     )
     usage = pa.struct([(name, pa.int64()) for name in asdict(Usage())])

@@ -95,6 +95,7 @@ class DecodingResult:
     avg_logprob: float | None  # mean natural-log probability of the tokens, where known
     complete: bool  # False: stopped at the token limit
     usage: Usage = field(default_factory=Usage)
+    hypothesis: str | None = None  # the words that the encoder's CTC head heard; None: the engine has none
 
 
 class Engine(Protocol):

@@ -36,7 +36,7 @@ class FakeEngine:
         before: awaited with each request before it is answered.
         usage: reported for a clip.
         batch: no request is answered until so many are in flight; then all are, in reverse order.
-        complete, avg_logprob: of every ``DecodingResult``.
+        complete, avg_logprob, hypothesis: of every ``DecodingResult``.
 
     Attributes:
         requests: all that were received, in order.
@@ -53,6 +53,7 @@ class FakeEngine:
         batch: int = 1,
         complete: bool = True,
         avg_logprob: float | None = -0.1,
+        hypothesis: str | None = None,
     ) -> None:
         self.requests: list[ClipRequest] = []
         self.cancelled: list[ClipRequest] = []
@@ -60,7 +61,7 @@ class FakeEngine:
         self.max_in_flight = 0
         self._reply, self._before, self._usage = reply, before, usage
         self._batch = batch
-        self._complete, self._avg_logprob = complete, avg_logprob
+        self._complete, self._avg_logprob, self._hypothesis = complete, avg_logprob, hypothesis
         self._waiting: list[asyncio.Future[None]] = []
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
@@ -76,7 +77,9 @@ class FakeEngine:
             raise
         finally:
             self.in_flight -= 1
-        return DecodingResult(self._reply(clip), (1, 2), self._avg_logprob, self._complete, self._usage(clip))
+        return DecodingResult(
+            self._reply(clip), (1, 2), self._avg_logprob, self._complete, self._usage(clip), self._hypothesis
+        )
 
     async def _join_batch(self) -> None:
         """Returns when the batch is full; its requests are answered in reverse order."""

@@ -12,7 +12,7 @@ from typing import Any
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.errors import EngineError, UsageError
-from speech.models.families import Family, Whisper
+from speech.models.families import Family, Granite, Whisper
 from speech.transcript import Usage
 
 
@@ -36,6 +36,9 @@ class TransformersEngine:
             raise UsageError("bad_model", f"Transformers cannot load {config.model!r}: {error}") from error
         self._model = self._model.to("cuda" if on_gpu else "cpu").eval()
         self._lock = asyncio.Lock()
+        self._states: Any = None  # of Granite's encoder for the clip: its last layer's, [1, frames, hidden]
+        if isinstance(family, Granite):
+            self._model.model.encoder.layers[-1].register_forward_hook(self._keep_states)
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         async with self._lock:
@@ -45,6 +48,18 @@ class TransformersEngine:
                 raise EngineError(
                     "engine_refused", f"Transformers could not decode a clip of {clip.seconds:.1f} s: {error}"
                 ) from error
+
+    def _keep_states(self, layer: Any, inputs: Any, states: Any) -> None:
+        self._states = states
+
+    def _hypothesis(self, clip: ClipRequest) -> str | None:
+        """What the CTC head of Granite's encoder makes of the clip that was generated for; None for other models."""
+        if self._states is None:
+            return None
+        from speech.granite import ctc
+
+        logits, self._states = self._model.model.encoder.out(self._states)[0], None
+        return ctc.decode(logits, [len(logits)])[0].transcript(clip.options.language)
 
     def _generate(self, clip: ClipRequest) -> DecodingResult:
         import torch
@@ -59,6 +74,7 @@ class TransformersEngine:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
+            hypothesis = self._hypothesis(clip)
         tokens = output.sequences[0, prompt_length:]
         # Transformers' logits here lack Granite's scaling, which changes the probabilities but not their order.
         scaling = getattr(self._model.config.get_text_config(), "logits_scaling", 1.0)
@@ -73,6 +89,7 @@ class TransformersEngine:
             token_ids=tuple(tokens.tolist()),
             avg_logprob=float(chosen.mean()),
             complete=complete,
+            hypothesis=hypothesis,
             usage=Usage(
                 audio_tokens=prompt_ids.count(audio_token),
                 prompt_tokens=prompt_length,

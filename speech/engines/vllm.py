@@ -151,6 +151,7 @@ class VllmEngine:
             token_ids=tokens,
             avg_logprob=logprob / len(tokens) if logprob is not None and tokens else None,
             complete=completion.finish_reason == "stop",
+            hypothesis=encoded.hypothesis.transcript(clip.options.language) if encoded else None,
             usage=Usage(
                 audio_tokens=len(encoded.embeddings) if encoded else 0,
                 prompt_tokens=len(output.prompt_token_ids or []),

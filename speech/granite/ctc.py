@@ -1,9 +1,9 @@
 """The encoder's CTC hypothesis of a clip: the draft that the language model verifies.
 
-Granite Speech's encoder is trained with CTC over characters: label 0 is the blank, every other label
-the code point of a character (granite-4.0-1b-speech has 348 labels, up to Latin Extended-A). One linear
-layer, whose weights vLLM holds anyway for the encoder's self-conditioning, maps the final states
-to labels (Saon et al., arXiv 2603.11243).
+Granite Speech's encoder is trained with CTC over characters: label 0 is the blank, labels up to 255 are code points.
+The 92 above, of granite-4.0-1b-speech, are katakana for the sounds of Japanese (model card of granite-speech-4.1-2b),
+in an order that is not published. One linear layer, whose weights the encoder's self-conditioning needs anyway, maps
+the final states to labels (Saon et al., arXiv 2603.11243).
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,10 @@ class CtcHypothesis:
         """
         labels = torch.unique_consecutive(self.labels).tolist()
         return " ".join("".join(chr(label) for label in labels if label != BLANK).split())
+
+    def transcript(self, language: str) -> str | None:
+        """The text, if it is one in the script of the language: not in Japanese, for whose labels see above."""
+        return None if language == "ja" else self.text
 
 
 def decode(logits: torch.Tensor, lengths: Sequence[int]) -> list[CtcHypothesis]:

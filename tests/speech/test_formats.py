@@ -6,7 +6,7 @@ import pytest
 
 from speech.formats import render_transcript
 from speech.recording import Options, Recording
-from speech.transcript import Segment, Transcript, Usage, Word
+from speech.transcript import Agreement, Segment, Transcript, Usage, Word
 
 
 def transcript(*segments: Segment, **fields: object) -> Transcript:
@@ -17,7 +17,9 @@ def transcript(*segments: Segment, **fields: object) -> Transcript:
 
 CALL = transcript(
     Segment(0, "agent", 0.0, 1.25, "guten tag", -0.1, ("too_fast",), (Word("guten", 0.0, 0.5), Word("tag", 0.5, 1.0))),
-    Segment(1, "A & <B>", 3599.9996, 3725.0, "x --> y\n\n<c> & d"),
+    Segment(
+        1, "A & <B>", 3599.9996, 3725.0, "x --> y\n\n<c> & d", agreement=Agreement(0.5, ("x --> y",), 0.25, ("e f g",))
+    ),
     usage=Usage(audio_tokens=10, prompt_tokens=14, output_tokens=3),
 )
 
@@ -59,12 +61,19 @@ def test_text_and_json() -> None:
     assert content["usage"]["input_token_details"] == {"audio_tokens": 10, "text_tokens": 4}
 
 
-def test_verbose_json_has_times_channels_and_words() -> None:
+def test_verbose_json_has_times_channels_agreement_and_words() -> None:
     content = json.loads(render_transcript(CALL, "verbose_json"))
     assert (content["task"], content["language"], content["duration"]) == ("transcribe", "de", 3725.5)
     first, second = content["segments"]
     assert (first["id"], first["start"], first["end"], first["speaker"]) == (0, 0.0, 1.25, "agent")
     assert (second["channel"], second["flags"], first["flags"]) == (1, [], ["too_fast"])
+    assert first["agreement"] is None
+    assert second["agreement"] == {
+        "not_heard_share": 0.5,
+        "not_heard": ["x --> y"],
+        "left_out_share": 0.25,
+        "left_out": ["e f g"],
+    }
     assert content["words"] == [
         {"word": "guten", "start": 0.0, "end": 0.5},
         {"word": "tag", "start": 0.5, "end": 1.0},

@@ -148,6 +148,49 @@ def test_no_speech_and_little_speech_are_flagged() -> None:
     assert transcribe(numbered_engine(), listened(clip(0), duration_s=600, speech_s=2)).flags == ("little_speech",)
 
 
+HEARD = "thank you"
+INVENTED = "thank you for watching this video"
+
+
+def test_words_that_ctc_did_not_hear_are_flagged() -> None:
+    [segment] = transcribe(numbered_engine({0: INVENTED}, hypothesis=HEARD), listened(clip(0))).segments
+    assert segment.flags == ("not_heard",)
+    assert segment.agreement is not None
+    assert segment.agreement.not_heard == ("for watching this video",)
+
+
+def test_words_that_the_model_left_out_are_flagged() -> None:
+    transcript = transcribe(numbered_engine({0: HEARD}, hypothesis=INVENTED), listened(clip(0)))
+    assert transcript.flags == ("left_out",)
+
+
+def test_a_translation_is_not_compared_with_what_was_heard() -> None:
+    engine = numbered_engine({0: INVENTED}, hypothesis="merci")
+    [segment] = transcribe(engine, listened(clip(0)), language="fr", task="translate", target_language="en").segments
+    assert (segment.agreement, segment.flags) == (None, ())
+
+
+def test_without_a_hypothesis_there_is_no_agreement() -> None:
+    [segment] = transcribe(numbered_engine({0: INVENTED}), listened(clip(0))).segments
+    assert (segment.agreement, segment.flags) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"speaker_tags": True}, "[Speaker 1]: thank you [Speaker 2]: for watching"),
+        ({"word_timestamps": True}, "thank [T:20] you [T:40] _ [T:60] for [T:80] watching [T:100]"),
+    ],
+)
+def test_tags_are_no_words_that_should_have_been_heard(options: dict[str, Any], text: str) -> None:
+    engine = numbered_engine({0: text}, hypothesis="thank you for watching")
+    transcript = transcribe(engine, listened(clip(0)), family=GRANITE_4_1_PLUS, **options)
+    assert [each.agreement.not_heard_share for each in transcript.segments if each.agreement] == [
+        0.0 for _ in transcript.segments
+    ]
+    assert transcript.flags == ()
+
+
 # Tags
 
 

@@ -9,9 +9,10 @@ import pyarrow.parquet
 
 from speech.errors import AudioError
 from speech.recording import Options, Recording
-from speech.transcript import Segment, Transcript, Usage, Word, parquet_schema
+from speech.transcript import Agreement, Segment, Transcript, Usage, Word, parquet_schema
 
 NOW = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
+AGREEMENT = Agreement(0.75, ("hallo", "du"), 0.5, ("ja ja",))
 OK = Transcript(
     recording=Recording(
         id="call-1", audio="s3://b/1.wav", options=Options(language="de"), metadata={"branch": "Łódź", "when": NOW}
@@ -19,7 +20,7 @@ OK = Transcript(
     model="m",
     text="hallo welt",
     segments=(
-        Segment(0, "agent", 0.5, 1.5, "hallo", -0.25, ("no_text",), (Word("hallo", 0.5, 0.9),)),
+        Segment(0, "agent", 0.5, 1.5, "hallo", -0.25, ("no_text",), (Word("hallo", 0.5, 0.9),), AGREEMENT),
         Segment(1, None, 2.0, 3.0, "welt"),
     ),
     flags=("no_text",),
@@ -49,13 +50,32 @@ def test_rows_survive_a_parquet_round_trip(tmp_path: Path) -> None:
         "avg_logprob": -0.25,
         "flags": ["no_text"],
         "words": [{"text": "hallo", "start_s": 0.5, "end_s": 0.9}],
+        "agreement": {
+            "not_heard_share": 0.75,
+            "not_heard": ["hallo", "du"],
+            "left_out_share": 0.5,
+            "left_out": ["ja ja"],
+        },
     }
+    assert ok["segments"][1]["agreement"] is None
+    assert Transcript.from_row(ok).segments == OK.segments
     assert (ok["status"], ok["error"], ok["language"], ok["finished_at"]) == ("ok", None, "de", NOW)
     assert ok["usage"]["accepted_draft_tokens"] == 5
     assert json.loads(ok["metadata"]) == {"branch": "Łódź", "when": "2026-11-22 12:00:00.123456+00:00"}
     assert failed["status"] == "failed"
     assert failed["error"] == {"stage": "listen", "code": "empty", "message": "2.wav: …"}
     assert (failed["text"], failed["segments"], failed["duration_s"], failed["attempt"]) == ("", [], None, 1)
+
+
+def test_a_row_of_a_version_without_agreement_is_read(tmp_path: Path) -> None:
+    schema = parquet_schema()
+    index, segments = schema.get_field_index("segments"), schema.field("segments").type.value_type
+    older = pa.list_(pa.struct([field for field in segments if field.name != "agreement"]))
+    table = pa.Table.from_pylist([OK.to_row()], schema=schema.set(index, pa.field("segments", older)))
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    [row] = pa.parquet.read_table(tmp_path / "t.parquet").to_pylist()
+    assert "agreement" not in row["segments"][0]
+    assert [segment.agreement for segment in Transcript.from_row(row).segments] == [None, None]
 
 
 def test_row_and_schema_name_the_same_columns_in_the_same_order() -> None:

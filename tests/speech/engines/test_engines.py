@@ -49,6 +49,7 @@ def test_transformers_outputs_the_same_tokens_at_float32(greedy: RunningEngine, 
     assert [each.token_ids for each in found] == [each.token_ids for each in expected]
     assert [each.text for each in found] == [each.text for each in expected]
     assert [each.usage for each in found] == [each.usage for each in expected]
+    assert [each.hypothesis for each in found] == [each.hypothesis for each in expected]
     for each, other in zip(found, expected, strict=True):
         assert each.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
 
