@@ -86,15 +86,14 @@ class Outcome:
 
     @property
     def is_omission(self) -> bool:
-        run = _longest_run(_new_words(self.case.said[0], [self.decoding.text]))
-        return run >= LABEL_WORDS and not self.case.may_omit
+        return _longest_run(_new_words(self.case.said[0], [self.decoding.text])) >= LABEL_WORDS
 
     @property
     def hours(self) -> float:
         return self.case.clip.seconds / 3600
 
     def is_flagged(self, flag: str) -> bool:
-        """``not_heard``, ``left_out``, or any flag of the text alone."""
+        """``not_heard``, ``left_out``, or any flag of the text alone (``no_text`` is not about an invention)."""
         if flag == "text alone":
             decoding = self.decoding
             return bool(segment_flags(decoding.text, self.case.clip.seconds, decoding.avg_logprob, decoding.complete))
@@ -336,12 +335,15 @@ def _by_kind(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def _row(kind: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The figures of one kind: recall is None where there is nothing to find."""
+    """The figures of one kind; recall is None where there is nothing to find, all of omissions where they may be."""
     hours = sum(each.hours for each in outcomes)
     row: dict[str, Any] = {"kind": kind, "segments": len(outcomes), "hours": round(hours, 3)}
     for flag, wanted in (("not_heard", "is_invention"), ("text alone", "is_invention"), ("left_out", "is_omission")):
         found = [each for each in outcomes if getattr(each, wanted)]
         alarms = [each for each in outcomes if not getattr(each, wanted) and each.is_flagged(flag)]
+        if flag == "left_out" and any(each.case.may_omit for each in outcomes):
+            row[flag] = None
+            continue
         row[flag] = {
             "to_find": len(found),
             "recall": round(sum(each.is_flagged(flag) for each in found) / len(found), 3) if found else None,
@@ -355,7 +357,7 @@ def _grid_row(values: tuple[int, float, int], outcomes: Sequence[Outcome]) -> di
     """Recall over all kinds and on the calls, and false alarms on the calls, with other thresholds."""
     thresholds: dict[str, Any] = dict(zip(THRESHOLDS, values, strict=True))
     with patch.multiple(agreement, **thresholds):
-        everything = _row("all", outcomes)
+        everything = _row("all", [each for each in outcomes if not each.case.may_omit])
         calls = _row(CLEAN, [each for each in outcomes if each.case.kind == CLEAN])
     return thresholds | {
         flag: {
@@ -377,8 +379,8 @@ def _print_kinds(rows: Sequence[dict[str, Any]]) -> None:
         cells = [row["kind"], str(row["segments"]), f"{row['hours']:.2f}", str(row["not_heard"]["to_find"])]
         for flag in ("not_heard", "text alone"):
             cells += [_percent(row[flag]["recall"]), str(row[flag]["false_per_hour"])]
-        left_out = row["left_out"]
-        cells += [str(left_out["to_find"]), _percent(left_out["recall"]), str(left_out["false_per_hour"])]
+        if left_out := row["left_out"]:
+            cells += [str(left_out["to_find"]), _percent(left_out["recall"]), str(left_out["false_per_hour"])]
         table.add_row(*cells)
     Console(width=150).print(table, highlight=False)
 
