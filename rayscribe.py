@@ -121,9 +121,12 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    from cluster.doctor import examine
+    from cluster.doctor import DoctorSettings, examine
 
-    raise SystemExit(examine(parsed.model))
+    settings = DoctorSettings.from_settings(
+        {name: value for name, value in vars(parsed).items() if name in DoctorSettings.flat_fields()}
+    )
+    return examine(settings.model, cluster=settings.cluster)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -134,6 +137,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cluster.settings import ClusterConfig
     from pipelines.job import Job
     from serve.settings import ServeSettings
     from speech.formats import TranscriptFormat
@@ -179,7 +183,8 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="checks this machine; prints the command that fixes each problem")
     doctor.set_defaults(command=_doctor)
-    doctor.add_argument("--model", default=fields["model"].default, help="which is to be run (default: %(default)s)")
+    for name in ("model", *ClusterConfig.model_fields):
+        _add_flag(doctor, name, fields[name])
     return parser
 
 

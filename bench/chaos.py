@@ -47,7 +47,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.graph import BLOCKS_PER_ENGINE, recordings_per_block
+from pipelines.blocks import BLOCKS_PER_ENGINE, recordings_per_block
 from pipelines.job import Job
 from pipelines.output import STATUSES, Output
 from pipelines.run import run

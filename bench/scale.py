@@ -31,7 +31,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.graph import MAX_RECORDINGS_PER_BLOCK
+from pipelines.blocks import MAX_RECORDINGS_PER_BLOCK
 from pipelines.job import Job
 from pipelines.output import READERS, Output
 from pipelines.run import run

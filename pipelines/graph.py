@@ -8,7 +8,9 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from cluster.nodes import Layout
+from cluster.ray_internals import map_blocks
 from cluster.session import last_error_line
+from pipelines.blocks import BLOCKS_PER_ENGINE, recordings_per_block
 from pipelines.job import Job
 from pipelines.output import Output
 from pipelines.poison import AttemptTracker
@@ -18,16 +20,14 @@ from speech.engines.base import EngineStarter
 from speech.errors import RayscribeError
 from storage.filesystem import Storage
 
-# Recordings in a block, at most: the input of one task of a Listener and of one call of an engine, and one file.
-# Larger blocks cost less scheduling; smaller ones lose less when a node dies.
-MAX_RECORDINGS_PER_BLOCK = 32
-# Blocks in flight in one engine, so that the last clips of one are batched with others.
-BLOCKS_PER_ENGINE = 4
 
-
-def recordings_per_block(to_do: int, listeners: int) -> int:
-    """How many recordings make a block."""
-    return max(1, min(MAX_RECORDINGS_PER_BLOCK, to_do // (8 * listeners)))
+def listener_resources(layout: Layout) -> dict[str, Any]:
+    """What Ray is asked for a Listener: nodes without engines first, others only where the layout has it."""
+    return {
+        "num_cpus": layout.cpus_per_listener,
+        "label_selector": dict(layout.listener_labels) or None,
+        "fallback_strategy": [{"label_selector": {}}] if layout.listeners_anywhere else None,
+    }
 
 
 def receipts(
@@ -50,33 +50,30 @@ def receipts(
     configure_ray_data()
     # Restarted if its node is lost; its counts are lost, which costs a poison recording another attempt.
     attempts = ray.remote(AttemptTracker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-    dataset = (
-        ray.data.from_arrow_refs(blocks)
-        # Small enough that every Listener has several blocks, even of a short manifest.
-        .repartition(target_num_rows_per_block=recordings_per_block(to_do, layout.listeners))
-        .map_batches(
-            Listen,
-            fn_constructor_args=(job.options, job.engine_config, storage, attempts, job.listen_timeout_s),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=1, max_size=layout.listeners),
-            num_cpus=1,
-        )
-        .map_batches(
-            Transcribe,
-            fn_constructor_args=(job.engine_config, start, attempts, output),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=layout.engines,
-                max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
-                max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=layout.cpus_per_engine,
-            num_gpus=layout.gpus_per_engine or None,
-            runtime_env=layout.engine_runtime_env,
-        )
+    work = ray.data.from_arrow_refs(blocks).repartition(
+        target_num_rows_per_block=recordings_per_block(to_do, layout.listeners)
+    )
+    listened = map_blocks(
+        work,
+        Listen,
+        (job.options, job.engine_config, storage, attempts, job.listen_timeout_s),
+        ActorPoolStrategy(min_size=1, max_size=layout.listeners),
+        **listener_resources(layout),
+    )
+    dataset = map_blocks(
+        listened,
+        Transcribe,
+        (job.engine_config, layout.engines_per_gpu, start, attempts, output),
+        ActorPoolStrategy(
+            size=layout.engines,
+            max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
+            max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=layout.cpus_per_engine,
+        num_gpus=layout.gpus_per_engine or None,
+        resources=dict(layout.engine_resources) or None,
+        runtime_env=layout.engine_runtime_env,
     )
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)

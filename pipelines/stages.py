@@ -23,7 +23,8 @@ import pyarrow as pa
 import ray
 from aiorwlock import RWLock
 
-from cluster.session import kill_children_and_exit
+from cluster.session import fit_engine_here, kill_children_and_exit
+from pipelines.blocks import LISTENED_BYTES
 from pipelines.output import Output
 from pipelines.poison import MAX_ATTEMPTS
 from pipelines.rows import RECEIPT, ListenedRow, listened_rows, listened_table
@@ -39,10 +40,6 @@ from speech.transcript import Transcript
 from storage.filesystem import Storage
 
 log = logging.getLogger("rayscribe")
-
-# Bytes of samples in one output table of a Listener. Small recordings cost less together; the audio of a block of long
-# ones should not be in memory twice.
-LISTENED_BYTES = 16 << 20
 
 
 class Listen:
@@ -118,7 +115,15 @@ class Transcribe:
     before it, and all queued ones would be transcribed again if the driver were lost.
     """
 
-    def __init__(self, engine: EngineConfig, start: EngineStarter, attempts: Any, output: Output) -> None:
+    def __init__(
+        self,
+        engine: EngineConfig,
+        engines_per_gpu: int,
+        start: EngineStarter,
+        attempts: Any,
+        output: Output,
+    ) -> None:
+        engine = fit_engine_here(engine, engines_per_gpu)
         family = family_of(engine.model, engine.engine)
         self._output = output
         self._model = engine.model

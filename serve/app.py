@@ -23,7 +23,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
 from cluster.nodes import Layout
-from cluster.session import cluster_layout, kill_children_and_exit
+from cluster.session import cluster_layout, fit_engine_here, kill_children_and_exit
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.backend import ListenSummary
 from serve.http_server import HttpServer
@@ -109,8 +109,8 @@ class ListenerReplica:
 class TranscriberReplica:
     """Runs a ``Transcriber``. Exits its process when the engine has died, so that Serve starts another."""
 
-    def __init__(self, settings: ServeSettings, start: EngineStarter) -> None:
-        config = settings.engine_config
+    def __init__(self, settings: ServeSettings, engines_per_gpu: int, start: EngineStarter) -> None:
+        config = fit_engine_here(settings.engine_config, engines_per_gpu)
         family = family_of(config.model, config.engine)
         engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
@@ -225,7 +225,7 @@ def application(
     listener = serve.deployment(
         name="Listener",
         max_ongoing_requests=1,  # the others wait for whichever replica is free first
-        ray_actor_options={"num_cpus": min(1.0, layout.listeners / listeners)},
+        ray_actor_options=_listener_resources(layout, listeners),
         autoscaling_config=AutoscalingConfig(
             min_replicas=min(MIN_LISTENERS, listeners),
             max_replicas=listeners,
@@ -250,7 +250,9 @@ def application(
         ray_actor_options={"num_cpus": 0},
         **lifecycle,
     )(serve.ingress()(EndpointReplica))
-    return endpoint.bind(settings, listener.bind(settings), transcriber.bind(settings, start), own_server)
+    return endpoint.bind(
+        settings, listener.bind(settings), transcriber.bind(settings, layout.engines_per_gpu, start), own_server
+    )
 
 
 def _engine_autoscaling(settings: ServeSettings, max_engines: int) -> AutoscalingConfig:
@@ -262,9 +264,18 @@ def _engine_autoscaling(settings: ServeSettings, max_engines: int) -> Autoscalin
     )
 
 
+def _listener_resources(layout: Layout, replicas: int) -> dict[str, Any]:
+    """Apart from engines only where the other nodes suffice: Serve spreads replicas, which ignores a fallback."""
+    labels = {} if layout.listeners_anywhere else dict(layout.listener_labels)
+    return {"num_cpus": min(layout.cpus_per_listener, layout.listeners / replicas)} | (
+        {"label_selector": labels} if labels else {}
+    )
+
+
 def _engine_resources(layout: Layout) -> dict[str, Any]:
     return {
         "num_cpus": layout.cpus_per_engine,
         "num_gpus": layout.gpus_per_engine,
+        "resources": dict(layout.engine_resources),
         "runtime_env": layout.engine_runtime_env,
     }

@@ -180,14 +180,15 @@ def serve_config(service: dict[str, Any]) -> Any:
 
 def test_serve_reads_its_config_and_builds_the_application(serve_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a cluster whose nodes have not come yet: the head has no CPUs."""
-    import ray
     from ray._common.utils import import_attr
     from ray.serve._private.build_app import build_app
 
+    from cluster import session
+    from cluster.nodes import Node
     from serve.settings import ServeSettings
 
     [application] = serve_config.applications
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"memory": 8e9})
+    monkeypatch.setattr(session, "cluster_nodes", lambda: [Node(cpus=0, head=True, memory_gib=8)])
     settings = ServeSettings.from_settings(application.args)
     built = build_app(import_attr(application.import_path)(settings), name=application.name, default_runtime_env={})
     deployments = {deployment.name: deployment for deployment in built.deployments}

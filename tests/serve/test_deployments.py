@@ -13,7 +13,8 @@ import pytest
 import ray
 from ray import serve
 
-from cluster.nodes import plan_layout
+from cluster.nodes import Node, plan_layout
+from cluster.settings import ClusterConfig
 from serve.app import application
 from serve.serve_backend import ServeBackend
 from serve.server import APP
@@ -50,7 +51,7 @@ def start_engine(config: EngineConfig, family: Family) -> FakeEngine:
 def backend(ray_here: None) -> Iterator[ServeBackend]:
     serve.start(http_options={"port": free_port()})
     settings = ServeSettings.from_settings({"model": MODEL})
-    serve.run(application(settings, plan_layout({}, cores=2), start_engine), name=APP)
+    serve.run(application(settings, plan_layout([Node(cpus=2, slots=6)], ClusterConfig()), start_engine), name=APP)
     yield ServeBackend(serve.get_deployment_handle("Listener", APP), serve.get_deployment_handle("Transcriber", APP))
     serve.shutdown()
 

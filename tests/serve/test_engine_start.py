@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from cluster.nodes import plan_layout
+from cluster.nodes import Node, plan_layout
 from cluster.session import connect_ray
+from cluster.settings import ClusterConfig
 from serve.server import deploy, stop
 from serve.settings import ServeSettings
 from speech.engines.base import EngineConfig
@@ -28,7 +29,7 @@ def test_a_start_that_hangs_ends_the_deployment(monkeypatch: pytest.MonkeyPatch)
     connect_ray(None)
     try:
         with pytest.raises(RayscribeError, match=r"in 1 s \(--engine-start-timeout-s\)") as failed:
-            deploy(settings, plan_layout({}, cores=2), hang)
+            deploy(settings, plan_layout([Node(cpus=2, slots=6)], ClusterConfig()), hang)
     finally:
         stop()
     assert failed.value.code == "deploy_failed"

@@ -1,0 +1,62 @@
+"""GPUs, as nvidia-smi lists them, and what an engine takes of their memory."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.gpus import MEMORY_GIB, Gpu, find_gpus, fit_engine
+from speech.engines.base import EngineConfig
+
+
+def test_gpus_come_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_gpus() == []
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 570.1'\n")
+    tool.chmod(0o755)
+    assert find_gpus() == [Gpu("NVIDIA H200", 143771 / 1024, "570.1")]
+    tool.write_text("#!/bin/sh\necho 'no driver'\nexit 9\n")
+    assert find_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "accelerator"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", ""),
+    ],
+)
+def test_kinds_have_ray_s_names(name: str, accelerator: str) -> None:
+    assert Gpu(name, 16.0, "570.1").accelerator == accelerator
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "engines", "clips", "share"),
+    [
+        (MEMORY_GIB["T4"], 1, 170, 0.833),
+        (MEMORY_GIB["L4"], 1, 256, 0.889),
+        (MEMORY_GIB["A100"], 1, 256, 0.9),
+        (MEMORY_GIB["H100"], 1, 256, 0.9),
+        (MEMORY_GIB["L4"], 2, 88, 0.389),
+        (MEMORY_GIB["H100"], 4, 256, 0.219),
+        (None, 2, 64, 0.45),
+    ],
+)
+def test_an_engine_fits_its_gpu(memory_gib: float | None, engines: int, clips: int, share: float) -> None:
+    fitted = fit_engine(EngineConfig(), engines, memory_gib)
+    assert fitted.concurrent_clips == pytest.approx(clips, abs=2)
+    assert fitted.gpu_memory == pytest.approx(share, abs=0.002)
+    assert engines * fitted.gpu_memory <= 0.9  # the front ends have the rest
+
+
+def test_what_the_user_sets_of_an_engine_wins() -> None:
+    config = EngineConfig(concurrent_clips=7, gpu_memory=0.5)
+    assert fit_engine(config, 1, 15.0) == config
+
+
+def test_other_engines_are_as_the_user_has_them() -> None:
+    assert fit_engine(EngineConfig(), 0, None) == EngineConfig()  # on a CPU
+    assert fit_engine(EngineConfig(engine="transformers"), 1, 80.0) == EngineConfig(engine="transformers")
