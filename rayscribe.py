@@ -129,6 +129,26 @@ def _doctor(parsed: argparse.Namespace) -> int:
     return examine(settings.model, cluster=settings.cluster)
 
 
+def _plan(parsed: argparse.Namespace) -> int:
+    from planning.estimate import estimate
+    from planning.report import print_plan
+    from planning.settings import PlanSettings
+    from planning.simulation import simulate
+
+    settings = PlanSettings.from_settings(_settings(parsed, PlanSettings))
+    rates = settings.known_rates()
+    if settings.calibrate:
+        from planning.calibrate import calibrate
+
+        rates = settings.known_rates(calibrate(settings.calibrate, settings.engine_config, rates))
+        if settings.rates:
+            Path(settings.rates).write_text(rates.to_json())
+    planned = settings.workload(), settings.machines(), rates
+    expected = estimate(*planned, settings.faults())
+    print_plan(*planned, expected, simulate(*planned, settings.faults()))
+    return EXIT_OK
+
+
 class _Parser(argparse.ArgumentParser):
     """Refuses arguments in one line, as all else is refused. argparse would print every option first."""
 
@@ -139,6 +159,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     from cluster.settings import ClusterConfig
     from pipelines.job import Job
+    from planning.settings import PlanSettings
     from serve.settings import ServeSettings
     from speech.formats import TranscriptFormat
 
@@ -180,6 +201,10 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="an endpoint for OpenAI's clients, and a page to try it")
     serve.set_defaults(command=_serve)
     _add_settings(serve, ServeSettings.flat_fields())
+
+    plan = commands.add_parser("plan", help="how long a backfill will take, what it will cost, and what limits it")
+    plan.set_defaults(command=_plan)
+    _add_settings(plan, PlanSettings.flat_fields())
 
     doctor = commands.add_parser("doctor", help="checks this machine; prints the command that fixes each problem")
     doctor.set_defaults(command=_doctor)
