@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("speech", "storage", "cluster", "pipelines", "serve")
+PACKAGES = ("speech", "storage", "cluster", "pipelines", "planning", "serve")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
