@@ -5,11 +5,12 @@
 More calls, with other sentences: ``python -m demo.train.samples --seed 2 --out out/calls-2`` (needs espeak-ng, flite
 and ffmpeg), then ``--manifest demo/samples/manifest.jsonl out/calls-2/manifest.jsonl``.
 
-The segments are those of the calls, as they are and disturbed, and audio without speech. What was said in a segment of
-a call is the part of the manifest's ``text`` between the places where its CTC hypothesis begins and ends. A segment has
-an invention if so many words in a row of its text were not said (``LABEL_WORDS``; one where nothing was said), an
-omission if so many words that were said are not in its text. Kinds in parentheses are made of texts that are right, by
-adding words of another segment, repeating or removing words; their audio and hypotheses are real.
+The segments are those of the calls, as they are and disturbed, and audio without speech, most of which a VAD would keep
+from the model. What was said in a segment of a call is the part of the manifest's ``text`` between the places where its
+CTC hypothesis begins and ends. A segment has an invention if so many words in a row of its text were not said
+(``LABEL_WORDS``; one where nothing was said), an omission if so many words that were said are not in its text. Kinds in
+parentheses are made of texts that are right, by adding words of another segment, repeating or removing words; their
+audio and hypotheses are real.
 
 Beside the agreement with the CTC hypothesis (``speech.quality.agreement``) stand the checks of the text alone
 (``speech.quality.flags``). The thresholds of the former were chosen on one half of the recordings, by the second table;

@@ -1,6 +1,8 @@
 """Which words of a text the CTC hypothesis supports, and which of its words the text lacks."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from speech.quality.agreement import agreement, agreement_flags
 
@@ -105,3 +107,22 @@ def test_shares_are_of_words() -> None:
     assert compared.not_heard_share == pytest.approx(0.25)
     assert compared.left_out_share == pytest.approx(0.4)
     assert agreement("", "").not_heard_share == 0
+
+
+TEXTS = st.text(alphabet="ab cdé 12ß.今日は", max_size=60) | st.text(max_size=30)
+
+
+@given(TEXTS)
+def test_a_text_agrees_with_itself(text: str) -> None:
+    compared = agreement(text, text)
+    assert (compared.not_heard_share, compared.left_out_share) == (0, 0)
+    assert agreement_flags(compared) == ()
+
+
+@given(TEXTS, TEXTS)
+def test_passages_are_parts_of_their_text(text: str, hypothesis: str) -> None:
+    compared = agreement(text, hypothesis)
+    assert 0 <= compared.not_heard_share <= 1
+    assert 0 <= compared.left_out_share <= 1
+    assert all(passage in text for passage in compared.not_heard)
+    assert all(passage in hypothesis for passage in compared.left_out)
