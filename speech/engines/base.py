@@ -2,7 +2,7 @@
 
 An engine handles audio and tokens, and no recordings, channels or files. ``speech.engines.vllm`` (continuous batching,
 GPU or CPU) and ``speech.engines.transformers`` (the reference, and for CPUs without vLLM) run models with a language
-model; at float32 both output the same tokens, which a test asserts. ``speech.engines.encoder`` runs encoders alone.
+model; at float32 both output the same tokens, which a test asserts. ``speech.engines.encoder`` runs encoders alone, ``speech.engines.llamacpp`` GGUF files.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-EngineName = Literal["vllm", "transformers", "encoder"]
+EngineName = Literal["vllm", "transformers", "encoder", "llamacpp"]
 
 
 class EngineConfig(BaseModel):
@@ -34,7 +34,7 @@ class EngineConfig(BaseModel):
     engine: EngineName = Field(
         "vllm",
         description="the inference engine that runs the model. encoder: models that are an encoder alone (TurboCTC, "
-        "Parakeet), and Granite's encoder without its language model",
+        "Parakeet), and Granite's encoder without its language model; llamacpp: a folder of GGUF files",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
@@ -137,6 +137,10 @@ def start_engine(config: EngineConfig, family: Family) -> Engine:
             from speech.engines.encoder import EncoderEngine
 
             return EncoderEngine(config, family)
+        if config.engine == "llamacpp":
+            from speech.engines.llamacpp import LlamaCppEngine
+
+            return LlamaCppEngine(config, family)
         from speech.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, family)

@@ -25,6 +25,7 @@ from speech.models.families import (
     Family,
     Granite,
 )
+from speech.models.gguf import GgufFolder
 
 TIMEOUT_S = 10.0
 _OR_FOLDER = "or give --model the folder of a checkpoint"
@@ -90,12 +91,14 @@ def check_available(model: str) -> None:
 def family_of(model: str, engine: str = "vllm") -> Family:
     """The family of a model as an engine runs it, from its config.json if ``model`` is a folder, else from its hub id.
 
-    Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0. The encoder
+    Of a folder of GGUF files, for the llamacpp engine, the names tell. Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0. The encoder
     engine runs the CTC head of any of them.
 
     Raises:
         UsageError: ``unknown_model``, or ``bad_engine`` where the engine cannot run it.
     """
+    if engine == "llamacpp":
+        return _family_of_gguf(model)
     family = _family(model)
     if engine == "encoder" and isinstance(family, Granite):
         return GRANITE_CTC
@@ -105,6 +108,14 @@ def family_of(model: str, engine: str = "vllm") -> Family:
             fix = "no encoder that transcribes by itself: give --engine vllm or transformers"
         raise UsageError("bad_engine", f"the {engine} engine cannot run {model}: {family.name} is {fix}")
     return family
+
+
+def _family_of_gguf(model: str) -> Family:
+    folder = GgufFolder(model)
+    folder.check()
+    if "plus" in folder.name:
+        return GRANITE_4_1_PLUS
+    return GRANITE_4_1 if "4.1" in folder.name else GRANITE_4_0
 
 
 def _family(model: str) -> Family:
@@ -138,6 +149,8 @@ def _config(model: str) -> dict[str, Any] | None:
     config_file = Path(model) / "config.json"
     if not Path(model).is_dir():
         return None
+    if not config_file.is_file() and any(Path(model).glob("*.gguf")):
+        raise UsageError("bad_engine", f"{model} has GGUF files, which another engine runs: give --engine llamacpp")
     if not config_file.is_file():
         raise UsageError("unknown_model", f"{model} has no config.json: give the folder of a Hugging Face checkpoint")
     try:
