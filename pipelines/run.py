@@ -258,9 +258,12 @@ def _as_failed_run() -> Iterator[None]:
 
 def _report(job: Job, summary: Summary, started_at: datetime) -> dict[str, Any]:
     """The content of run.json. The storage options are left out: they contain secrets."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    installed = {name: version(name) for name in ("rayscribe", "ray", "pyarrow", "transformers")}
+    installed = {}
+    for name in ("rayscribe", "ray", "pyarrow", "transformers", "xllamacpp"):
+        with contextlib.suppress(PackageNotFoundError):  # what another engine needs
+            installed[name] = version(name)
     return {
         "config": job.model_dump(mode="json", exclude={"storage_options"}) | {"manifest": redact_uri(job.manifest)},
         "versions": installed,

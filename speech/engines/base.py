@@ -2,7 +2,8 @@
 
 An engine handles audio and tokens, and no recordings, channels or files. ``speech.engines.vllm`` (continuous batching,
 GPU or CPU) and ``speech.engines.transformers`` (the reference, and for CPUs without vLLM) run models with a language
-model; at float32 both output the same tokens, which a test asserts. ``speech.engines.encoder`` runs encoders alone, ``speech.engines.llamacpp`` GGUF files.
+model; at float32 both output the same tokens, which a test asserts. ``speech.engines.llamacpp`` runs GGUF files of
+Granite Speech, ``speech.engines.encoder`` encoders alone.
 """
 
 from collections.abc import Callable

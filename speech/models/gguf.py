@@ -27,8 +27,15 @@ class GgufFolder:
                 f"{folder} is no folder here: the llamacpp engine needs one with the GGUF files of a Granite Speech",
             )
         files = sorted(Path(folder).glob("*.gguf"))
-        self.mmproj = _only([file for file in files if file.name.startswith("mmproj")], folder)
-        self.language_model = _only([file for file in files if file != self.mmproj], folder)
+        mmproj = [file for file in files if file.name.startswith("mmproj")]
+        others = [file for file in files if file not in mmproj]
+        if len(mmproj) != 1 or len(others) != 1:
+            found = ", ".join(file.name for file in files) or "none"
+            raise UsageError(
+                "unknown_model",
+                f"{folder} must have two GGUF files, a Granite Speech and its mmproj*.gguf; it has {found}",
+            )
+        [self.mmproj], [self.language_model] = mmproj, others
 
     @property
     def name(self) -> str:
@@ -45,7 +52,7 @@ class GgufFolder:
         if found != PROJECTOR:
             raise UsageError(
                 "unknown_model",
-                f"{self.mmproj} is not of a Granite Speech (its projector is {found!r}), which the llamacpp engine needs",
+                f"{self.mmproj} is not of a Granite Speech (projector {found!r}); the llamacpp engine runs no other",
             )
 
     def audio_tokens(self, samples: int) -> int:
@@ -69,13 +76,3 @@ class GgufFolder:
         except ValueError as error:
             raise UsageError("unknown_model", f"{self.mmproj} cannot be read as GGUF: {error}") from error
         return {key: field.contents() for key, field in fields.items()}
-
-
-def _only(files: list[Path], folder: str) -> Path:
-    if len(files) != 1:
-        raise UsageError(
-            "unknown_model",
-            f"{folder} must have two GGUF files, a Granite Speech and its mmproj*.gguf"
-            + (f"; found {', '.join(file.name for file in files)}" if files else ""),
-        )
-    return files[0]
