@@ -68,7 +68,7 @@ def calibrate(uri: str, config: EngineConfig, rates: Rates, start: EngineStarter
 def listen(uri: str, config: EngineConfig) -> list[Heard]:
     """Recordings of a manifest, one after the other, for LISTEN_FOR_S."""
     storage = Storage()
-    listener = Listener(clip_s=family_of(config.model).clip_s, open_audio=storage.open_audio)
+    listener = Listener(clip_s=family_of(config.model, config.engine).clip_s, open_audio=storage.open_audio)
     heard: list[Heard] = []
     until = time.perf_counter() + LISTEN_FOR_S
     for _, row in manifest.read(uri, storage):
@@ -117,7 +117,7 @@ def drive() -> dict[str, Rate]:
 
 async def _decode(clips: list[ClipRequest], config: EngineConfig, start: EngineStarter) -> dict[str, Rate]:
     began = time.perf_counter()
-    engine = start(config, family_of(config.model))
+    engine = start(config, family_of(config.model, config.engine))
     await engine.decode(clips[0])  # the first request includes one-time initialisation
     started_s = time.perf_counter() - began
     try:
