@@ -102,7 +102,9 @@ class Options(BaseModel):
         "split: always transcribe channels separately; mix: average them; first: only the first",
     )
     punctuation: bool = Field(False, description="ask for punctuation and capitals, where the model has them")
-    word_timestamps: bool = Field(False, description="ask for the time of every word, where the model has them")
+    word_timestamps: bool = Field(
+        False, description="the time and confidence of every word (Granite models; transcription)"
+    )
     speaker_tags: bool = Field(False, description="ask the model for speaker labels, where it has them")
     raw_format: str | None = Field(
         None,

@@ -5,10 +5,11 @@ whatever the lengths of the recordings; results are put in time order.
 """
 
 import asyncio
+import itertools
 import math
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,14 +20,13 @@ from speech.engines.base import ClipRequest, DecodingResult, Engine
 from speech.errors import EngineDied
 from speech.listener import ListenResult
 from speech.models.families import Family
-from speech.models.tags import speaker_turns, timed_words, without_time_tags
+from speech.models.tags import speaker_turns
 from speech.quality.agreement import agreement, agreement_flags
 from speech.quality.flags import segment_flags
 from speech.recording import Options, Recording
-from speech.transcript import Agreement, Segment, Transcript, Usage
+from speech.transcript import Agreement, Segment, Transcript, Usage, Word
+from speech.words import UNSPACED_LANGUAGES, word_spans
 
-# Languages written without spaces between words: the texts of segments are joined without a space.
-UNSPACED_LANGUAGES = frozenset({"ja", "zh", "th", "lo", "my", "km", "bo"})
 # A smaller share of speech than this in a recording is flagged: the VAD may have missed speech.
 LITTLE_SPEECH = 0.05
 WARM_UP_ID = "warm-up/0"  # the request id of the warm-up clip
@@ -163,13 +163,12 @@ def segment_separator(options: Options) -> str:
 def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> list[Segment]:
     """A clip's text as segments: one, or one a speaker turn where the model tags them."""
     options = recording.options
-    text = without_time_tags(decoding.text) if options.word_timestamps else decoding.text
-    turns = speaker_turns(text) if options.speaker_tags else []
-    turns = turns or [(None, text)]
+    turns = speaker_turns(decoding.text) if options.speaker_tags else []
+    turns = turns or [(None, decoding.text)]
     spoken = " ".join(words for _, words in turns)  # without tags, which would count as speech in the speaking rate
     text_flags = segment_flags(spoken, clip.end_s - clip.start_s, decoding.avg_logprob, decoding.complete)
     compared = _agreement(spoken, decoding, options)
-    words = timed_words(decoding.text, clip.start_s) if options.word_timestamps else []
+    words = iter([_in_recording(word, clip) for word in decoding.words])
     return [
         Segment(
             channel=clip.channel,
@@ -179,7 +178,7 @@ def _segments(recording: Recording, clip: Clip, decoding: DecodingResult) -> lis
             text=text,
             avg_logprob=decoding.avg_logprob,
             flags=(*text_flags, *(agreement_flags(compared) if compared else ())),
-            words=tuple(words),
+            words=tuple(itertools.islice(words, len(word_spans(text, options.language)))),
             agreement=compared,
         )
         for speaker, text in turns
@@ -191,6 +190,12 @@ def _agreement(spoken: str, decoding: DecodingResult, options: Options) -> Agree
     if decoding.hypothesis is None or options.task != "transcribe":
         return None
     return agreement(spoken, decoding.hypothesis)
+
+
+def _in_recording(word: Word, clip: Clip) -> Word:
+    """A clip's word with times from the start of the recording, within the clip's."""
+    start_s, end_s = (round(min(clip.start_s + time_s, clip.end_s), 3) for time_s in (word.start_s, word.end_s))
+    return replace(word, start_s=start_s, end_s=end_s)
 
 
 def _recording_flags(segments: list[Segment], listened: ListenResult) -> tuple[str, ...]:

@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word and its times in seconds, from a model with word timestamps."""
+    """One word, or one character of a script without spaces, with its times in seconds.
+
+    Attributes:
+        probability: product of the probabilities that the model gives to its tokens.
+        ctc_score: how well it fits what the encoder's CTC head heard, from 0 to 1; None where CTC cannot spell it, and
+            its times are estimated from its neighbours'.
+    """
 
     text: str
     start_s: float
     end_s: float
+    probability: float | None = None
+    ctc_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +168,15 @@ def parquet_schema() -> "pa.Schema":
     """The output schema. ``status`` is the partition key: part of the path, not a column of the file."""
     import pyarrow as pa
 
-    word = pa.struct([("text", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64())])
+    word = pa.struct(
+        [
+            ("text", pa.string()),
+            ("start_s", pa.float64()),
+            ("end_s", pa.float64()),
+            ("probability", pa.float32()),
+            ("ctc_score", pa.float32()),
+        ]
+    )
     agreement = pa.struct(
         [
             ("not_heard_share", pa.float64()),

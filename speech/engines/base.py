@@ -17,7 +17,7 @@ from speech.engines.speculation import Speculation, method_for
 from speech.errors import UsageError
 from speech.models.families import DEFAULT_MODEL, Family
 from speech.recording import Options
-from speech.transcript import Usage
+from speech.transcript import Usage, Word
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,6 +97,7 @@ class DecodingResult:
     complete: bool  # False: stopped at the token limit
     usage: Usage = field(default_factory=Usage)
     hypothesis: str | None = None  # the words that the encoder's CTC head heard; None: the engine has none
+    words: tuple[Word, ...] = ()  # with word_timestamps; times from the start of the clip
 
 
 class Engine(Protocol):

@@ -49,8 +49,8 @@ class GraniteCtcEncoder:
     @torch.inference_mode()
     def encode(self, clips: Sequence[np.ndarray]) -> list[DecodingResult]:
         return [
-            _ctc_result(log_posteriors, ctc.BLANK, ctc.CtcHypothesis(log_posteriors.argmax(-1)).text)
-            for log_posteriors in self._front_end.log_posteriors(clips)
+            _ctc_result(hypothesis.log_posteriors, ctc.BLANK, hypothesis.text)
+            for hypothesis in self._front_end.hypotheses(clips)
         ]
 
 

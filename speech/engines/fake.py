@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.models.families import Family
-from speech.transcript import Usage
+from speech.transcript import Usage, Word
 
 
 def reply_with_length(clip: ClipRequest) -> str:
@@ -21,6 +21,13 @@ def reply_with_length(clip: ClipRequest) -> str:
 def reply_with_options(clip: ClipRequest) -> str:
     """The language and the keywords: shows which options have reached the engine."""
     return " ".join([clip.options.language, *clip.options.keywords])
+
+
+def evenly_timed_words(text: str, clip: ClipRequest) -> tuple[Word, ...]:
+    """The words of a text, which divide the clip; none where they were not asked for."""
+    words = text.split() if clip.options.word_timestamps else []
+    length_s = clip.seconds / max(1, len(words))
+    return tuple(Word(word, n * length_s, (n + 1) * length_s, 0.9, 0.8) for n, word in enumerate(words))
 
 
 def constant_usage(clip: ClipRequest) -> Usage:
@@ -35,6 +42,7 @@ class FakeEngine:
         reply: the text of a clip.
         before: awaited with each request before it is answered.
         usage: reported for a clip.
+        words: of the text of a clip.
         batch: no request is answered until so many are in flight; then all are, in reverse order.
         complete, avg_logprob, hypothesis: of every ``DecodingResult``.
 
@@ -50,6 +58,7 @@ class FakeEngine:
         *,
         before: Callable[[ClipRequest], Awaitable[None]] | None = None,
         usage: Callable[[ClipRequest], Usage] = constant_usage,
+        words: Callable[[str, ClipRequest], tuple[Word, ...]] = evenly_timed_words,
         batch: int = 1,
         complete: bool = True,
         avg_logprob: float | None = -0.1,
@@ -59,7 +68,7 @@ class FakeEngine:
         self.cancelled: list[ClipRequest] = []
         self.in_flight = 0
         self.max_in_flight = 0
-        self._reply, self._before, self._usage = reply, before, usage
+        self._reply, self._before, self._usage, self._words = reply, before, usage, words
         self._batch = batch
         self._complete, self._avg_logprob, self._hypothesis = complete, avg_logprob, hypothesis
         self._waiting: list[asyncio.Future[None]] = []
@@ -77,8 +86,15 @@ class FakeEngine:
             raise
         finally:
             self.in_flight -= 1
+        text = self._reply(clip)
         return DecodingResult(
-            self._reply(clip), (1, 2), self._avg_logprob, self._complete, self._usage(clip), self._hypothesis
+            text=text,
+            token_ids=(1, 2),
+            avg_logprob=self._avg_logprob,
+            complete=self._complete,
+            usage=self._usage(clip),
+            hypothesis=self._hypothesis,
+            words=self._words(text, clip),
         )
 
     async def _join_batch(self) -> None:

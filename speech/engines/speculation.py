@@ -42,10 +42,4 @@ def ctc_can_help(options: Options) -> bool:
     A hypothesis is a transcript in the spoken language, lower case, without punctuation, in characters up to Latin
     Extended-A. Keywords do no harm: they are in the prompt of the model that verifies.
     """
-    return not (
-        options.task == "translate"
-        or options.punctuation
-        or options.word_timestamps
-        or options.speaker_tags
-        or options.language == "ja"
-    )
+    return not (options.task == "translate" or options.punctuation or options.speaker_tags or options.language == "ja")

@@ -7,13 +7,16 @@ blocked.
 
 import asyncio
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.errors import EngineError, UsageError
 from speech.models.families import Family, Granite, Whisper
-from speech.transcript import Usage
+from speech.transcript import Usage, Word
+
+if TYPE_CHECKING:
+    from speech.granite.ctc import CtcHypothesis
 
 
 class TransformersEngine:
@@ -52,14 +55,14 @@ class TransformersEngine:
     def _keep_states(self, layer: Any, inputs: Any, states: Any) -> None:
         self._states = states
 
-    def _hypothesis(self, clip: ClipRequest) -> str | None:
+    def _hypothesis(self) -> "CtcHypothesis | None":
         """What the CTC head of Granite's encoder makes of the clip that was generated for; None for other models."""
         if self._states is None:
             return None
         from speech.granite import ctc
 
         logits, self._states = self._model.model.encoder.out(self._states)[0], None
-        return ctc.decode(logits, [len(logits)])[0].transcript(clip.options.language)
+        return ctc.decode(logits, [len(logits)])[0]
 
     def _generate(self, clip: ClipRequest) -> DecodingResult:
         import torch
@@ -74,7 +77,7 @@ class TransformersEngine:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-            hypothesis = self._hypothesis(clip)
+            hypothesis = self._hypothesis()
         tokens = output.sequences[0, prompt_length:]
         # Transformers' logits here lack Granite's scaling, which changes the probabilities but not their order.
         scaling = getattr(self._model.config.get_text_config(), "logits_scaling", 1.0)
@@ -84,17 +87,36 @@ class TransformersEngine:
         complete = int(tokens[-1]) in (eos if isinstance(eos, list) else [eos])
         audio_token = getattr(self._model.config, "audio_token_index", None)
         prompt_ids = output.sequences[0, :prompt_length].tolist()
+        words: tuple[Word, ...] = ()
+        if hypothesis is not None and clip.options.word_timestamps:
+            words = self._words(clip, tokens.tolist(), chosen.tolist(), hypothesis)
         return DecodingResult(
             text=self._processor.tokenizer.decode(tokens, skip_special_tokens=True).strip(),
             token_ids=tuple(tokens.tolist()),
             avg_logprob=float(chosen.mean()),
             complete=complete,
-            hypothesis=hypothesis,
+            hypothesis=hypothesis.transcript(clip.options.language) if hypothesis else None,
             usage=Usage(
                 audio_tokens=prompt_ids.count(audio_token),
                 prompt_tokens=prompt_length,
                 output_tokens=len(tokens),
             ),
+            words=words,
+        )
+
+    def _words(
+        self, clip: ClipRequest, tokens: list[int], logprobs: list[float], hypothesis: "CtcHypothesis"
+    ) -> tuple[Word, ...]:
+        from speech.granite.vocabulary import Vocabulary
+        from speech.granite.words import timed_words
+
+        tokenizer = self._processor.tokenizer
+        return timed_words(
+            tokenizer.decode(tokens, skip_special_tokens=True),
+            list(zip(tokens, logprobs, strict=True)),
+            hypothesis.log_posteriors.cpu(),
+            Vocabulary(tokenizer),
+            clip.options,
         )
 
     def _inputs(self, clip: ClipRequest) -> tuple[dict[str, Any], int]:

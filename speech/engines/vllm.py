@@ -10,6 +10,7 @@ are one in vLLM, gets the audio as an array.
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
@@ -18,9 +19,10 @@ from speech.engines.speculation import DRAFT_TOKENS, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.granite import plugin
 from speech.granite.drafts import Drafts
+from speech.granite.vocabulary import Vocabulary
 from speech.models.families import AUDIO_TOKEN, Family, Granite
 from speech.tracing import trace_headers, traces_endpoint
-from speech.transcript import Usage
+from speech.transcript import Usage, Word
 
 if TYPE_CHECKING:
     from speech.engines.batching import Batching
@@ -56,7 +58,7 @@ class VllmEngine:
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"vLLM cannot load {config.model!r}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
-        self._drafts = Drafts(self._tokenizer)
+        self._drafts, self._vocabulary = Drafts(self._tokenizer), Vocabulary(self._tokenizer)
         self._prepared: asyncio.Future[None] | None = None
 
     def _new_front_end(self, model: str) -> "Batching[EncodedClip]":
@@ -122,21 +124,39 @@ class VllmEngine:
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         if self._front_end is None:
             return self._result(clip, await self._generate(clip, self._whisper_prompt(clip), {}))
+        encoded = await self._encode(self._front_end, clip)
+        prompt = self._granite_prompt(clip, encoded)
+        drafts = self._method == "ctc" and ctc_can_help(clip.options)
+        draft = self._drafts.extra_args(encoded.hypothesis) if drafts else {}
+        log_posteriors = encoded.hypothesis.log_posteriors.cpu() if clip.options.word_timestamps else None
+        hypothesis, audio_tokens = encoded.hypothesis.transcript(clip.options.language), len(encoded.embeddings)
+        del encoded  # of a GPU's memory, while the language model decodes
+        output = await self._generate(clip, prompt, draft)
+        result = replace(self._result(clip, output, audio_tokens), hypothesis=hypothesis)
+        if drafts:
+            self._drafts.learn(result.text)
+        if log_posteriors is None:
+            return result
+        words = await asyncio.to_thread(self._words, clip, output.outputs[0], log_posteriors)
+        return replace(result, words=words)
+
+    async def _encode(self, front_end: "Batching[EncodedClip]", clip: ClipRequest) -> "EncodedClip":
         try:
-            encoded = await self._front_end.encode(clip.samples)
+            return await front_end.encode(clip.samples)
         except (ValueError, RuntimeError) as error:
             raise EngineError(
                 "engine_refused", f"a clip of {clip.seconds:.1f} s could not be encoded: {error}"
             ) from error
-        if not (self._method == "ctc" and ctc_can_help(clip.options)):
-            return self._result(clip, await self._generate(clip, self._granite_prompt(clip, encoded), {}), encoded)
-        draft = self._drafts.extra_args(encoded.hypothesis)
-        output = await self._generate(clip, self._granite_prompt(clip, encoded), draft)
-        result = self._result(clip, output, encoded)
-        self._drafts.learn(result.text)
-        return result
 
-    def _result(self, clip: ClipRequest, output: Any, encoded: "EncodedClip | None" = None) -> DecodingResult:
+    def _words(self, clip: ClipRequest, completion: Any, log_posteriors: Any) -> tuple[Word, ...]:
+        """The words of vLLM's completion."""
+        from speech.granite.words import timed_words
+
+        chosen = zip(completion.token_ids, completion.logprobs, strict=True)
+        tokens = [(token, candidates[token].logprob) for token, candidates in chosen]
+        return timed_words(completion.text, tokens, log_posteriors, self._vocabulary, clip.options)
+
+    def _result(self, clip: ClipRequest, output: Any, audio_tokens: int = 0) -> DecodingResult:
         """What vLLM's final output for a clip says."""
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):
@@ -151,9 +171,8 @@ class VllmEngine:
             token_ids=tokens,
             avg_logprob=logprob / len(tokens) if logprob is not None and tokens else None,
             complete=completion.finish_reason == "stop",
-            hypothesis=encoded.hypothesis.transcript(clip.options.language) if encoded else None,
             usage=Usage(
-                audio_tokens=len(encoded.embeddings) if encoded else 0,
+                audio_tokens=audio_tokens,
                 prompt_tokens=len(output.prompt_token_ids or []),
                 output_tokens=len(tokens),
                 draft_tokens=metrics.num_draft_tokens if metrics else 0,

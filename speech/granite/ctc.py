@@ -8,26 +8,28 @@ the final states to labels (Saon et al., arXiv 2603.11243).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 BLANK = 0
+CODE_POINTS = 256  # labels below are characters by their code points
 
 
 @dataclass(frozen=True)
 class CtcHypothesis:
     """Greedy CTC decoding of one clip. The tensor stays on the encoder's device until the text is read."""
 
-    labels: torch.Tensor  # the likeliest of each frame, shape (frames,), int64
+    log_posteriors: torch.Tensor  # natural logarithm of each frame's posteriors, shape (frames, labels), float32
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The words, with single spaces between them and none around.
 
         Repeated labels are one character, blanks none. A frame's label may be a space, also before the first word
         and after another space.
         """
-        labels = torch.unique_consecutive(self.labels).tolist()
+        labels = torch.unique_consecutive(self.log_posteriors.argmax(-1)).tolist()
         return " ".join("".join(chr(label) for label in labels if label != BLANK).split())
 
     def transcript(self, language: str) -> str | None:
@@ -42,4 +44,4 @@ def decode(logits: torch.Tensor, lengths: Sequence[int]) -> list[CtcHypothesis]:
         logits: of the CTC head for the frames of all clips, one clip after another, shape (frames, labels).
         lengths: frames of each clip.
     """
-    return [CtcHypothesis(labels) for labels in logits.argmax(-1).split(list(lengths))]
+    return [CtcHypothesis(clip) for clip in logits.float().log_softmax(-1).split(list(lengths))]

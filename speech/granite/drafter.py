@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.config import VllmConfig
-from vllm.tokenizers import TokenizerLike, cached_tokenizer_from_config
+from vllm.tokenizers import cached_tokenizer_from_config
 
 from speech.granite.alignment import Draft
 from speech.granite.draft_length import STEP_COST_TOKENS, AcceptanceCount, DraftLengthPolicy
 from speech.granite.runner import ModelRunner, Request, drafter_of
+from speech.granite.vocabulary import Vocabulary
 
 DRAFT = "draft"  # the key in extra_args
 
@@ -126,21 +127,3 @@ class DrafterBinding:
             return False
         drafter.bind(ModelRunner(self.model_runner), adaptive)
         return True
-
-
-class Vocabulary:
-    """The text of a tokenizer's tokens, in its own alphabet (``Ġ`` for a space, and the like)."""
-
-    def __init__(self, tokenizer: TokenizerLike) -> None:
-        self._tokens: dict[str, int] = tokenizer.get_vocab()
-        self._texts = {token: text for text, token in self._tokens.items()}
-        # Special tokens have no text: a character that no text has, so that no draft resumes within one.
-        self._texts |= dict.fromkeys(tokenizer.all_special_ids, "\0")
-
-    def text_of(self, token: int) -> str:
-        """A token's text; empty for an id that only pads the embedding table."""
-        return self._texts.get(token, "")
-
-    def token_of(self, text: str) -> int | None:
-        """The token with exactly this text, if there is one."""
-        return self._tokens.get(text)

@@ -105,14 +105,12 @@ class FrontEnd:
             yield slice(start, len(samples))
 
     @torch.inference_mode()
-    def log_posteriors(self, clips: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        """The CTC head's log-posteriors of clips, without the projector: each of shape (frames, labels), float32."""
+    def hypotheses(self, clips: Sequence[np.ndarray]) -> list[CtcHypothesis]:
+        """The CTC hypotheses of clips alone, without the projector's work."""
         waveforms = [torch.from_numpy(clip).to(self._device) for clip in clips]
-        found: list[torch.Tensor] = []
+        found: list[CtcHypothesis] = []
         for part in self.passes([len(clip) for clip in clips]):
-            rows, packing = self._states(waveforms[part])
-            logits = self._conformer.ctc_logits(rows[packing.rows])
-            found += logits.float().log_softmax(-1).split(list(packing.lengths))
+            found += self._hypotheses(*self._states(waveforms[part]))
         return found
 
     def _states(self, waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, Packing]:
@@ -125,10 +123,13 @@ class FrontEnd:
         rows, packing = self._states(waveforms)
         windows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[packing.windows(self._window)]
         embeddings = self._projector(windows).split([-(-length // self._window) for length in packing.lengths])
-        hypotheses = ctc.decode(self._conformer.ctc_logits(rows[packing.rows]), packing.lengths)
         return [
-            EncodedClip(clip.flatten(0, 1), hypothesis) for clip, hypothesis in zip(embeddings, hypotheses, strict=True)
+            EncodedClip(clip.flatten(0, 1), hypothesis)
+            for clip, hypothesis in zip(embeddings, self._hypotheses(rows, packing), strict=True)
         ]
+
+    def _hypotheses(self, rows: torch.Tensor, packing: Packing) -> list[CtcHypothesis]:
+        return ctc.decode(self._conformer.ctc_logits(rows[packing.rows]), packing.lengths)
 
 
 def _folder(model: str) -> Path:

@@ -15,8 +15,8 @@ nvidia/parakeet-tdt-0.6b-v3.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from speech.errors import RequestError
@@ -59,6 +59,7 @@ class Family(ABC):
     # costs a bounded time. Speech has about 15 characters a second and a token at least one: no real transcript
     # reaches the limit.
     max_tokens_per_s: float = 16.0
+    reasons: Mapping[Capability, str] = field(default_factory=dict)  # why it lacks one, for the message
 
     def check(self, options: Options) -> None:
         """Refuses options that this family does not support, with a message that lists what it supports.
@@ -78,6 +79,8 @@ class Family(ABC):
                 "unsupported_task",
                 f"{self.name} does not translate {pair[0]!r} into {pair[1]!r}; it has {pairs or 'no translation'}",
             )
+        if options.word_timestamps and options.task == "translate":
+            raise RequestError("unsupported_option", "word_timestamps are of what was said: ask for a transcription")
         asked: dict[Capability, bool] = {
             "keywords": bool(options.keywords),
             "punctuation": options.punctuation,
@@ -88,7 +91,8 @@ class Family(ABC):
             if is_asked and capability not in self.capabilities:
                 raise RequestError(
                     "unsupported_option",
-                    f"{self.name} has no {capability}; it has {_listed(self.capabilities) or 'none'}",
+                    f"{self.name} has no {capability}{self.reasons.get(capability, '')}; "
+                    f"it has {_listed(self.capabilities) or 'none'}",
                 )
 
     @abstractmethod
@@ -140,31 +144,21 @@ class Granite(Family):
 
 @dataclass(frozen=True)
 class GranitePlus(Granite):
-    """Granite 4.1 plus: its output may have speaker or time tags (``speech.models.tags``)."""
+    """Granite 4.1 plus: its output may have tags of speakers (``speech.models.tags``)."""
 
     attribute_speakers: str = (
         "Speaker attribution: Transcribe and denote who is speaking by adding [Speaker 1]: "
         "and [Speaker 2]: tags before speaker turns."
     )
-    time_words: str = (
-        "Timestamps: Transcribe the speech. After each word, add a timestamp tag showing "
-        "the end time in centiseconds, e.g. hello [T:45] world [T:82]"
-    )
-    # A time tag costs several tokens more than its word.
-    max_tokens_per_s: float = 48.0
 
     def check(self, options: Options) -> None:
         super().check(options)
-        if options.word_timestamps and options.speaker_tags:
-            raise RequestError("unsupported_option", f"{self.name} has speaker_tags or word_timestamps, not both")
-        if options.keywords and (options.word_timestamps or options.speaker_tags):
-            raise RequestError("unsupported_option", f"{self.name} takes no keywords with speaker or time tags")
+        if options.keywords and options.speaker_tags:
+            raise RequestError("unsupported_option", f"{self.name} takes no keywords with speaker tags")
 
     def instruction(self, options: Options) -> str:
         if options.speaker_tags:
             return self.attribute_speakers
-        if options.word_timestamps:
-            return self.time_words
         return super().instruction(options)
 
 
@@ -200,7 +194,7 @@ GRANITE_4_0 = Granite(
     model_type="granite_speech",
     languages=_GRANITE_LANGUAGES | {"ja"},
     translations=_GRANITE_TRANSLATIONS,
-    capabilities=frozenset({"keywords"}),
+    capabilities=frozenset({"keywords", "word_timestamps"}),
     clip_s=30.0,
 )
 GRANITE_4_1 = Granite(
@@ -208,7 +202,7 @@ GRANITE_4_1 = Granite(
     model_type="granite_speech",
     languages=_GRANITE_LANGUAGES | {"ja"},
     translations=_GRANITE_TRANSLATIONS,
-    capabilities=frozenset({"keywords", "punctuation"}),
+    capabilities=frozenset({"keywords", "punctuation", "word_timestamps"}),
     clip_s=30.0,
     transcribe_keywords="transcribe the speech to text.",
     transcribe_punctuated="transcribe the speech with proper punctuation and capitalization.",
@@ -230,6 +224,9 @@ _WHISPER_LANGUAGES = frozenset(
     "id is it ja jw ka kk km kn ko la lb ln lo lt lv mg mi mk ml mn mr ms mt my ne nl nn no oc pa pl ps pt ro ru "
     "sa sd si sk sl sn so sq sr su sv sw ta te tg th tk tl tr tt uk ur uz vi yi yo zh".split()
 )
+_NO_WORD_TIMES: Mapping[Capability, str] = {
+    "word_timestamps": " (they come from its cross-attention, which vLLM does not return)"
+}
 WHISPER = Whisper(
     name="Whisper",
     model_type="whisper",
@@ -237,6 +234,7 @@ WHISPER = Whisper(
     translations=frozenset((source, "en") for source in _WHISPER_LANGUAGES - {"en"}),
     capabilities=frozenset({"keywords", "punctuation"}),
     clip_s=30.0,
+    reasons=_NO_WORD_TIMES,
 )
 WHISPER_ENGLISH = Whisper(
     name="Whisper (English only)",
@@ -245,6 +243,7 @@ WHISPER_ENGLISH = Whisper(
     translations=frozenset(),
     capabilities=frozenset({"keywords", "punctuation"}),
     clip_s=30.0,
+    reasons=_NO_WORD_TIMES,
 )
 # Its labels are characters up to Latin Extended-A: no Japanese (``speech.granite.ctc``).
 GRANITE_CTC = EncoderOnly(name="Granite Speech's CTC head", model_type="granite_speech", languages=_GRANITE_LANGUAGES)

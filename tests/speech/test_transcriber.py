@@ -209,22 +209,20 @@ def test_a_clip_without_text_is_a_segment_with_speaker_tags_too() -> None:
     assert [(segment.text, segment.flags) for segment in transcript.segments] == [("", ("no_text",))]
 
 
-def test_word_times_count_from_the_start_of_the_file() -> None:
-    result = listened(clip(0, start_s=60, end_s=62))
-    transcript = transcribe(
-        numbered_engine({0: "hello [T:45] world [T:82]"}), result, family=GRANITE_4_1_PLUS, word_timestamps=True
-    )
-    assert transcript.text == "hello world"
-    assert transcript.segments[0].words == (Word("hello", 60.0, 60.45), Word("world", 60.45, 60.82))
+def test_word_times_count_from_the_start_of_the_file_and_end_with_the_clip() -> None:
+    words = (Word("hello", 0.1, 0.45, 0.9, 0.8), Word("world", 0.45, 2.02))
+    engine = FakeEngine(lambda _: "hello world", words=lambda *_: words)
+    transcript = transcribe(engine, listened(clip(0, start_s=60, end_s=62)), word_timestamps=True)
+    assert transcript.segments[0].words == (Word("hello", 60.1, 60.45, 0.9, 0.8), Word("world", 60.45, 62.0))
 
 
-def test_time_tags_do_not_count_in_the_speaking_rate() -> None:
-    words = "one two three four five six seven eight nine ten eleven twelve".split()
-    tagged = " ".join(f"{word} [T:{20 * n}]" for n, word in enumerate(words, 1))
+def test_words_belong_to_their_speakers_turn() -> None:
+    words = tuple(Word(text, number, number + 1) for number, text in enumerate(("hello", "there", "hi")))
+    engine = FakeEngine(lambda _: "[Speaker 1]: hello there [Speaker 2]: hi", words=lambda *_: words)
     transcript = transcribe(
-        numbered_engine({0: tagged}), listened(clip(0, end_s=2.4)), family=GRANITE_4_1_PLUS, word_timestamps=True
+        engine, listened(clip(0, end_s=9)), family=GRANITE_4_1_PLUS, word_timestamps=True, speaker_tags=True
     )
-    assert transcript.flags == ()
+    assert [[word.text for word in segment.words] for segment in transcript.segments] == [["hello", "there"], ["hi"]]
 
 
 def test_tags_are_kept_where_they_were_not_requested() -> None:

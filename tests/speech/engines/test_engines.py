@@ -1,6 +1,8 @@
 """The engines on the demo checkpoint: batch invariance, agreement of both engines, limits and errors."""
 
+import math
 import random
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +46,8 @@ def test_a_transcript_does_not_depend_on_the_batch(greedy: RunningEngine, clips:
 
 def test_transformers_outputs_the_same_tokens_at_float32(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
     reference = RunningEngine(EngineConfig(model=MODEL, engine="transformers", dtype="float32"))
-    expected, found = reference.decode(*with_ids(clips, "hf")), greedy.decode(*with_ids(clips, "vllm"))
+    timed = [replace(clip, options=Options(word_timestamps=True)) for clip in clips]
+    expected, found = reference.decode(*with_ids(timed, "hf")), greedy.decode(*with_ids(timed, "vllm"))
     reference.stop()
     assert [each.token_ids for each in found] == [each.token_ids for each in expected]
     assert [each.text for each in found] == [each.text for each in expected]
@@ -52,6 +55,27 @@ def test_transformers_outputs_the_same_tokens_at_float32(greedy: RunningEngine, 
     assert [each.hypothesis for each in found] == [each.hypothesis for each in expected]
     for each, other in zip(found, expected, strict=True):
         assert each.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-3)
+        for word, same in zip(each.words, other.words, strict=True):
+            assert (word.text, word.start_s, word.end_s) == (same.text, same.start_s, same.end_s)
+            assert word.probability == pytest.approx(same.probability, abs=1e-3)
+            assert word.ctc_score == pytest.approx(same.ctc_score, abs=1e-3)
+
+
+def test_words_have_times_and_confidences(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
+    timed = [replace(clip, options=Options(word_timestamps=True)) for clip in clips]
+    plain, found = greedy.decode(*with_ids(clips, "plain")), greedy.decode(*with_ids(timed, "timed"))
+    for clip, without, decoding in zip(clips, plain, found, strict=True):
+        assert (decoding.token_ids, without.words) == (without.token_ids, ())
+        assert [word.text for word in decoding.words] == decoding.text.split()
+        times = [time for word in decoding.words for time in (word.start_s, word.end_s)]
+        assert times == sorted(times)
+        assert 0 <= times[0] < times[-1] <= clip.seconds + 0.02
+        # All tokens but the end of the text are part of a word: its probability is what is left of the clip's.
+        assert decoding.avg_logprob is not None
+        words = sum(math.log(word.probability or 0) for word in decoding.words)
+        assert words + 1e-3 >= decoding.avg_logprob * len(decoding.token_ids) >= words - 3
+    scores = [word.ctc_score or 0 for decoding in found for word in decoding.words]
+    assert statistics.median(scores) > 0.5
 
 
 def test_tokens_are_counted(greedy: RunningEngine, clips: list[ClipRequest]) -> None:

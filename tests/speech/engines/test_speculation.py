@@ -190,7 +190,7 @@ def test_a_drafter_that_cannot_be_bound_is_an_error_with_its_cause(
         (Options(keywords=("zanzibar",)), True),
         (Options(language="ja"), False),
         (Options(punctuation=True), False),
-        (Options(word_timestamps=True), False),
+        (Options(word_timestamps=True), True),
         (Options(speaker_tags=True), False),
         (Options(task="translate", target_language="de"), False),
     ],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from speech.granite.ctc import CtcHypothesis, decode
 from speech.granite.drafts import Drafts
@@ -23,7 +24,7 @@ def labels_of(text: str) -> torch.Tensor:
 
 
 def hypothesis(text: str) -> CtcHypothesis:
-    return CtcHypothesis(labels_of(text))
+    return CtcHypothesis(one_hot(labels_of(text), 128).float())
 
 
 def text_of(tokens: list[int]) -> str:
@@ -32,7 +33,7 @@ def text_of(tokens: list[int]) -> str:
 
 def test_labels_of_frames_become_text() -> None:
     def text(labels: torch.Tensor) -> str:
-        return CtcHypothesis(labels).text
+        return CtcHypothesis(one_hot(labels, 128).float()).text
 
     assert text(labels_of("hello  there")) == "hello there"
     assert text(torch.tensor([0, 32, 104, 104, 0, 105, 0, 0, 32, 0])) == "hi"
