@@ -133,6 +133,9 @@ class TranscriptionService:
     def _recording(self, form: SpeechForm, name: str) -> Recording:
         """The recording that a form describes, once the model is known to support what it asks for."""
         self.model(form.model)
+        subtitled = form.response_format in ("srt", "vtt") and form.task == "transcribe"
+        if subtitled and "word_timestamps" in self._family.capabilities:
+            form = form.model_copy(update={"word_timestamps": True})  # cues begin and end with words
         recording = form.recording(uuid.uuid4().hex, name)
         self._family.check(recording.options)
         return recording

@@ -1,7 +1,7 @@
 """Renders a transcript in the five formats of OpenAI's audio API, for the endpoint and for export.
 
     text           the text, in time order
-    srt, vtt       subtitles, one cue a segment; speakers by name, or by channel where there are several
+    srt, vtt       subtitles (``speech.subtitles``); speakers by name, or by channel where there are several
     json           the text and its token counts
     verbose_json   segments with times, channels, speakers, flags and agreement with CTC; words where the model has
                    word timestamps
@@ -12,11 +12,12 @@ read; OpenAI's API reference for the JSON. Fields of a verbose segment that only
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Literal
 
 from speech.quality.flags import compression_ratio
+from speech.subtitles import cues
 from speech.transcript import Segment, Transcript, Usage
 
 TranscriptFormat = Literal["json", "text", "srt", "vtt", "verbose_json"]
@@ -63,21 +64,20 @@ def _text(transcript: Transcript) -> str:
 
 
 def _srt(transcript: Transcript) -> str:
-    cues = (
-        f"{number}\n{_timestamp(segment.start_s, ',')} --> {_timestamp(segment.end_s, ',')}\n"
-        + (f"{speaker}: {text}\n" if speaker else f"{text}\n")
-        for number, (segment, speaker, text) in enumerate(_cues(transcript), 1)
+    return "\n".join(
+        f"{number}\n{_timestamp(cue.start_s, ',')} --> {_timestamp(cue.end_s, ',')}\n" + "\n".join(cue.lines) + "\n"
+        for number, cue in enumerate(cues(transcript, speaker_in_text=True), 1)
     )
-    return "\n".join(cues)
 
 
 def _vtt(transcript: Transcript) -> str:
-    cues = (
-        f"\n{_timestamp(segment.start_s, '.')} --> {_timestamp(segment.end_s, '.')}\n"
-        + (f"<v {_escaped(speaker)}>{_escaped(text)}\n" if speaker else f"{_escaped(text)}\n")
-        for segment, speaker, text in _cues(transcript)
+    return "WEBVTT\n" + "".join(
+        f"\n{_timestamp(cue.start_s, '.')} --> {_timestamp(cue.end_s, '.')}\n"
+        + (f"<v {_escaped(cue.speaker)}>" if cue.speaker else "")
+        + "\n".join(map(_escaped, cue.lines))
+        + "\n"
+        for cue in cues(transcript, speaker_in_text=False)
     )
-    return "WEBVTT\n" + "".join(cues)
 
 
 def _json(transcript: Transcript) -> dict[str, Any]:
@@ -87,7 +87,13 @@ def _json(transcript: Transcript) -> dict[str, Any]:
 def _verbose_json(transcript: Transcript) -> dict[str, Any]:
     options = transcript.recording.options
     words = [
-        {"word": word.text, "start": word.start_s, "end": word.end_s}
+        {
+            "word": word.text,
+            "start": word.start_s,
+            "end": word.end_s,
+            "probability": word.probability,
+            "ctc_score": word.ctc_score,
+        }
         for segment in transcript.segments
         for word in segment.words
     ]
@@ -121,20 +127,6 @@ def _verbose_segment(number: int, segment: Segment) -> dict[str, Any]:
         "flags": list(segment.flags),
         "agreement": segment.agreement and asdict(segment.agreement),
     }
-
-
-def _cues(transcript: Transcript) -> Iterator[tuple[Segment, str, str]]:
-    """Segments with text, the speaker (empty if unnamed and there is one channel), and the text on one line."""
-    multichannel = len({segment.channel for segment in transcript.segments}) > 1
-    for segment in transcript.segments:
-        if text := _one_line(segment.text):
-            default_name = f"Channel {segment.channel + 1}" if multichannel else ""
-            yield segment, _one_line(segment.speaker or default_name), text
-
-
-def _one_line(text: str) -> str:
-    """Without line breaks and ``-->``: an empty line ends a cue, and ``-->`` marks its times."""
-    return " ".join(text.replace("-->", "→").split())
 
 
 def _escaped(text: str) -> str:

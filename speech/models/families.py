@@ -80,7 +80,7 @@ class Family(ABC):
                 f"{self.name} does not translate {pair[0]!r} into {pair[1]!r}; it has {pairs or 'no translation'}",
             )
         if options.word_timestamps and options.task == "translate":
-            raise RequestError("unsupported_option", "word_timestamps are of what was said: ask for a transcription")
+            raise RequestError("unsupported_option", f"{self.name} gives word_timestamps of a transcription only")
         asked: dict[Capability, bool] = {
             "keywords": bool(options.keywords),
             "punctuation": options.punctuation,

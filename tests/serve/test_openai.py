@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,8 +67,10 @@ def test_a_call_in_each_format(client: openai.OpenAI, batch: dict[str, dict[str,
     answer = transcribe(client, row, response_format=format)
     text = answer if isinstance(answer, str) else answer.text
     if format in ("srt", "vtt"):
-        assert text.count(" --> ") == sum(bool(segment["text"]) for segment in expected["segments"])
-        assert all(segment["text"] in text for segment in expected["segments"])
+        lines = [line for line in text.splitlines() if line and "-->" not in line and not line.isdigit()]
+        spoken = re.sub(r"(Channel \d: |<v Channel \d>|WEBVTT)", "", " ".join(lines))
+        assert sorted(spoken.split()) == sorted(expected["text"].split())
+        assert text.count(" --> ") >= sum(bool(segment["text"]) for segment in expected["segments"])
     else:
         assert text.strip() == expected["text"]
 

@@ -54,6 +54,20 @@ def test_a_transcript_in_each_format(client: TestClient) -> None:
     assert all(0 <= part["start"] < part["end"] <= verbose["duration"] for part in verbose["segments"])
 
 
+def test_words_have_times_where_they_are_asked_for_and_in_subtitles(client: TestClient) -> None:
+    plain = post(client, response_format="verbose_json", **{"keywords[]": "Kuhn"}).json()
+    assert "words" not in plain
+    asked = {"keywords[]": "Kuhn", "timestamp_granularities[]": "word"}
+    verbose = post(client, response_format="verbose_json", **asked).json()
+    assert [word["word"] for word in verbose["words"]] == verbose["text"].split()
+    assert {word["probability"] for word in verbose["words"]} == {0.9}
+    ends = sorted(word["end"] for word in verbose["words"])
+    assert ends == sorted({*ends})
+    # The fake engine's words take half a clip each: a cue of both, or one each where that is longer than a cue may be.
+    cues = post(client, response_format="srt", **{"keywords[]": "Kuhn"}).text
+    assert cues.count("en") == cues.count("Kuhn") == len(verbose["segments"])
+
+
 def test_keywords_may_be_a_list_one_field_or_in_the_prompt(client: TestClient) -> None:
     asked: list[dict[str, Any]] = [
         {"keywords[]": ["Kuhn", "van der Berg"]},
@@ -97,7 +111,6 @@ def test_translations_need_a_target_language(client: TestClient) -> None:
         ({"include[]": "logprobs"}, (400, "bad_field")),
         ({"target_language": "fr"}, (400, "unsupported_task")),
         ({"punctuation": "true"}, (400, "unsupported_option")),
-        ({"timestamp_granularities[]": "word", "response_format": "verbose_json"}, (400, "unsupported_option")),
         ({"timestamp_granularities[]": "segment"}, (400, "unsupported_option")),
         ({"stream": "true", "response_format": "srt"}, (400, "unsupported_option")),
         ({"channels": "split", "speakers[]": ["agent", "customer", "judge"]}, (422, "bad_channel")),

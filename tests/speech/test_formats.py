@@ -15,10 +15,11 @@ def transcript(*segments: Segment, **fields: object) -> Transcript:
     return Transcript(recording, "model", text, segments, duration_s=3725.5, channels=2, **fields)  # type: ignore[arg-type]
 
 
+WORDS = (Word("guten", 0.0, 0.5, 0.9, 0.8), Word("tag", 0.5, 1.0, 0.7))
 CALL = transcript(
-    Segment(0, "agent", 0.0, 1.25, "guten tag", -0.1, ("too_fast",), (Word("guten", 0.0, 0.5), Word("tag", 0.5, 1.0))),
+    Segment(0, "agent", 0.0, 1.25, "guten tag", -0.1, ("too_fast",), WORDS),
     Segment(
-        1, "A & <B>", 3599.9996, 3725.0, "x --> y\n\n<c> & d", agreement=Agreement(0.5, ("x --> y",), 0.25, ("e f g",))
+        1, "A & <B>", 3599.9996, 3602.5, "x --> y\n\n<c> & d", agreement=Agreement(0.5, ("x --> y",), 0.25, ("e f g",))
     ),
     usage=Usage(audio_tokens=10, prompt_tokens=14, output_tokens=3),
 )
@@ -26,15 +27,15 @@ CALL = transcript(
 
 def test_subrip() -> None:
     assert render_transcript(CALL, "srt") == (
-        "1\n00:00:00,000 --> 00:00:01,250\nagent: guten tag\n\n"
-        "2\n01:00:00,000 --> 01:02:05,000\nA & <B>: x → y <c> & d\n"
+        "1\n00:00:00,000 --> 00:00:01,000\nagent: guten tag\n\n"
+        "2\n01:00:00,000 --> 01:00:02,500\nA & <B>: x → y <c> & d\n"
     )
 
 
 def test_webvtt() -> None:
     assert render_transcript(CALL, "vtt") == (
-        "WEBVTT\n\n00:00:00.000 --> 00:00:01.250\n<v agent>guten tag\n\n"
-        "01:00:00.000 --> 01:02:05.000\n<v A &amp; &lt;B&gt;>x → y &lt;c&gt; &amp; d\n"
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\n<v agent>guten tag\n\n"
+        "01:00:00.000 --> 01:00:02.500\n<v A &amp; &lt;B&gt;>x → y &lt;c&gt; &amp; d\n"
     )
 
 
@@ -75,8 +76,8 @@ def test_verbose_json_has_times_channels_agreement_and_words() -> None:
         "left_out": ["e f g"],
     }
     assert content["words"] == [
-        {"word": "guten", "start": 0.0, "end": 0.5},
-        {"word": "tag", "start": 0.5, "end": 1.0},
+        {"word": "guten", "start": 0.0, "end": 0.5, "probability": 0.9, "ctc_score": 0.8},
+        {"word": "tag", "start": 0.5, "end": 1.0, "probability": 0.7, "ctc_score": None},
     ]
 
 
