@@ -1,9 +1,9 @@
 """Subtitle cues that can be read: two short lines, a few seconds, broken where the speaker pauses or a phrase ends.
 
-The limits are those of broadcasters and streaming services (Netflix, "Timed Text Style Guide: General Requirements": two
-lines of 42 characters, at most 7 seconds). Within a segment the cues are those of the least cost over all ways to divide
-its words (dynamic programming, as Knuth and Plass break lines). A segment without word times is divided as if all its
-characters took the same time.
+The limits are those of broadcasters and streaming services (Netflix, "Timed Text Style Guide: General Requirements":
+two lines of 42 characters, at most 7 seconds). Within a segment the cues are those of the least cost over all ways to
+divide its words (dynamic programming, as Knuth and Plass break lines). A segment without word times is divided as if
+all its characters took the same time.
 """
 
 import unicodedata

@@ -55,16 +55,17 @@ def test_a_transcript_in_each_format(client: TestClient) -> None:
 
 
 def test_words_have_times_where_they_are_asked_for_and_in_subtitles(client: TestClient) -> None:
-    plain = post(client, response_format="verbose_json", **{"keywords[]": "Kuhn"}).json()
+    named: dict[str, Any] = {"keywords[]": "Kuhn"}
+    plain = post(client, response_format="verbose_json", **named).json()
     assert "words" not in plain
-    asked = {"keywords[]": "Kuhn", "timestamp_granularities[]": "word"}
+    asked = named | {"timestamp_granularities[]": "word"}
     verbose = post(client, response_format="verbose_json", **asked).json()
     assert [word["word"] for word in verbose["words"]] == verbose["text"].split()
     assert {word["probability"] for word in verbose["words"]} == {0.9}
     ends = sorted(word["end"] for word in verbose["words"])
     assert ends == sorted({*ends})
     # The fake engine's words take half a clip each: a cue of both, or one each where that is longer than a cue may be.
-    cues = post(client, response_format="srt", **{"keywords[]": "Kuhn"}).text
+    cues = post(client, response_format="srt", **named).text
     assert cues.count("en") == cues.count("Kuhn") == len(verbose["segments"])
 
 
@@ -176,7 +177,7 @@ def test_models_are_listed_with_capabilities() -> None:
         abilities = client.get(f"/v1/models/{MODEL}").json()["rayscribe"]
         assert "de" in abilities["languages"]
         assert ["de", "en"] in abilities["translations"]
-        assert abilities["capabilities"] == ["keywords"]
+        assert abilities["capabilities"] == ["keywords", "word_timestamps"]
         assert error_of(client.get("/v1/models/other")) == (404, "model_not_found")
         assert post(client, model="whisper-1").status_code == 200
 

@@ -20,7 +20,7 @@ OK = Transcript(
     model="m",
     text="hallo welt",
     segments=(
-        Segment(0, "agent", 0.5, 1.5, "hallo", -0.25, ("no_text",), (Word("hallo", 0.5, 0.9),), AGREEMENT),
+        Segment(0, "agent", 0.5, 1.5, "hallo", -0.25, ("no_text",), (Word("hallo", 0.5, 0.9, 0.5),), AGREEMENT),
         Segment(1, None, 2.0, 3.0, "welt"),
     ),
     flags=("no_text",),
@@ -49,7 +49,7 @@ def test_rows_survive_a_parquet_round_trip(tmp_path: Path) -> None:
         "text": "hallo",
         "avg_logprob": -0.25,
         "flags": ["no_text"],
-        "words": [{"text": "hallo", "start_s": 0.5, "end_s": 0.9}],
+        "words": [{"text": "hallo", "start_s": 0.5, "end_s": 0.9, "probability": 0.5, "ctc_score": None}],
         "agreement": {
             "not_heard_share": 0.75,
             "not_heard": ["hallo", "du"],
