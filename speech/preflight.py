@@ -5,6 +5,7 @@ for, would fail minutes later, in another process.
 """
 
 from speech.engines.base import EngineConfig
+from speech.engines.http import connect
 from speech.engines.speculation import method_for
 from speech.errors import RequestError, UsageError
 from speech.models.checkpoint import check_available, family_of
@@ -28,6 +29,8 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
         UsageError: ``unknown_model``, ``bad_option``, ``no_hub``, ``forbidden``, ``bad_engine``, or a code of
             ``Family.check``.
     """
+    if (engine.engine == "http") != (engine.url is not None):
+        raise UsageError("bad_option", "--engine http and --url, the address of its server, go together")
     family = family_of(engine.model, engine.engine)
     method_for(engine.speculation, family, engine.engine)
     if options is not None:
@@ -35,6 +38,10 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
             family.check(options)
         except RequestError as error:
             raise UsageError(error.code, error.message) from error
-    if loads_here:
+    if not loads_here:
+        return family
+    if engine.engine == "http":
+        connect(engine)
+    else:
         check_available(engine.model)
     return family

@@ -3,7 +3,8 @@
 An engine handles audio and tokens, and no recordings, channels or files. ``speech.engines.vllm`` (continuous batching,
 GPU or CPU) and ``speech.engines.transformers`` (the reference, and for CPUs without vLLM) run models with a language
 model; at float32 both output the same tokens, which a test asserts. ``speech.engines.llamacpp`` runs GGUF files of
-Granite Speech, ``speech.engines.encoder`` encoders alone.
+Granite Speech, ``speech.engines.http`` is a client of a server that does, ``speech.engines.encoder`` runs encoders
+alone.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-EngineName = Literal["vllm", "transformers", "encoder", "llamacpp"]
+EngineName = Literal["vllm", "transformers", "encoder", "llamacpp", "http"]
 
 
 class EngineConfig(BaseModel):
@@ -35,7 +36,11 @@ class EngineConfig(BaseModel):
     engine: EngineName = Field(
         "vllm",
         description="the inference engine that runs the model. encoder: models that are an encoder alone (TurboCTC, "
-        "Parakeet), and Granite's encoder without its language model; llamacpp: a folder of GGUF files",
+        "Parakeet), and Granite's encoder without its language model; llamacpp: a folder of GGUF files; "
+        "http: a running llama-server or Ollama, at --url",
+    )
+    url: str | None = Field(
+        None, pattern="^https?://", description="with --engine http: address of the server, as http://localhost:8080"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
@@ -143,6 +148,10 @@ def start_engine(config: EngineConfig, family: Family) -> Engine:
             from speech.engines.llamacpp import LlamaCppEngine
 
             return LlamaCppEngine(config, family)
+        if config.engine == "http":
+            from speech.engines.http import HttpEngine
+
+            return HttpEngine(config, family)
         from speech.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, family)

@@ -1,25 +1,20 @@
 """The llama.cpp engine: Granite Speech from GGUF files, on CPUs of any kind, laptops included.
 
 llama.cpp's server runs in this process (``xllamacpp``), with continuous batching in its decoder; it encodes audio a
-clip at a time. It speaks OpenAI's chat: the audio comes before the instruction, as in Granite's training. (llama.cpp's
-own route for transcriptions sends the instruction first, which the model answers otherwise.)
+clip at a time.
 """
 
 import asyncio
-import base64
-import io
 import os
 import secrets
-import wave
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
+from speech.engines.chat import chat_request, chat_result
 from speech.errors import EngineError, UsageError
 from speech.models.families import Family, Granite
 from speech.models.gguf import GgufFolder
-from speech.transcript import Usage
 
 # Clips decoded together, at most: on a CPU more gain little, and each has a KV cache of its own.
 MAX_SLOTS = 8
@@ -76,54 +71,6 @@ class LlamaCppEngine:
     def stop(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         del self._server
-
-
-def chat_request(family: Granite, clip: ClipRequest) -> dict[str, Any]:
-    """The request of OpenAI's chat, as llama.cpp's server takes it, for the text of a clip."""
-    options = clip.options
-    system = [{"role": "system", "content": family.system}] if family.system is not None else []
-    content = [
-        {"type": "input_audio", "input_audio": {"data": base64.b64encode(_wav(clip)).decode(), "format": "wav"}},
-        {"type": "text", "text": family.separator + family.instruction(options)},
-    ]
-    return {
-        "messages": [*system, {"role": "user", "content": content}],
-        "max_tokens": family.max_tokens(clip.seconds),
-        "temperature": 0,
-        "logprobs": True,
-        "top_logprobs": 1,
-        "cache_prompt": False,
-    }
-
-
-def chat_result(answer: dict[str, Any], audio_tokens: int) -> DecodingResult:
-    """What an answer of OpenAI's chat says."""
-    [choice] = answer["choices"]
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    logprobs = [token["logprob"] for token in tokens]
-    usage = answer["usage"]
-    return DecodingResult(
-        text=choice["message"]["content"].strip(),
-        token_ids=tuple(token["id"] for token in tokens),
-        avg_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
-        complete=choice["finish_reason"] == "stop",
-        usage=Usage(
-            audio_tokens=audio_tokens,
-            prompt_tokens=usage["prompt_tokens"],
-            output_tokens=usage["completion_tokens"],
-        ),
-    )
-
-
-def _wav(clip: ClipRequest) -> bytes:
-    """A clip as a WAV file."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(SAMPLE_RATE)
-        writer.writeframes(clip.samples.tobytes())
-    return file.getvalue()
 
 
 def _refused(clip: ClipRequest, reason: str) -> EngineError:

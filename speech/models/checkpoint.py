@@ -6,6 +6,7 @@ none is made for a model that is on this machine already.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,23 @@ def family_of(model: str, engine: str = "vllm") -> Family:
     """The family of a model as an engine runs it, from its config.json if ``model`` is a folder, else from its hub id.
 
     Granite 4.0 and 4.1 have the same model_type and differ by name; without "4.1" in the name it is 4.0. The encoder
-    engine runs the CTC head of any of them. The llamacpp engine has folders of GGUF files, which have no model_type.
+    engine runs the CTC head of any of them. For GGUF files, in a folder or in a server, the name tells all.
 
     Raises:
         UsageError: ``unknown_model``, or ``bad_engine`` where the engine cannot run it.
     """
     if engine == "llamacpp":
-        return _family_of_gguf(model)
+        folder = GgufFolder(model)
+        folder.check()
+        return _granite_named(folder.name)
+    if engine == "http":
+        if not {"granite", "speech"} <= set(re.findall("[a-z]+", model.lower())):
+            raise UsageError(
+                "unknown_model",
+                f"the http engine has the prompts of Granite Speech alone, and {model!r} is not named as one: "
+                "give --model its name in the server, as granite-speech:1b",
+            )
+        return _granite_named(model)
     family = _family(model)
     if engine == "encoder" and isinstance(family, Granite):
         return GRANITE_CTC
@@ -110,12 +121,11 @@ def family_of(model: str, engine: str = "vllm") -> Family:
     return family
 
 
-def _family_of_gguf(model: str) -> Family:
-    folder = GgufFolder(model)
-    folder.check()
-    if "plus" in folder.name:
+def _granite_named(name: str) -> Granite:
+    """The family of a Granite Speech of which only the name is known."""
+    if "plus" in name:
         return GRANITE_4_1_PLUS
-    return GRANITE_4_1 if "4.1" in folder.name else GRANITE_4_0
+    return GRANITE_4_1 if "4.1" in name else GRANITE_4_0
 
 
 def _family(model: str) -> Family:
