@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from cluster.settings import Settings
+    from pipelines.job import Job
+    from pipelines.summary import Summary
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 # Options with secrets are not safe on a command line, which every user of the machine can read.
@@ -70,7 +72,7 @@ def _transcribe(parsed: argparse.Namespace) -> int:
 
     summary = run(job)
     summary.print(job.output)
-    return EXIT_SOME_FAILED if summary.any_failed else EXIT_OK
+    return _finished(job, summary)
 
 
 def _retry(parsed: argparse.Namespace) -> int:
@@ -81,9 +83,15 @@ def _retry(parsed: argparse.Namespace) -> int:
 
     settings = _settings(parsed, Job)
     asked = Output(parsed.output, Storage(settings.get("storage_options"))).require_job()
-    summary = retry(Job.from_settings({"manifest": asked["manifest"], **asked["settings"], **settings}))
+    job = Job.from_settings({"manifest": asked["manifest"], **asked["settings"], **settings})
+    summary = retry(job)
     summary.print(parsed.output)
-    return EXIT_SOME_FAILED if summary.any_failed else EXIT_OK
+    return _finished(job, summary)
+
+
+def _finished(job: "Job", summary: "Summary") -> int:
+    """The exit code of a run that has come to its end."""
+    return EXIT_SOME_FAILED if summary.any_failed and not job.accept_failed else EXIT_OK
 
 
 def _status(parsed: argparse.Namespace) -> int:

@@ -30,6 +30,9 @@ class Job(Settings):
     allow_changes: bool = Field(
         False, description="add to an output whose transcripts were made with another model or other options"
     )
+    accept_failed: bool = Field(
+        False, description="end with exit code 0, not 3, where the run has finished and some recordings failed"
+    )
     max_failed_share: float = Field(
         0.5,
         ge=0,

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 import rayscribe
 from pipelines.job import Job
 from pipelines.output import Output
+from pipelines.summary import Summary
 from serve.settings import ServeSettings
 from speech.errors import UsageError
 from storage.filesystem import Storage
@@ -161,6 +162,12 @@ def test_paths_that_are_not_utf8_are_stored_and_shown(tmp_path: Path, capfd: pyt
 def test_secrets_are_not_shown_with_a_job() -> None:
     job = Job.from_settings({"manifest": "m", "output": "o", "storage_options": {"secret": "hush"}})
     assert "hush" not in repr(job)
+
+
+@pytest.mark.parametrize(("accept", "failed", "code"), [(False, 0, 0), (False, 1, 3), (True, 1, 0)])
+def test_recordings_that_failed_are_told_by_the_exit_code_unless_accepted(accept: bool, failed: int, code: int) -> None:
+    job = Job.from_settings({"manifest": "m", "output": "o", "accept_failed": accept})
+    assert rayscribe._finished(job, Summary(failed_before=failed)) == code
 
 
 def test_a_job_without_its_manifest_says_so() -> None:
