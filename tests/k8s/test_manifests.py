@@ -1,184 +1,312 @@
-"""k8s/: manifests valid for KubeRay and Serve, free of what the operator refuses; the job's command runs as written."""
+"""k8s/: every overlay is rendered by kustomize, and valid for Kubernetes, KubeRay and Serve.
 
-import json
-import os
+KubeRay's schemas are those of its CRDs, where they are beside this repository; the rules that its operator has besides
+are here, read off ray-operator/controllers/ray/utils/validation.go (1.7).
+"""
+
+import ast
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
 import rayscribe
 from pipelines.job import Job
-from tests.conftest import S3
-from tests.test_packaging import PACKAGES
+from tests.k8s.rendered import (
+    FOLDERS,
+    K8S,
+    OVERLAYS,
+    ROOT,
+    Pod,
+    document,
+    in_bytes,
+    in_cores,
+    pods,
+    ray_cluster,
+    render,
+)
 
-ROOT = Path(__file__).parent.parent
-RAY_JOB = ROOT / "k8s" / "rayjob.yaml"
-RAY_SERVICE = ROOT / "k8s" / "rayservice.yaml"
-NGINX = ROOT / "k8s" / "nginx.conf"
-CHECKER = ROOT.parent / "shared" / "crds" / "validate.py"  # KubeRay's own schemas, beside the repository
-MODEL = ROOT / "demo" / "model"
+CHECKER = ROOT.parent / "shared" / "crds" / "validate.py"
 MOUNTED = "/etc/rayscribe/job.yaml"
+KUBERNETES = "1.37"  # the schemas that kubernetes-validate has
+JOBS = [each for each in OVERLAYS if any(document["kind"] == "RayJob" for document in render(each))]
+SERVICES = [each for each in OVERLAYS if each.endswith("/service")]
+NIGHTLY = [each for each in OVERLAYS if each.endswith("/nightly")]
+CUSTOM = {"ray.io/v1", "monitoring.coreos.com/v1"}
+ZEROS = "0" * 64
 
 
-@pytest.fixture(scope="module")
-def config_map() -> dict[str, Any]:
-    return _document(RAY_JOB, "ConfigMap")
-
-
-@pytest.fixture(scope="module")
-def job() -> dict[str, Any]:
-    spec: dict[str, Any] = _document(RAY_JOB, "RayJob")["spec"]
-    return spec
-
-
-@pytest.fixture(scope="module")
-def service() -> dict[str, Any]:
-    spec: dict[str, Any] = _document(RAY_SERVICE, "RayService")["spec"]
-    return spec
-
-
-@pytest.fixture(params=["job", "service"])
-def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The Ray cluster of either manifest."""
-    spec: dict[str, Any] = request.getfixturevalue(request.param)
-    found: dict[str, Any] = spec["rayClusterSpec" if request.param == "job" else "rayClusterConfig"]
+def _pod(overlay: str, name: str) -> Pod:
+    [found] = [pod for pod in pods(overlay) if pod.name == name]
     return found
 
 
-def _document(manifest: Path, kind: str) -> dict[str, Any]:
-    [found] = [each for each in yaml.safe_load_all(manifest.read_text()) if each["kind"] == kind]
-    document: dict[str, Any] = found
-    return document
+def _limit(pod: Pod, what: str) -> str:
+    found: str = pod.spec["containers"][0]["resources"]["limits"].get(what, "0")
+    return found
 
 
-def _pods(cluster: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each group with its pod."""
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        yield group, group["template"]["spec"]
+def test_there_is_an_overlay_for_each_face_and_size() -> None:
+    sizes, faces = ("small", "production", "cpu"), ("job", "service", "nightly")
+    each = {f"overlays/{size}/{face}" for size in sizes for face in faces}
+    assert {*OVERLAYS} == each | {"overlays/production/kueue"}
 
 
-def _bytes(quantity: str) -> int:
-    number, unit = re.fullmatch(r"(\d+)([KMGT]i)", quantity).groups()  # type: ignore[union-attr]
-    return int(number) << 10 * ("KMGT".index(unit[0]) + 1)
+def test_every_component_and_base_is_in_an_overlay() -> None:
+    folders = [path.parent for path in K8S.rglob("kustomization.yaml")]
+    used = {
+        (folder / other).resolve()
+        for folder in folders
+        for entry in (yaml.safe_load((folder / "kustomization.yaml").read_text()),)
+        for other in [*entry.get("resources", []), *entry.get("components", [])]
+    }
+    assert {str(folder.relative_to(K8S)) for folder in folders if folder not in used} == {*FOLDERS}
+
+
+# Schemas.
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_kinds_of_kubernetes_are_valid_without_an_unknown_field(folder: str) -> None:
+    for each in [*render(folder), yaml.safe_load((K8S / "namespace.yaml").read_text())]:
+        if each["apiVersion"] not in CUSTOM:
+            kubernetes_validate.validate(each, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pods_are_valid_without_an_unknown_field(folder: str) -> None:
+    """Ray's, too, with what KubeRay adds: KubeRay's own schema of pods is an older one."""
+    for pod in pods(folder):
+        whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name}, "spec": pod.spec}
+        kubernetes_validate.validate(whole, KUBERNETES, strict=True)
+        assert {mount["name"] for each in pod.containers for mount in each["volumeMounts"]} == {
+            volume["name"] for volume in pod.spec["volumes"]
+        }
 
 
 @pytest.mark.skipif(not CHECKER.exists(), reason="KubeRay's schemas are not beside this repository")
-def test_they_are_valid_for_kuberay_without_an_unknown_field() -> None:
-    manifests = [str(RAY_JOB), str(RAY_SERVICE)]
+def test_kuberays_kinds_are_valid_without_an_unknown_field(tmp_path: Path) -> None:
+    manifests = []
+    for overlay in [*JOBS, *SERVICES]:
+        manifests.append(tmp_path / f"{overlay.replace('/', '-')}.yaml")
+        manifests[-1].write_text(yaml.safe_dump_all(render(overlay)))
     checked = subprocess.run([sys.executable, str(CHECKER), *manifests], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
-    assert "2 ray.io documents checked, 0 errors" in checked.stdout
+    assert f"{len(manifests)} ray.io documents checked, 0 errors" in checked.stdout
 
 
 # Rules that the operator has and the schemas cannot say.
 
 
-def test_what_excludes_each_other_is_not_together(job: dict[str, Any]) -> None:
+@pytest.mark.parametrize("overlay", JOBS)
+def test_what_excludes_each_other_is_not_together(overlay: str) -> None:
+    job = document(overlay, "RayJob")["spec"]
     ends_itself = {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished"} & job.keys()
     assert not (ends_itself and "deletionStrategy" in job)
     assert job["shutdownAfterJobFinishes"]
-    assert not (job.get("suspend") and not job["shutdownAfterJobFinishes"])
     assert job["backoffLimit"] >= 1  # each on a new cluster, which continues
     assert "clusterSelector" not in job
-    mode = job.get("submissionMode", "K8sJobMode")
-    assert mode != "InteractiveMode"
-    assert not (mode == "SidecarMode" and {"submitterPodTemplate", "submitterConfig"} & job.keys())
+    assert job.get("submissionMode", "K8sJobMode") == "K8sJobMode"  # the others take no template of the submitter
 
 
-def test_what_the_autoscaler_asks_for(cluster: dict[str, Any]) -> None:
-    assert cluster["enableInTreeAutoscaling"]
-    assert cluster["autoscalerOptions"]["version"] == "v2"
-    for group, pod in _pods(cluster):
-        assert pod.get("restartPolicy", "Never") == "Never"
-        assert "labels" not in group.get("rayStartParams", {})
-        assert not (group.get("resources") and {"num-cpus", "num-gpus", "resources"} & group["rayStartParams"].keys())
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+@pytest.mark.parametrize("overlay", [*JOBS, *SERVICES])
+def test_what_the_autoscaler_asks_for(overlay: str) -> None:
+    cluster = ray_cluster(overlay)
+    for pod in pods(overlay):
+        assert pod.spec["restartPolicy"] == "Never"
+        assert all(isinstance(value, str) for value in pod.group.get("rayStartParams", {}).values())
+        assert "labels" not in pod.group.get("rayStartParams", {})
     for group in cluster["workerGroupSpecs"]:
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        scales = group["minReplicas"] != group["maxReplicas"]
+        assert not scales or cluster["enableInTreeAutoscaling"]
+    if cluster.get("enableInTreeAutoscaling"):
+        assert cluster["autoscalerOptions"]["version"] == "v2"
 
 
-def test_ray_is_the_one_that_is_installed_and_listens_to_nobody_else(cluster: dict[str, Any]) -> None:
+@pytest.mark.parametrize("overlay", [*JOBS, *SERVICES])
+def test_ray_is_the_one_that_is_installed_and_listens_to_nobody_else(overlay: str) -> None:
+    cluster = ray_cluster(overlay)
     assert cluster["rayVersion"] == version("ray")
     assert cluster["authOptions"] == {"mode": "token"}
+
+
+def test_an_incremental_upgrade_is_one_that_kuberay_accepts() -> None:
+    service = document("overlays/production/service", "RayService")["spec"]
+    assert service["rayClusterConfig"]["enableInTreeAutoscaling"]
+    assert service["upgradeStrategy"]["type"] == "NewClusterWithIncrementalUpgrade"
+    options = service["upgradeStrategy"]["clusterUpgradeOptions"]
+    assert 0 < options["stepSizePercent"] <= options["maxSurgePercent"] <= 100
+    assert options["intervalSeconds"] > 0
+    assert options["gatewayClassName"]
+
+
+def test_a_queue_of_kueue_gets_a_job_that_waits_and_does_not_scale() -> None:
+    job = document("overlays/production/kueue", "RayJob")
+    assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    assert job["spec"]["suspend"] is True
+    assert job["spec"]["shutdownAfterJobFinishes"]
+    assert "enableInTreeAutoscaling" not in job["spec"]["rayClusterSpec"]
+    for each in JOBS:
+        assert each == "overlays/production/kueue" or "suspend" not in document(each, "RayJob")["spec"]
+
+
+@pytest.mark.parametrize("overlay", [each for each in OVERLAYS if each.startswith("overlays/production")])
+def test_budgets_have_no_more_than_kubernetes_allows_for_pods_of_an_operator(overlay: str) -> None:
+    """Only minAvailable, as a number; and each selects pods that are there."""
+    labels = [
+        pod.labels | {"ray.io/group": pod.name, "ray.io/node-type": "head" if pod.name == "head" else "worker"}
+        for pod in pods(overlay)
+    ]
+    for budget in (each["spec"] for each in render(overlay) if each["kind"] == "PodDisruptionBudget"):
+        assert type(budget["minAvailable"]) is int
+        assert "maxUnavailable" not in budget
+        assert any(budget["selector"]["matchLabels"].items() <= each.items() for each in labels)
+
+
+@pytest.mark.parametrize("overlay", [each for each in (*JOBS, *SERVICES) if "/production/" in each])
+def test_engines_are_on_spot_nodes_and_the_head_is_not(overlay: str) -> None:
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    by_name = {pod.name: pod for pod in pods(overlay)}
+    head = by_name["head"].spec["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"]
+    engines = by_name["engines"].spec["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"]
+    kept_off = {(rule["key"], *rule["values"]) for rule in head[0]["matchExpressions"] if rule["operator"] == "NotIn"}
+    [*sought] = [(rule["key"], *rule["values"]) for term in engines for rule in term["matchExpressions"]]
+    assert len(head) == 1  # all of its rules; of the engines' terms one
+    assert kept_off == {*sought}
+    assert "affinity" not in by_name["listeners"].spec
+    for name in ("head", "engines"):
+        assert by_name[name].annotations["karpenter.sh/do-not-disrupt"] == "true"
+
+
+def test_the_network_policy_selects_every_pod_and_opens_nothing_to_everybody() -> None:
+    for overlay in (each for each in OVERLAYS if each.startswith("overlays/production")):
+        policy = document(overlay, "NetworkPolicy")["spec"]
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+        for pod in pods(overlay):
+            assert policy["podSelector"]["matchLabels"].items() <= pod.labels.items()
+        assert all(rule["from"] for rule in policy["ingress"])
+        addresses = [to["ipBlock"] for rule in policy["egress"] for to in rule["to"] if "ipBlock" in to]
+        assert all("169.254.0.0/16" in each["except"] for each in addresses)
+
+
+# Images.
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_image_is_named_in_one_place(folder: str) -> None:
+    [image] = {container["image"] for pod in pods(folder) for container in pod.containers}
+    if "production" in folder or folder == "weights":
+        assert re.fullmatch(r"[\w./-]+@sha256:[0-9a-f]{64}", image)
+        assert ZEROS in image  # none is published: the user's own takes its place
+    else:
+        assert image.endswith(f":{version('rayscribe')}")
+        assert f"-t {image} ." in (K8S / "README.md").read_text()
 
 
 # What a pod needs.
 
 
-def test_every_pod_has_the_credentials_from_the_secret_and_nowhere_else(job: dict[str, Any]) -> None:
-    for _, pod in _pods(job["rayClusterSpec"]):
-        [container] = pod["containers"]
-        assert container["envFrom"] == [{"secretRef": {"name": "rayscribe-storage"}}]
-        assert "env" not in container
-    assert not re.search(r"AWS_|AKIA|secret_?key", RAY_JOB.read_text(), re.IGNORECASE)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_listeners_may_only_read_and_nobody_else_needs_credentials(overlay: str) -> None:
+    sources = {
+        pod.name: [each["secretRef"]["name"] for each in pod.spec["containers"][0].get("envFrom", [])]
+        for pod in pods(overlay)
+    }
+    named = {name: found for name, found in sources.items() if found}
+    if "/cpu/" in overlay or overlay.endswith("/service"):
+        assert not named
+    elif overlay in NIGHTLY:
+        assert named == {"rayscribe-nightly": ["rayscribe-storage"]}
+    else:
+        both = ["rayscribe-storage"]
+        assert named == {"head": both, "engines": both, "listeners": ["rayscribe-storage-read"]}
 
 
-def test_every_pod_has_limits_shared_memory_and_no_privileges(cluster: dict[str, Any]) -> None:
-    for _, pod in _pods(cluster):
-        [container] = pod["containers"]
-        assert pod["securityContext"]["runAsNonRoot"]
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        resources = container["resources"]
-        assert resources["limits"]["memory"] == resources["requests"]["memory"]
-        [shared] = [volume["emptyDir"] for volume in pod["volumes"] if volume["name"] == "shm"]
-        assert shared["medium"] == "Memory"
-        assert _bytes(shared["sizeLimit"]) < _bytes(resources["limits"]["memory"]) / 2
-        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        assert mounted["shm"] == "/dev/shm"
-        assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
+def test_no_credential_is_in_a_file() -> None:
+    for path in K8S.rglob("*.yaml"):
+        assert not re.search(r"AKIA|secret_?key\b|aws_", path.read_text(), re.IGNORECASE), path
 
 
-def test_the_plan_has_the_actors_that_the_pods_hold(job: dict[str, Any], config_map: dict[str, Any]) -> None:
-    told = yaml.safe_load(config_map["data"]["job.yaml"])
-    listeners, engines = job["rayClusterSpec"]["workerGroupSpecs"]
-    limits = {group["groupName"]: _limits(group) for group in (listeners, engines)}
-    assert told["engines"] == engines["replicas"] * int(limits["engines"]["nvidia.com/gpu"])
-    assert told["listeners"] == listeners["maxReplicas"] * int(limits["listeners"]["cpu"])
-    assert engines["minReplicas"] == engines["maxReplicas"]  # the GPUs are counted when the job begins
-    assert "nvidia.com/gpu" not in limits["listeners"]
-    assert job["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_shared_memory_fits_into_the_memory_of_its_pod(overlay: str) -> None:
+    for pod in pods(overlay):
+        shared = [volume["emptyDir"] for volume in pod.spec["volumes"] if volume["name"] == "shm"]
+        if pod.name == "submitter":
+            continue
+        assert shared[0]["medium"] == "Memory"
+        assert in_bytes(shared[0]["sizeLimit"]) <= in_bytes(_limit(pod, "memory")) / 2
 
 
-def _limits(group: dict[str, Any]) -> dict[str, str]:
-    limits: dict[str, str] = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    return limits
+@pytest.mark.parametrize("overlay", ["overlays/small/job", "overlays/production/job", "overlays/production/kueue"])
+def test_the_plan_has_the_actors_that_the_pods_hold(overlay: str) -> None:
+    told = yaml.safe_load(document(overlay, "ConfigMap")["data"]["job.yaml"])
+    listeners, engines = _pod(overlay, "listeners"), _pod(overlay, "engines")
+    assert told["engines"] == engines.group["replicas"] * int(_limit(engines, "nvidia.com/gpu"))
+    assert told["listeners"] == listeners.group["maxReplicas"] * in_cores(_limit(listeners, "cpu"))
+    assert engines.group["minReplicas"] == engines.group["maxReplicas"]  # the GPUs are counted when the job begins
+    assert _limit(listeners, "nvidia.com/gpu") == "0"
+    assert _pod(overlay, "head").group["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_the_image_is_built_as_the_readme_says(cluster: dict[str, Any]) -> None:
-    [image] = {pod["containers"][0]["image"] for _, pod in _pods(cluster)}
-    assert f"docker build -f k8s/Dockerfile -t {image} ." in (ROOT / "k8s" / "README.md").read_text()
-    assert image.endswith(f":{version('rayscribe')}")
-    lines = (ROOT / "k8s" / "Dockerfile").read_text().splitlines()
-    assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
-    copied = {path for line in lines if line.startswith("COPY ") for path in line.split()[1:-1]}
-    assert {"rayscribe.py", "pyproject.toml", *PACKAGES, "k8s/requirements-${BUILD}.txt"} <= copied
-    assert "ARG BUILD=gpu" in lines
-    copied = {path.replace("${BUILD}", build) for path in copied for build in ("gpu", "cpu")}
-    assert all((ROOT / path).exists() for path in copied)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_model_in_a_folder_is_mounted_or_in_the_image(overlay: str) -> None:
+    """Driver, Listeners and engines read it; of the endpoint all but the head."""
+    settings = _settings(overlay)
+    if not settings["model"].startswith("/"):
+        return
+    if settings["model"].startswith("/opt/demo/"):
+        assert "COPY demo/model /opt/demo/model" in (K8S / "Dockerfile").read_text()
+        return
+    for pod in pods(overlay):
+        if pod.name == "submitter" or (overlay in SERVICES and pod.name == "head"):
+            continue
+        mounted = {mount["name"]: mount for mount in pod.spec["containers"][0]["volumeMounts"]}
+        assert settings["model"].startswith(mounted["weights"]["mountPath"])
+        assert mounted["weights"]["readOnly"]
+        assert pod.spec["containers"][0]["env"] == [{"name": "HF_HUB_OFFLINE", "value": "1"}]
+
+
+def test_the_weights_are_downloaded_to_where_they_are_sought() -> None:
+    [download] = pods("weights")
+    program, verb, model, folder = download.spec["containers"][0]["command"]
+    assert (program, verb) == ("hf", "download")
+    assert folder.removeprefix("--local-dir=") == _settings("overlays/production/job")["model"]
+    assert model == _settings("overlays/small/job")["model"]
+    help_text = subprocess.run(
+        [Path(sys.executable).parent / "hf", "download", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--local-dir" in help_text.stdout
+
+
+def _settings(overlay: str) -> dict[str, Any]:
+    """The options of rayscribe that an overlay gives."""
+    if overlay in SERVICES:
+        config = yaml.safe_load(document(overlay, "RayService")["spec"]["serveConfigV2"])
+        return dict(config["applications"][0]["args"])
+    return dict(yaml.safe_load(document(overlay, "ConfigMap")["data"]["job.yaml"]))
 
 
 # The service.
 
 
-@pytest.fixture(scope="module")
-def serve_config(service: dict[str, Any]) -> Any:
+def _serve_config(overlay: str) -> Any:
     """serveConfigV2, as Serve itself reads it."""
     from ray.serve.schema import ServeDeploySchema
 
-    return ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
+    return ServeDeploySchema.model_validate(yaml.safe_load(document(overlay, "RayService")["spec"]["serveConfigV2"]))
 
 
-def test_serve_reads_its_config_and_builds_the_application(serve_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overlay", SERVICES)
+def test_serve_reads_its_config_and_builds_the_application(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a cluster whose nodes have not come yet: the head has no CPUs."""
     from ray._common.utils import import_attr
     from ray.serve._private.build_app import build_app
@@ -187,135 +315,117 @@ def test_serve_reads_its_config_and_builds_the_application(serve_config: Any, mo
     from cluster.nodes import Node
     from serve.settings import ServeSettings
 
-    [application] = serve_config.applications
+    [application] = _serve_config(overlay).applications
     monkeypatch.setattr(session, "cluster_nodes", lambda: [Node(cpus=0, head=True, memory_gib=8)])
-    settings = ServeSettings.from_settings(application.args)
+    args = application.args | {"model": str(ROOT / "demo" / "model")}  # the one that is here
+    settings = ServeSettings.from_settings(args)
     built = build_app(import_attr(application.import_path)(settings), name=application.name, default_runtime_env={})
     deployments = {deployment.name: deployment for deployment in built.deployments}
     assert {told.name for told in application.deployments} <= deployments.keys()
     engines = deployments["Transcriber"]._deployment_config.autoscaling_config
-    assert (engines.min_replicas, engines.max_replicas) == (settings.min_engines, settings.cluster.engines)
+    if engines is not None:
+        assert (engines.min_replicas, engines.max_replicas) == (settings.min_engines, settings.cluster.engines)
 
 
-def test_only_who_has_a_key_is_answered(service: dict[str, Any], serve_config: Any) -> None:
+@pytest.mark.parametrize("overlay", SERVICES)
+def test_only_who_has_a_key_is_answered(overlay: str) -> None:
     from serve.settings import ServeSettings
 
-    settings = ServeSettings.from_settings(serve_config.applications[0].args)
-    assert settings.host == serve_config.http_options.host == "0.0.0.0"
+    config = _serve_config(overlay)
+    settings = ServeSettings.from_settings(config.applications[0].args)
+    assert settings.host == config.http_options.host == "0.0.0.0"
     assert settings.api_keys == "/etc/rayscribe/keys"
-    listeners = service["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
-    [keys] = [volume["secret"]["secretName"] for volume in listeners["volumes"] if volume["name"] == "keys"]
-    mounted = {mount["name"]: mount for mount in listeners["containers"][0]["volumeMounts"]}
+    endpoint = next(pod for pod in pods(overlay) if pod.name in ("listeners", "workers"))
+    [secret] = [volume["secret"]["secretName"] for volume in endpoint.spec["volumes"] if volume["name"] == "keys"]
+    mounted = {mount["name"]: mount for mount in endpoint.spec["containers"][0]["volumeMounts"]}
     assert mounted["keys"] == {"name": "keys", "mountPath": "/etc/rayscribe", "readOnly": True}
-    told = (ROOT / "k8s" / "README.md").read_text()
-    assert f"kubectl create secret generic {keys} --from-file=keys=" in told
+    told = (K8S / "README.md").read_text()
+    assert f"kubectl create secret generic {secret} --from-file=keys=" in told
 
 
-def test_the_service_asks_for_what_its_pods_hold(service: dict[str, Any], serve_config: Any) -> None:
-    [application] = serve_config.applications
-    head, (listeners, engines) = _groups(service["rayClusterConfig"])
+@pytest.mark.parametrize("overlay", ["overlays/small/service", "overlays/production/service"])
+def test_the_service_asks_for_what_its_pods_hold(overlay: str) -> None:
+    [application] = _serve_config(overlay).applications
+    listeners, engines = _pod(overlay, "listeners"), _pod(overlay, "engines")
     told = {deployment.name: deployment for deployment in application.deployments}
     endpoints = told["Endpoint"].num_replicas
     assert told["Endpoint"].ray_actor_options.num_cpus == 1  # where there are CPUs there are the keys, too
     assert (told["Transcriber"].ray_actor_options.num_gpus, told["Transcriber"].ray_actor_options.num_cpus) == (1, 0)
-    assert application.args["engines"] == engines["maxReplicas"] * int(_limits(engines)["nvidia.com/gpu"])
-    assert application.args["min_engines"] >= engines["minReplicas"]  # else a GPU is kept for nobody
-    assert application.args["listeners"] == listeners["maxReplicas"] * int(_limits(listeners)["cpu"]) - endpoints
-    assert listeners["minReplicas"] >= 1  # the Endpoints are always there
-    for group in (head, engines):
-        assert group["rayStartParams"]["num-cpus"] == "0"
+    assert application.args["engines"] == engines.group["maxReplicas"] * int(_limit(engines, "nvidia.com/gpu"))
+    assert application.args["min_engines"] >= engines.group["minReplicas"]  # else a GPU is kept for nobody
+    cpus = listeners.group["maxReplicas"] * in_cores(_limit(listeners, "cpu"))
+    assert application.args["listeners"] == cpus - endpoints
+    assert listeners.group["minReplicas"] >= 1  # the Endpoints are always there
+    for name in ("head", "engines"):
+        assert _pod(overlay, name).group["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_an_upgrade_lets_requests_finish(service: dict[str, Any], serve_config: Any) -> None:
+@pytest.mark.parametrize("overlay", SERVICES)
+def test_an_upgrade_lets_requests_finish(overlay: str) -> None:
     from serve.settings import ServeSettings
 
-    settings = ServeSettings.from_settings(serve_config.applications[0].args)
-    assert service["upgradeStrategy"] == {"type": "NewCluster"}
+    settings = ServeSettings.from_settings(_serve_config(overlay).applications[0].args)
+    service = document(overlay, "RayService")["spec"]
     assert service["rayClusterDeletionDelaySeconds"] >= settings.drain_s
 
 
-def _groups(cluster: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+# The commands.
 
 
-# The job's command.
-
-
-def test_its_options_are_options(job: dict[str, Any], config_map: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlay", [*JOBS, *NIGHTLY])
+def test_options_are_options(overlay: str, tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text(config_map["data"]["job.yaml"])
-    command, told = job["entrypoint"].split(" || ")
-    program, *arguments = shlex.split(command.replace(MOUNTED, str(path)))
-    parsed = rayscribe._parser().parse_args(arguments)
-    asked = Job.from_settings(rayscribe._settings(parsed, Job))
+    path.write_text(document(overlay, "ConfigMap")["data"]["job.yaml"])
+    if overlay in JOBS:
+        entrypoint = document(overlay, "RayJob")["spec"]["entrypoint"]
+        # A shell of the submitter's reads it, which then quotes it for one of the head's.
+        assert re.fullmatch(r"[\w ./-]+", entrypoint)
+        command = shlex.split(entrypoint)
+    else:
+        command = _pod(overlay, "rayscribe-nightly").spec["containers"][0]["command"]
+    program, *arguments = [str(path) if word == MOUNTED else word for word in command]
+    asked = Job.from_settings(rayscribe._settings(rayscribe._parser().parse_args(arguments), Job))
     assert program == "rayscribe"
-    assert (asked.manifest, asked.cluster.address) == ("s3://calls/manifest.jsonl", "auto")
-    assert told == f"[ $? -eq {rayscribe.EXIT_SOME_FAILED} ]"
+    assert asked.accept_failed  # else some failed recordings would be a reason to run again
+    assert asked.cluster.address == ("auto" if overlay in JOBS else None)
 
 
-@pytest.mark.parametrize(("code", "as_told"), [(0, 0), (1, 1), (2, 1), (3, 0)])
-def test_only_a_run_that_did_not_finish_is_tried_again(job: dict[str, Any], code: int, as_told: int) -> None:
-    _, _, told = job["entrypoint"].partition("||")
-    assert subprocess.run(["sh", "-c", f"(exit {code}) || {told}"]).returncode == as_told
+# Monitoring.
 
 
-@pytest.mark.engine
-@pytest.mark.ray
-def test_the_command_runs_as_written(job: dict[str, Any], s3: S3, tmp_path: Path) -> None:
-    """On a Ray cluster of its own, with another job.yaml in the ConfigMap's place; credentials from the environment."""
-    from pipelines.output import Output
-    from storage.filesystem import Storage
+def test_what_is_monitored_is_exported_by_pods_that_are_selected() -> None:
+    monitor = document("overlays/production/service", "PodMonitor")["spec"]
+    assert monitor["podMetricsEndpoints"] == [{"port": "metrics"}]  # KubeRay's name of port 8080
+    for overlay in ("overlays/production/job", "overlays/production/service"):
+        for pod in pods(overlay):
+            labels = pod.labels | ({"ray.io/is-ray-node": "yes"} if pod.group else {})
+            assert (monitor["selector"]["matchLabels"].items() <= labels.items()) == bool(pod.group)
 
-    storage = Storage(s3.options)
-    audio = (ROOT / "testing" / "data" / "agent.flac").read_bytes()
-    storage.write_bytes(f"{s3.bucket}/agent.flac", audio)
-    rows = [{"audio": "agent.flac", "id": "there"}, {"audio": "gone.flac", "id": "gone"}]
-    storage.write_bytes(f"{s3.bucket}/manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-    told = {"manifest": f"{s3.bucket}/manifest.jsonl", "output": f"{s3.bucket}/out", "model": str(MODEL)}
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(told | {"engine": "transformers", "engines": 1, "listeners": 1}))
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "AWS_ENDPOINT_URL": s3.endpoint,
-        "RAY_ADDRESS": f"127.0.0.1:{port}",
-        "RAY_AUTH_MODE": "disabled",
+def test_every_metric_of_an_alert_is_exported() -> None:
+    from tests.serve.test_grafana import our_metrics, ray_metrics
+
+    rules = document("overlays/production/job", "PrometheusRule")["spec"]
+    asked = set(re.findall(r"\bray_\w+", yaml.safe_dump(rules)))
+    assert asked - ray_metrics() <= our_metrics()
+    codes = set(re.findall(r"\w+", " ".join(re.findall(r'code=~?"([^"]+)"', yaml.safe_dump(rules, width=10_000)))))
+    assert codes <= _error_codes()
+
+
+def _error_codes() -> set[str]:
+    """Every string constant of the packages that name error codes."""
+    sources = [*(ROOT / "serve").rglob("*.py"), *(ROOT / "speech").rglob("*.py")]
+    return {
+        node.value
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    ray_here = Path("/tmp") / f"rs{port}"  # sockets' paths must be short
-    start = f"ray start --head --port {port} --num-cpus 6 --temp-dir {ray_here} --include-dashboard false --block"
-    head = subprocess.Popen(shlex.split(start), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _await_ray(port, environment)
-        command = job["entrypoint"].replace(MOUNTED, str(path))
-        done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=400)
-    finally:
-        head.terminate()
-        head.wait(timeout=60)
-        shutil.rmtree(ray_here, ignore_errors=True)
-    assert done.returncode == 0, done.stderr  # one has failed, and that is no reason to run again
-    standing = Output(f"{s3.bucket}/out", storage).deduplicate().attempts
-    assert standing == {"ok": {"there": 1}, "failed": {"gone": 1}}
 
 
-def _await_ray(port: int, environment: dict[str, str]) -> None:
-    check = ["ray", "health-check", "--address", f"127.0.0.1:{port}"]
-    for _ in range(60):
-        if subprocess.run(check, env=environment, capture_output=True).returncode == 0:
-            return
-    raise AssertionError("Ray has not started")
-
-
-@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
-def test_nginx_accepts_its_configuration(tmp_path: Path) -> None:
-    config = tmp_path / "nginx.conf"
-    text = NGINX.read_text()
-    assert "rayscribe-serve-svc:8000" in text
-    config.write_text(
-        text.replace("rayscribe-serve-svc", "127.0.0.1")
-    )  # the service's name resolves in its cluster only
-    files = f"pid {tmp_path}/nginx.pid; error_log stderr;"  # a user may not write to those of the system
-    checked = subprocess.run(["nginx", "-t", "-c", config, "-g", files], capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stderr
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_alerts_are_valid_for_prometheus(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(yaml.safe_dump(document("overlays/production/job", "PrometheusRule")["spec"]))
+    checked = subprocess.run(["promtool", "check", "rules", str(rules)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr + checked.stdout
