@@ -98,7 +98,18 @@ class Cluster:
             script = self._script(pod, container, home, environment | {"POD_IP": address}, command, begins)
             log = home / "log"
             with log.open("wb") as output:
-                inside = ["unshare", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", script]
+                inside = [
+                    "unshare",
+                    "--mount",
+                    "--ipc",
+                    "--uts",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    "bash",
+                    "-c",
+                    script,
+                ]
                 process = subprocess.Popen(
                     ["ip", "netns", "exec", namespace, *inside],
                     stdout=output,
