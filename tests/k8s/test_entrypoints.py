@@ -5,6 +5,7 @@ manifest shares. Their root file systems are read only, and their user and privi
 """
 
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,77 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
     done = Output(str(tmp_path / "rayscribe-data" / "transcripts"), Storage()).deduplicate().attempts
     assert set(done["failed"]) == BROKEN
     assert set(done["ok"]) == {row["id"] for row in SAMPLES} - BROKEN
+
+
+# A server of S3 with two users, of whom one may only read. From "reset-auth" on, moto asks who is asking.
+S3_SERVER = textwrap.dedent("""
+    import json, sys
+    from moto.server import ThreadedMotoServer
+    import boto3, urllib.request
+
+    server = ThreadedMotoServer(ip_address="0.0.0.0", port=9000, verbose=False)
+    server.start()
+    own = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+    iam, s3 = (boto3.client(kind, endpoint_url="http://127.0.0.1:9000", **own) for kind in ("iam", "s3"))
+    s3.create_bucket(Bucket="calls")
+    s3.upload_file("/opt/demo/samples/billing-001.wav", "calls", "billing.wav")
+    rows = [{"id": "there", "audio": "billing.wav"}, {"id": "gone", "audio": "gone.wav"}]
+    s3.put_object(Bucket="calls", Key="manifest.jsonl", Body="".join(json.dumps(row) + "\\n" for row in rows))
+    may = {"reader": ["s3:GetObject", "s3:ListBucket"], "writer": ["s3:*"]}
+    keys = {}
+    for user, actions in may.items():
+        iam.create_user(UserName=user)
+        allow = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+        iam.put_user_policy(UserName=user, PolicyName=user, PolicyDocument=policy)
+        key = iam.create_access_key(UserName=user)["AccessKey"]
+        keys[user] = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+    reset = "http://127.0.0.1:9000/moto-api/reset-auth"
+    urllib.request.urlopen(urllib.request.Request(reset, b"0", {"Content-Type": "text/plain"}))
+    with open("/home/ray/keys", "w") as file:
+        json.dump(keys, file)
+    server._thread.join()
+""")
+WRITE = "import s3fs; s3fs.S3FileSystem().pipe('calls/probe', b'')"
+
+
+def test_the_backfill_of_overlays_small_with_listeners_that_may_only_read(network: Network, tmp_path: Path) -> None:
+    """From a bucket to a bucket; the GPU is one that only Ray's resources have, and the engine computes on the CPU."""
+    overlay = "overlays/small/job"
+    by_name = {pod.name: pod for pod in pods(overlay)}
+    told = {"manifest": "s3://calls/manifest.jsonl", "output": "s3://calls/transcripts", "model": "/opt/demo/model"}
+    told |= {"engine": "transformers", "engines": "1", "listeners": "3"}
+    lines = "".join(f"{name}: {value}\n" for name, value in told.items())
+    cluster = _cluster(network, tmp_path, overlay, config_maps={"rayscribe-backfill": {"job.yaml": lines}})
+    server = Pod("s3", {}, {}, by_name["submitter"].spec, {})
+    with cluster.run(server, ["python", "-c", S3_SERVER]) as s3:
+        keys = _await_keys(s3)
+        where = {"AWS_ENDPOINT_URL": f"http://{s3.address}:9000", "AWS_DEFAULT_REGION": "us-east-1"}
+        cluster.secrets = {
+            "rayscribe-storage": keys["writer"] | where,
+            "rayscribe-storage-read": keys["reader"] | where,
+        }
+        with (
+            cluster.run(by_name["head"], ray_start(by_name["head"], None)) as head,
+            cluster.run(by_name["listeners"], ray_start(by_name["listeners"], head.address)) as listeners,
+            cluster.run(by_name["engines"], ray_start(by_name["engines"], head.address)) as engines,
+        ):
+            _await_nodes(head, 3)
+            assert engines.execute("python", "-c", WRITE).returncode == 0
+            refused = listeners.execute("python", "-c", WRITE)
+            assert "AccessDenied" in refused.stderr or "Forbidden" in refused.stderr, refused.stderr
+            entrypoint = document(overlay, "RayJob")["spec"]["entrypoint"]
+            log = _submit(cluster, head, by_name["submitter"], entrypoint)
+            assert "1 transcribed, 1 failed" in log
+            status = head.execute("rayscribe", "status", "s3://calls/transcripts", "--failed")
+            assert "not_found" in status.stdout, status.stdout + status.stderr
+
+
+def _await_keys(s3: Running) -> dict[str, dict[str, str]]:
+    for _ in range(400):
+        assert s3.process.poll() is None, s3.log.read_text()
+        answer = s3.execute("cat", "/home/ray/keys")
+        if answer.returncode == 0 and answer.stdout:
+            keys: dict[str, dict[str, str]] = json.loads(answer.stdout)
+            return keys
+    raise AssertionError(s3.log.read_text())
