@@ -90,19 +90,19 @@ class _Padded:
             yield slice(start, len(samples))
 
     def _features(self, clips: Sequence[np.ndarray]) -> list[Any]:
-        """``input_features`` and ``attention_mask`` of each clip."""
-        device = self._model.device
+        """``input_features`` and ``attention_mask`` of each clip, on the CPU.
+
+        Parakeet's extractor takes a ``device`` and leaves the samples where they are (transformers 5.19).
+        """
         return [
-            self._extractor(
-                clip.astype(np.float32) / 32768.0, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=device.type
-            ).to(device)
+            self._extractor(clip.astype(np.float32) / 32768.0, sampling_rate=SAMPLE_RATE, return_tensors="pt")
             for clip in clips
         ]
 
     def _batch(self, features: list[Any]) -> dict[str, torch.Tensor]:
         """The model's arguments: features padded to the longest, and a mask of which are not padding."""
         batch = {
-            name: pad_sequence([each[name][0] for each in features], batch_first=True)
+            name: pad_sequence([each[name][0] for each in features], batch_first=True).to(self._model.device)
             for name in ("input_features", "attention_mask")
         }
         return batch | {"input_features": batch["input_features"].to(self._model.dtype)}
