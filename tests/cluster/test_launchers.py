@@ -1,4 +1,4 @@
-"""cluster/*.yaml: files of Ray's launcher, of `ray job submit` and of Docker Compose. No cloud and no Docker is here."""
+"""cluster/*.yaml: files of Ray's launcher, of `ray job submit` and of Docker Compose. No cloud or Docker is here."""
 
 import shutil
 import subprocess

@@ -5,6 +5,7 @@ manifest shares. Their root file systems are read only, and their user and privi
 """
 
 import json
+import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from pipelines.output import Output
 from storage.filesystem import Storage
 from tests.k8s.pod_runner import RUNNABLE, WHY_NOT, Cluster, Network, Running
-from tests.k8s.rendered import ROOT, Pod, document, in_bytes, in_cores, pods
+from tests.k8s.rendered import ROOT, Pod, document, in_bytes, in_cores, pods, render
 
 pytestmark = [
     pytest.mark.ray,
@@ -37,7 +38,7 @@ def network() -> Iterator[Network]:
 
 
 def _cluster(network: Network, folder: Path, overlay: str, **given: dict[str, dict[str, str]]) -> Cluster:
-    maps = {document(overlay, "ConfigMap")["metadata"]["name"]: document(overlay, "ConfigMap")["data"]}
+    maps = {each["metadata"]["name"]: each["data"] for each in render(overlay) if each["kind"] == "ConfigMap"}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # pod.go, SetContainerTokenAuthEnvVars
     return Cluster(folder, network, given.get("config_maps", maps), given.get("secrets", {}), DEMO_IMAGE, token)
 
@@ -92,8 +93,28 @@ def _submit(cluster: Cluster, head: Running, submitter: Pod, entrypoint: str) ->
     return log
 
 
+def _submit_by_hand(head: Running) -> None:
+    """`ray job submit` as cluster/aws.yaml tells it: job.yaml is in the working directory, which Ray sends."""
+    entrypoint = "rayscribe transcribe --config job.yaml --address auto --accept-failed"
+    command = (
+        "ray job submit --address http://127.0.0.1:8265 --runtime-env /sent/runtime-env.yaml --working-dir /sent --"
+    )
+    done = head.execute(*command.split(), *entrypoint.split(), timeout_s=TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    assert "1 transcribed" in done.stdout
+
+
 def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
+    sent = tmp_path / "submitted"
+    sent.mkdir()
+    shutil.copy(ROOT / "cluster" / "runtime-env.yaml", sent)
+    row = {"id": "one", "audio": "/opt/demo/samples/german-013.wav"}
+    (sent / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    told = ("manifest: manifest.jsonl", "output: /data/by-hand", "model: /opt/demo/model", "engines: 1", "language: de")
+    (sent / "job.yaml").write_text("\n".join(told) + "\n")
     cluster = _cluster(network, tmp_path, "overlays/cpu/job")
+    cluster.images = DEMO_IMAGE | {"/sent": sent}
     by_name = {pod.name: pod for pod in pods("overlays/cpu/job")}
     job = document("overlays/cpu/job", "RayJob")["spec"]
     with (
@@ -104,6 +125,7 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
         assert "2 failed" in _submit(cluster, head, by_name["submitter"], job["entrypoint"])
         shown = head.execute("rayscribe", "evaluate", "/data/transcripts")
         assert shown.returncode == 0, shown.stderr
+        _submit_by_hand(head)
         assert worker.process.poll() is None
     done = Output(str(tmp_path / "rayscribe-data" / "transcripts"), Storage()).deduplicate().attempts
     assert set(done["failed"]) == BROKEN
