@@ -5,6 +5,7 @@ What they lack, translation, keywords and drafts, is refused before a run (``spe
 """
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
@@ -31,11 +32,12 @@ class EncoderEngine:
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         try:
-            return await self._batching.encode(clip.samples)
+            result = await self._batching.encode(clip.samples)
         except (ValueError, RuntimeError) as error:
             raise EngineError(
                 "engine_refused", f"a clip of {clip.seconds:.1f} s could not be encoded: {error}"
             ) from error
+        return result if clip.options.word_timestamps else replace(result, words=())
 
     async def check_health(self) -> None:
         """Always healthy: the engine is in this process."""

@@ -6,7 +6,8 @@ time (TurboCTC's extractor mirrors the end of a clip only where no longer one is
 padded in attention and convolutions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import DecodingResult
+from speech.engines.pieces import Piece, timed_words
 from speech.granite import ctc
 from speech.granite.frontend import FrontEnd
-from speech.transcript import Usage
+from speech.granite.word_times import FRAME_S, LABEL_LAG_S
+from speech.transcript import Usage, Word
 
 # Samples of one padded batch, at most, by kind of device: what bounds the memory of a pass.
 MAX_SAMPLES = {"cpu": 60 * SAMPLE_RATE, "cuda": 1920 * SAMPLE_RATE}
@@ -49,7 +52,12 @@ class GraniteCtcEncoder:
     @torch.inference_mode()
     def encode(self, clips: Sequence[np.ndarray]) -> list[DecodingResult]:
         return [
-            _ctc_result(hypothesis.log_posteriors, ctc.BLANK, hypothesis.text)
+            _ctc_result(
+                hypothesis.text,
+                hypothesis.log_posteriors,
+                ctc.BLANK,
+                timed_words(_pieces(hypothesis.log_posteriors, ctc.BLANK, chr), FRAME_S, LABEL_LAG_S),
+            )
             for hypothesis in self._front_end.hypotheses(clips)
         ]
 
@@ -112,6 +120,11 @@ class _Padded:
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, group_tokens=False)
         return text.strip()
 
+    def _piece(self, token_id: int) -> str:
+        """A token as it is in the vocabulary; empty for one that is no text."""
+        piece: str = self._tokenizer.convert_ids_to_tokens(token_id)
+        return "" if token_id in self._tokenizer.all_special_ids else piece
+
 
 class CtcEncoder(_Padded):
     """A CTC model of Transformers: ``GraniteSpeech5ForCTC`` (TurboCTC), ``ParakeetForCTC``."""
@@ -123,7 +136,10 @@ class CtcEncoder(_Padded):
 
     @torch.inference_mode()
     def encode(self, clips: Sequence[np.ndarray]) -> list[DecodingResult]:
-        return [self._result(log_posteriors) for log_posteriors in self.log_posteriors(clips)]
+        return [
+            self._result(log_posteriors, len(clip) / SAMPLE_RATE)
+            for clip, log_posteriors in zip(clips, self.log_posteriors(clips), strict=True)
+        ]
 
     @torch.inference_mode()
     def log_posteriors(self, clips: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -133,9 +149,11 @@ class CtcEncoder(_Padded):
         lengths = encoded.attention_mask.sum(-1).tolist()
         return [each[:length] for each, length in zip(log_posteriors, lengths, strict=True)]
 
-    def _result(self, log_posteriors: torch.Tensor) -> DecodingResult:
+    def _result(self, log_posteriors: torch.Tensor, clip_s: float) -> DecodingResult:
         blank = self._model.config.pad_token_id  # Transformers' CTC models have no other
-        return _ctc_result(log_posteriors, blank, self._text(_collapsed(log_posteriors, blank).tolist()))
+        text = self._text(_collapsed(log_posteriors, blank).tolist())
+        pieces = _pieces(log_posteriors, blank, self._piece)
+        return _ctc_result(text, log_posteriors, blank, timed_words(pieces, clip_s / len(log_posteriors)))
 
 
 class TransducerEncoder(_Padded):
@@ -161,6 +179,7 @@ class TransducerEncoder(_Padded):
             logits_processor=LogitsProcessorList([logprobs]),
         )
         rows = zip(
+            [len(clip) / SAMPLE_RATE for clip in clips],
             features,
             output.sequences[:, 1:].tolist(),  # without the start token
             output.durations[:, 1:].tolist(),
@@ -169,7 +188,9 @@ class TransducerEncoder(_Padded):
         )
         return [self._result(*row) for row in rows]
 
-    def _result(self, features: Any, tokens: list[int], durations: list[int], logprobs: list[float]) -> DecodingResult:
+    def _result(
+        self, clip_s: float, features: Any, tokens: list[int], durations: list[int], logprobs: list[float]
+    ) -> DecodingResult:
         """The result of a clip, from steps of its batch: tokens, frames by which each advanced, log-probabilities."""
         frames, limit = self._frames(int(features["attention_mask"].sum())), self._max_steps(features)
         steps = next(
@@ -184,7 +205,18 @@ class TransducerEncoder(_Padded):
             avg_logprob=sum(logprobs[index] for index in said) / len(said) if said else None,
             complete=steps <= limit,
             usage=Usage(audio_tokens=frames, output_tokens=len(token_ids)),
+            words=timed_words(self._pieces(said, tokens, durations, logprobs, frames), clip_s / frames),
         )
+
+    def _pieces(
+        self, said: list[int], tokens: list[int], durations: list[int], logprobs: list[float], frames: int
+    ) -> Iterator[Piece]:
+        """What was said in which steps; a token lasts for the frames by which it advanced, of those that there are."""
+        starts = [0, *np.cumsum(durations).tolist()]
+        for step in said:
+            if text := self._piece(tokens[step]):
+                last = max(starts[step], min(starts[step + 1], frames) - 1)
+                yield Piece(text, starts[step], last, logprobs[step])
 
     def _frames(self, features: int) -> int:
         """Frames of the encoder for so many of its input."""
@@ -206,16 +238,17 @@ class _ChosenLogprobs:
         return scores
 
 
-def _ctc_result(log_posteriors: torch.Tensor, blank: int, text: str) -> DecodingResult:
+def _ctc_result(text: str, log_posteriors: torch.Tensor, blank: int, words: tuple[Word, ...]) -> DecodingResult:
     """The result of a clip by greedy CTC decoding.
 
     ``avg_logprob`` is the log-probability of its tokens, over all ways to align them to the frames (Graves et al. 2006,
     section 4.1), divided by their number.
 
     Args:
+        text: the words of the tokens.
         log_posteriors: shape (frames, labels), float32.
         blank: the label that is no token.
-        text: the words of the tokens.
+        words: with their times.
     """
     tokens = _collapsed(log_posteriors, blank)
     lengths = torch.tensor([len(log_posteriors)]), torch.tensor([len(tokens)])
@@ -226,7 +259,18 @@ def _ctc_result(log_posteriors: torch.Tensor, blank: int, text: str) -> Decoding
         avg_logprob=-loss.item() / len(tokens) if len(tokens) else None,
         complete=True,
         usage=Usage(audio_tokens=len(log_posteriors), output_tokens=len(tokens)),
+        words=words,
     )
+
+
+def _pieces(log_posteriors: torch.Tensor, blank: int, text_of: Callable[[int], str]) -> Iterator[Piece]:
+    """The text of each run of one label, blanks and labels without text left out."""
+    best = log_posteriors.max(-1)
+    frame = 0
+    for label, run in groupby(best.indices.tolist()):
+        first, frame = frame, frame + len(list(run))
+        if label != blank and (text := text_of(label)):
+            yield Piece(text, first, frame - 1, best.values[first:frame].max().item())
 
 
 def _collapsed(log_posteriors: torch.Tensor, blank: int) -> torch.Tensor:

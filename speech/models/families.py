@@ -92,7 +92,7 @@ class Family(ABC):
                 raise RequestError(
                     "unsupported_option",
                     f"{self.name} has no {capability}{self.reasons.get(capability, '')}; "
-                    f"it has {_listed(self.capabilities) or 'none'}",
+                    f"it has {_listed(self.capabilities)}",
                 )
 
     @abstractmethod
@@ -177,7 +177,7 @@ class EncoderOnly(Family):
     """An encoder with a CTC head or a transducer's: it writes what it hears, whatever else is asked."""
 
     translations: frozenset[tuple[str, str]] = frozenset()
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: frozenset[Capability] = frozenset({"word_timestamps"})
     clip_s: float = 30.0
 
     def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
@@ -256,7 +256,7 @@ PARAKEET_TDT_V3 = EncoderOnly(
     name="Parakeet TDT v3",
     model_type="parakeet_tdt",
     languages=frozenset("bg cs da de el en es et fi fr hr hu it lt lv mt nl pl pt ro ru sk sl sv uk".split()),
-    capabilities=frozenset({"punctuation"}),
+    capabilities=frozenset({"punctuation", "word_timestamps"}),
 )
 
 DEFAULT_MODEL = "ibm-granite/granite-4.0-1b-speech"

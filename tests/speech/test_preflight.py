@@ -27,7 +27,7 @@ def test_defaults_that_the_model_cannot_serve_are_refused() -> None:
         (Options(keywords=("Kuhn",)), "has no keywords"),
         (Options(task="translate", target_language="de"), "no translation"),
         (Options(language="ja"), "de, en, es, fr, pt"),
-        (Options(word_timestamps=True), "has no word_timestamps"),
+        (Options(speaker_tags=True), "has no speaker_tags"),
     ],
 )
 def test_what_an_encoder_cannot_do_is_refused(options: Options, named: str) -> None:

@@ -18,6 +18,8 @@ from transformers import AutoModel, AutoProcessor, GraniteSpeechForConditionalGe
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, EngineConfig, start_engine
 from speech.errors import EngineError, UsageError
+from speech.granite.frontend import FrontEnd
+from speech.granite.word_times import align_words
 from speech.models.checkpoint import family_of
 from speech.recording import Options
 from testing.encoder_checkpoints import BLANK, ENCODERS, PAD, parakeet_tdt
@@ -123,6 +125,30 @@ def test_granites_ctc_head_reads_as_in_transformers(granite: RunningEngine, samp
             _log_likelihood(log_posteriors.numpy(), tokens) / len(tokens), abs=1e-4
         )
         assert found.usage.audio_tokens == len(log_posteriors)
+
+
+def test_words_have_the_times_of_their_pieces(engine: RunningEngine, clips: list[ClipRequest]) -> None:
+    timed = [replace(clip, options=Options(word_timestamps=True)) for clip in clips]
+    for clip, found, without in zip(clips, engine.decode(*timed), engine.decode(*clips), strict=True):
+        assert (without.words, without.text) == ((), found.text)
+        assert [word.text for word in found.words] == found.text.split()
+        times = [time for word in found.words for time in (word.start_s, word.end_s)]
+        assert times == sorted(times)
+        assert all(0 <= time <= clip.seconds + 1e-6 for time in times)
+        assert all(0 < (word.ctc_score or 0) <= 1 for word in found.words)
+
+
+def test_words_of_granites_ctc_head_are_where_forced_alignment_has_them(
+    granite: RunningEngine, sample_clips: list[ClipRequest]
+) -> None:
+    front_end = FrontEnd.load(MODEL, torch.device("cpu"), torch.float32)
+    clips = [replace(clip, options=Options(word_timestamps=True)) for clip in sample_clips[:8]]
+    for clip, found in zip(clips, granite.decode(*clips), strict=True):
+        [hypothesis] = front_end.hypotheses([clip.samples])
+        aligned = align_words(found.text.split(), hypothesis.log_posteriors)
+        differences = [abs(word.start_s - time.start_s) for word, time in zip(found.words, aligned, strict=True)]
+        assert max(differences) <= 0.1
+        assert sum(difference < 0.001 for difference in differences) > 0.9 * len(differences)
 
 
 def _log_likelihood(log_posteriors: np.ndarray, tokens: list[int]) -> float:
