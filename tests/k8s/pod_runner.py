@@ -154,11 +154,6 @@ class Cluster:
         lines.append(f"mkdir {root}/etc")
         lines += [f"cp -aL /etc/{name} {root}/etc/" for name in ETC if Path("/etc", name).exists()]
         lines.append(f"echo 'ray:x:1000:1000::/home/ray:/bin/bash' > {root}/etc/passwd")
-        for path in (Path(sys.base_prefix), Path(sys.prefix).resolve(), ROOT):
-            if not any(path.is_relative_to(there) for there in SYSTEM):
-                lines += _bind(path, root, str(path))
-        for there, here in self.images.items():
-            lines += _bind(here, root, there)
         lines += [f"mkdir {root}/proc {root}/sys {root}/dev", f"mount -t proc proc {root}/proc"]
         lines.append(f"mount --rbind -o ro /sys {root}/sys")
         for device in DEVICES:
@@ -166,6 +161,12 @@ class Cluster:
         volumes = {volume["name"]: volume for volume in pod.spec.get("volumes", [])}
         for mount in sorted(container.get("volumeMounts", []), key=lambda mount: str(mount["mountPath"])):
             lines += self._mount(volumes[mount["name"]], mount, home, root)
+        # After the volumes, of which /tmp may be where the repository is.
+        for path in (Path(sys.base_prefix), Path(sys.prefix).resolve(), ROOT):
+            if not any(path.is_relative_to(there) for there in SYSTEM):
+                lines += _bind(path, root, str(path))
+        for there, here in self.images.items():
+            lines += _bind(here, root, there)
         if container["securityContext"].get("readOnlyRootFilesystem"):
             lines.append(f"mount -o remount,ro {root}")
         variables = [f"{name}={value}" for name, value in environment.items()]
