@@ -20,7 +20,6 @@ VOLUMES = {
     "downwardAPI",
     "emptyDir",
     "ephemeral",
-    "image",
     "persistentVolumeClaim",
     "projected",
     "secret",
