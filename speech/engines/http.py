@@ -158,7 +158,7 @@ def connect(config: EngineConfig) -> Dialect:
         dialect.check(server, config)
     except (_UnavailableError, _RefusedError) as error:
         raise UsageError("bad_engine", f"{error}: start llama-server or Ollama there, or correct --url") from error
-    if isinstance(dialect, Ollama) and (family := family_of(config.model, "http")) is not GRANITE_4_0:
+    if isinstance(dialect, Ollama) and (family := family_of(config.model, "http")).name != GRANITE_4_0.name:
         raise UsageError(
             "bad_option",
             f"{family.name} cannot be asked through Ollama, which takes its prompt raw: the chat template is not known "

@@ -25,6 +25,7 @@ from speech.models.families import (
     EncoderOnly,
     Family,
     Granite,
+    without_ctc,
 )
 from speech.models.gguf import GgufFolder
 
@@ -101,7 +102,7 @@ def family_of(model: str, engine: str = "vllm") -> Family:
     if engine == "llamacpp":
         folder = GgufFolder(model)
         folder.check()
-        return _granite_named(folder.name)
+        return without_ctc(_granite_named(folder.name))
     if engine == "http":
         if not {"granite", "speech"} <= set(re.findall("[a-z]+", model.lower())):
             raise UsageError(
@@ -109,7 +110,7 @@ def family_of(model: str, engine: str = "vllm") -> Family:
                 f"the http engine has the prompts of Granite Speech alone, and {model!r} is not named as one: "
                 "give --model its name in the server, as granite-speech:1b",
             )
-        return _granite_named(model)
+        return without_ctc(_granite_named(model))
     family = _family(model)
     if engine == "encoder" and isinstance(family, Granite):
         return GRANITE_CTC

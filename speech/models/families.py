@@ -16,7 +16,7 @@ nvidia/parakeet-tdt-0.6b-v3.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from speech.errors import RequestError
@@ -258,6 +258,16 @@ PARAKEET_TDT_V3 = EncoderOnly(
     languages=frozenset("bg cs da de el en es et fi fr hr hu it lt lv mt nl pl pt ro ru sk sl sv uk".split()),
     capabilities=frozenset({"punctuation", "word_timestamps"}),
 )
+
+
+def without_ctc(family: Granite) -> Granite:
+    """The family in an engine that does not return what the encoder's CTC head reads."""
+    return replace(
+        family,
+        capabilities=family.capabilities - {"word_timestamps"},
+        reasons={"word_timestamps": " in llama.cpp, which does not return the CTC posteriors that they come from"},
+    )
+
 
 DEFAULT_MODEL = "ibm-granite/granite-4.0-1b-speech"
 

@@ -269,3 +269,10 @@ def test_the_refusal_of_an_unknown_model_lists_the_families(tmp_path: Path) -> N
         assert caught.value.code == "unknown_model"
     with pytest.raises(UsageError, match="nor Whisper"):
         family_of("meta/llama")
+
+
+def test_an_engine_without_ctc_refuses_word_times_and_says_why() -> None:
+    family = family_of("granite-speech:4.1", "http")
+    family.check(Options(keywords=("Kim",), punctuation=True))
+    with pytest.raises(RequestError, match=r"no word_timestamps in llama\.cpp"):
+        family.check(Options(word_timestamps=True))
