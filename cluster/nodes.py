@@ -87,6 +87,7 @@ class Layout:
         threads_per_engine: of an engine on CPUs; None on GPUs.
         listener_labels: Ray's label selector of nodes without engines; empty: any node.
         listeners_anywhere: whether Listeners may run elsewhere when nodes of that selector are full.
+        grows: whether nodes that come later are used too, as far as the user has set no number.
     """
 
     shares: tuple[Share, ...]
@@ -99,6 +100,12 @@ class Layout:
     threads_per_engine: int | None
     listener_labels: Mapping[str, str]
     listeners_anywhere: bool
+    grows: bool = False
+
+    @property
+    def engines_now(self) -> int:
+        """Engines that nodes have room for now; one where none has."""
+        return max(1, min(self.engines, sum(share.engines for share in self.shares if share.node.alive)))
 
     @property
     def engines_per_gpu(self) -> int:
@@ -180,7 +187,7 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
     total = config.engines or max(1, sum(engines))
     listeners, selector, anywhere = _listeners(nodes, engines, gpus > 0, config)
     hosts = [Share(node, 0, count) for node, count in zip(nodes, engines, strict=True) if count]
-    cpus_per_engine = _cpus_per_engine(hosts, gpus > 0)
+    cpus_per_engine = _cpus_per_engine(hosts, gpus > 0, config.address is not None)
     # Beside the engines a Listener and a task of Ray Data need a slot each.
     few = 0 < sum(node.ray_slots for node in nodes) < total * cpus_per_engine + 2
     return Layout(
@@ -194,6 +201,8 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
         threads_per_engine=None if gpus else min((max(1, _whole(s.node.cpus) // s.engines) for s in hosts), default=1),
         listener_labels=selector,
         listeners_anywhere=anywhere,
+        # On CPUs Ray would start a second engine on a node whose cores the first computes on.
+        grows=config.address is not None and (gpus > 0 or config.engine_resource is not None),
     )
 
 
@@ -209,7 +218,8 @@ def _gpus_per_engine(nodes: Sequence[Node], config: ClusterConfig) -> float:
     gpus = _whole(sum(node.gpus for node in nodes))
     if config.engine_resource or not gpus:
         return 0.0
-    on_each = math.ceil(config.engines / gpus) if config.engines else 1
+    # On a cluster more engines than there are GPUs are for GPUs to come.
+    on_each = math.ceil(config.engines / gpus) if config.engines and not config.address else 1
     return math.floor(1e4 / on_each) / 1e4  # Ray counts in steps of 1e-4, and would round 1/6 up
 
 
@@ -244,7 +254,7 @@ def _listeners(
     selector: dict[str, str] = {}
     suffices = False
     apart = sum(count for count, for_engines in zip(room, kept, strict=True) if not for_engines)
-    if apart and (on_gpus or config.engine_resource):
+    if (apart or config.address) and (on_gpus or config.engine_resource):
         selector = _without(list(itertools.compress(nodes, kept)), on_gpus)
         per_engine = LISTENERS_PER_GPU_ENGINE if on_gpus else LISTENERS_PER_CPU_ENGINE
         suffices = apart >= min(config.listeners or sys.maxsize, per_engine * max(1, sum(engines)))
@@ -289,12 +299,15 @@ def _limited(room: Sequence[int], last: Sequence[Any], limit: int | None) -> lis
     return taken
 
 
-def _cpus_per_engine(hosts: Sequence[Share], on_gpus: bool) -> float:
+def _cpus_per_engine(hosts: Sequence[Share], on_gpus: bool, joined: bool) -> float:
     """What Ray reserves for an engine.
 
-    On CPUs more than one only where several nodes have an engine: then Ray must not place two on one node. None where
-    the owner of a GPU node declares no CPUs, which keeps Listeners away from it.
+    On the GPUs of a cluster the cores that it keeps busy, which Listeners then leave alone; none where the owner of a
+    GPU node declares no CPUs, which keeps Listeners away from it. On CPUs more than one only where several nodes have an
+    engine: then Ray must not place two on one node.
     """
+    if on_gpus and joined and all(share.node.ray_slots > CORES_PER_GPU_ENGINE * share.engines for share in hosts):
+        return float(CORES_PER_GPU_ENGINE)
     if on_gpus:
         return float(all(share.node.ray_slots >= share.engines for share in hosts))
     if len(hosts) <= 1:

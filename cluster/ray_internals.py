@@ -1,7 +1,7 @@
 """All private parts of Ray that Rayscribe uses, in one file, and the check that this Ray has them.
 
     backpressure policy    limits the blocks that wait between two operators of Ray Data
-    execution callback     drops the statistics that Ray Data keeps of every block
+    execution callbacks    drop the statistics that Ray Data keeps of every block; tell what each stage is doing
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
     _worker_logs_enabled   whether the driver prints messages of Ray's processes
     ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
@@ -15,6 +15,7 @@ Ray starts, so that a Ray without one of these parts is named at once and not as
 import inspect
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ try:
     from ray._private import state as ray_state
     from ray._private import worker as ray_worker
     from ray.data import ActorPoolStrategy, DataContext, Dataset
+    from ray.data._internal.actor_autoscaler import AutoscalingActorPool
     from ray.data._internal.execution.backpressure_policy import (
         ENABLED_BACKPRESSURE_POLICIES,
         ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -62,7 +64,8 @@ _METHODS = {
     BackpressurePolicy: ("can_add_input", "max_task_output_bytes_to_read"),
     ExecutionCallback: ("on_execution_step",),
     OpState: ("total_enqueued_input_blocks", "total_enqueued_output_blocks"),
-    PhysicalOperator: ("get_stats", "output_dependencies"),
+    PhysicalOperator: ("get_stats", "output_dependencies", "get_autoscaling_actor_pools", "name"),
+    AutoscalingActorPool: ("num_running_actors", "num_tasks_in_flight", "max_actor_concurrency"),
 }
 _INSTANCE_ATTRIBUTES = ((BackpressurePolicy.__init__, "_topology"), (StreamingExecutor.__init__, "_topology"))
 _CONTEXT = ("custom_execution_callback_classes", "set_config")
@@ -179,6 +182,52 @@ class LimitQueuedBlocks(BackpressurePolicy):
         return queued >= MAX_QUEUED_BLOCKS
 
 
+@dataclass(frozen=True)
+class StageLoad:
+    """What an operator of actors is doing.
+
+    Attributes:
+        queued: blocks that wait for it.
+        actors: that are ready.
+        in_flight: blocks that were given to them.
+        calls_per_actor: blocks that one of them works on at once.
+    """
+
+    queued: int
+    actors: int
+    in_flight: int
+    calls_per_actor: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether all its actors have all the work that they take at once."""
+        return self.actors > 0 and self.in_flight >= self.actors * self.calls_per_actor
+
+
+# By the name of the stage's class; of the dataset that this process is executing.
+_loads: dict[str, StageLoad] = {}
+
+
+def stage_load(stage: type) -> StageLoad:
+    """What the actors of a stage of ``map_blocks`` were doing a moment ago."""
+    return _loads.get(stage.__name__, StageLoad(0, 0, 0, 1))
+
+
+class WatchStages(ExecutionCallback):
+    """Keeps what the actors of each stage are doing, for ``stage_load``."""
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        for operator, state in (executor._topology or {}).items():
+            for pool in operator.get_autoscaling_actor_pools():
+                stage = operator.name.removeprefix("MapBatches(").removesuffix(")")
+                _loads[stage] = StageLoad(
+                    state.total_enqueued_input_blocks(),
+                    pool.num_running_actors(),
+                    pool.num_tasks_in_flight(),
+                    pool.max_actor_concurrency(),
+                )
+
+
 class DropBlockStats(ExecutionCallback):
     """Drops the kilobyte of statistics that Ray Data keeps of every block that an operator has made.
 
@@ -192,6 +241,6 @@ class DropBlockStats(ExecutionCallback):
 
 
 def bound_driver_memory(context: DataContext) -> None:
-    """Makes the driver's memory independent of the number of blocks: see the two classes above."""
-    context.custom_execution_callback_classes = [DropBlockStats]
+    """Makes the driver's memory independent of the number of blocks."""
+    context.custom_execution_callback_classes = [DropBlockStats, WatchStages]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, LimitQueuedBlocks])

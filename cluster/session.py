@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -16,6 +17,9 @@ from cluster.settings import ClusterConfig
 from speech.engines.base import EngineConfig
 from speech.errors import RayscribeError
 from speech.processes import kill_children
+
+# Between two looks at a cluster whose nodes are not there yet.
+NODES_AGAIN_S = 2.0
 
 
 def connect_ray(address: str | None, metrics_port: int | None = None, *, loopback: bool = False) -> None:
@@ -82,6 +86,39 @@ def cluster_layout(cluster: ClusterConfig) -> Layout:
     if not cluster.address:  # Ray counts the spare slots too
         nodes = [replace(node, cpus=_cores(), slots=node.cpus) for node in nodes]
     return plan_layout(nodes, cluster)
+
+
+def await_nodes(cluster: ClusterConfig, say: Callable[[str], None], check: Callable[[], None]) -> Layout:
+    """The layout, once nodes have room for an engine and a Listener. Ray's autoscaler is asked for such nodes.
+
+    Args:
+        cluster: settings; without an address there is nothing to wait for.
+        say: told once what is waited for.
+        check: called again and again meanwhile; may raise.
+    """
+    layout = cluster_layout(cluster)
+    if not cluster.address or not layout.missing:
+        return layout
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{"CPU": 1}, _engine_bundle(layout)])
+    said = ""
+    try:
+        while layout.missing:
+            if layout.missing != said:
+                said = layout.missing
+                say(f"waiting for {said}")
+            time.sleep(NODES_AGAIN_S)
+            check()
+            layout = cluster_layout(cluster)
+    finally:
+        request_resources(bundles=[])  # the job's own actors are the demand from here on
+    return layout
+
+
+def _engine_bundle(layout: Layout) -> dict[str, float]:
+    bundle = {"CPU": layout.cpus_per_engine, "GPU": layout.gpus_per_engine, **layout.engine_resources}
+    return {name: amount for name, amount in bundle.items() if amount}
 
 
 def cluster_nodes() -> list[Node]:

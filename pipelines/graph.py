@@ -30,6 +30,11 @@ def listener_resources(layout: Layout) -> dict[str, Any]:
     }
 
 
+def _most(layout: Layout, wanted: int | None, planned: int) -> int | None:
+    """The size of a pool, at most; None: as many as nodes that come later have room for."""
+    return wanted or (None if layout.grows else planned)
+
+
 def receipts(
     job: Job, start: EngineStarter, storage: Storage, output: Output, blocks: list[Any], to_do: int, layout: Layout
 ) -> Iterator[pa.Table]:
@@ -57,7 +62,7 @@ def receipts(
         work,
         Listen,
         (job.options, job.engine_config, storage, attempts, job.listen_timeout_s),
-        ActorPoolStrategy(min_size=1, max_size=layout.listeners),
+        ActorPoolStrategy(min_size=1, max_size=_most(layout, job.cluster.listeners, layout.listeners)),
         **listener_resources(layout),
     )
     dataset = map_blocks(
@@ -65,7 +70,8 @@ def receipts(
         Transcribe,
         (job.engine_config, layout.engines_per_gpu, start, attempts, output),
         ActorPoolStrategy(
-            size=layout.engines,
+            min_size=layout.engines_now,
+            max_size=_most(layout, job.cluster.engines, layout.engines),
             max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
             max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
             enable_true_multi_threading=True,

@@ -2,13 +2,16 @@
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from pipelines.summary import Summary
+
+if TYPE_CHECKING:
+    from pipelines.limits import Limits
 
 # Between two lines in a log, so that the log of a run of days stays small.
 LOG_EVERY_S = 30.0
@@ -58,13 +61,15 @@ class Progress:
         self._bars.update(self._task, description="transcribing", total=total, detail=f"waiting for {waiting_for}")
         self._log(f"{total} recordings to transcribe; waiting for {waiting_for}")
 
-    def update(self, summary: Summary) -> None:
-        """Shows the counts so far."""
+    def update(self, summary: Summary, limits: "Limits") -> None:
+        """Shows the counts so far, and what has limited since the last line of the log."""
         failed = f" · {summary.failed.total()} failed" if summary.failed else ""
-        detail = f"{summary.audio_s / 3600:.2f} h of audio · RTFx {summary.rtfx:.0f}{failed}"
+        limited = f" · limited by {limits.most}" if limits.most else ""
+        detail = f"{summary.audio_s / 3600:.2f} h of audio · RTFx {summary.rtfx:.0f}{limited}{failed}"
         self._bars.update(self._task, completed=summary.finished, detail=detail)
         if time.monotonic() - self._logged_at >= LOG_EVERY_S or summary.finished == self._total:
             self._log(f"{summary.finished} of {self._total} recordings · {detail}")
+            limits.begin()
 
     def _log(self, line: str) -> None:
         if not self._console.is_terminal:

@@ -35,6 +35,7 @@ LISTENED = pa.schema(
         # block of long calls may exceed the 2 GiB of binary.
         ("samples", pa.large_binary()),
         ("listen_s", pa.float64()),
+        ("waiting_s", pa.float64()),  # of it, for the storage
         ("error", parquet_schema().field("error").type),
         ("storage_failed", pa.bool_()),
     ]
@@ -49,6 +50,8 @@ RECEIPT = pa.schema(
         ("storage_failed", pa.bool_()),  # credentials or the service failed, not the recording
         ("duration_s", pa.float64()),
         ("speech_s", pa.float64()),
+        ("listen_s", pa.float64()),
+        ("waiting_s", pa.float64()),
         ("usage", parquet_schema().field("usage").type),
         ("finished_at", pa.timestamp("us", tz="UTC")),
         ("engine_ready_at", pa.timestamp("us", tz="UTC")),
@@ -67,6 +70,7 @@ class ListenedRow:
     listen_s: float
     listened: ListenResult | None = None
     error: RayscribeError | None = None
+    waiting_s: float = 0.0
 
     @property
     def storage_failed(self) -> bool:
@@ -108,6 +112,7 @@ def _small_cells(row: ListenedRow) -> dict[str, Any]:
             for clip in row.clips
         ],
         "listen_s": row.listen_s,
+        "waiting_s": row.waiting_s,
         "error": row.error and row.error.as_struct(),
         "storage_failed": row.storage_failed,
     }
@@ -134,4 +139,4 @@ def _listened_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> Liste
         flags = tuple(cells["flags"])
         listened = ListenResult(cells["duration_s"], cells["speech_s"], cells["channels"], clips, flags)
     recording = Recording.model_validate_json(cells["recording"])
-    return ListenedRow(recording, cells["attempt"], cells["listen_s"], listened, error)
+    return ListenedRow(recording, cells["attempt"], cells["listen_s"], listened, error, cells["waiting_s"])

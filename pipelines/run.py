@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.session import cluster_layout, connect_ray
+from cluster.session import await_nodes, connect_ray
 from pipelines import manifest
 from pipelines.breaker import CircuitBreaker
 from pipelines.job import Job
@@ -229,19 +229,25 @@ def _execute(
     progress: Progress,
 ) -> Receipts:
     """Runs the dataset, and counts its receipts into ``summary``."""
-    from pipelines.graph import receipts  # importing Ray Data takes a second; a usage error should be shown before
+    # Importing Ray Data takes a second; a usage error should be shown before.
+    from cluster.ray_internals import stage_load
+    from pipelines.graph import receipts
+    from pipelines.limits import Limits
+    from pipelines.stages import Listen, Transcribe
 
     received = Receipts()
     if not work.count:
         return received
-    layout = cluster_layout(job.cluster)
-    progress.start(work.count, waiting_for=f"{layout.engines} × {job.engine_config.model} to load")
+    layout = await_nodes(job.cluster, progress.say, lease.check)
+    progress.start(work.count, waiting_for=f"{layout.engines_now} × {job.engine_config.model} to load")
     breaker = CircuitBreaker(job.max_failed_share)
+    limits = Limits()
     for batch in receipts(job, start, storage, output, work.blocks, work.count, layout):
         lease.check()
         received.add(batch)
         summary.add(batch)
-        progress.update(summary)
+        limits.add(stage_load(Listen), stage_load(Transcribe), batch)
+        progress.update(summary, limits)
         breaker.add(batch)
     received.check_complete(work.count)
     return received

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -84,7 +85,7 @@ class Listen:
         return table
 
     def _listen(self, recording_id: str, row: dict[str, Any], attempt: int, previous: str | None) -> ListenedRow:
-        start = time.perf_counter()
+        start, computed = time.perf_counter(), computing_s()
         recording, listened, error = None, None, None
         may_try = ray.get(self._attempts.begin.remote("listen", recording_id, self._node, ended=previous))
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
@@ -102,7 +103,10 @@ class Listen:
         finally:
             faulthandler.cancel_dump_traceback_later()
         recording = recording or Recording.malformed(row)
-        return ListenedRow(recording, attempt, time.perf_counter() - start, listened, error)
+        listen_s = time.perf_counter() - start
+        return ListenedRow(
+            recording, attempt, listen_s, listened, error, max(0.0, listen_s - (computing_s() - computed))
+        )
 
 
 class Transcribe:
@@ -148,13 +152,14 @@ class Transcribe:
         block = self._transcribe_block(listened)
         rows = [each.to_row() for each in asyncio.run_coroutine_threadsafe(block, self._loop).result()]
         files = self._output.commit(rows)
-        storage_failed = {row.recording.id for row in listened if row.storage_failed}
+        listened_by_id = {row.recording.id: row for row in listened}
         receipts = [
             row
             | {
                 "file": file,
                 "code": row["error"] and row["error"]["code"],
-                "storage_failed": row["recording_id"] in storage_failed,
+                "storage_failed": listened_by_id[row["recording_id"]].storage_failed,
+                "waiting_s": listened_by_id[row["recording_id"]].waiting_s,
                 "engine_ready_at": self._ready_at,
             }
             for row, file in zip(rows, files, strict=True)
@@ -211,6 +216,18 @@ class Transcribe:
             attempt=row.attempt,
             listen_s=row.listen_s,
         )
+
+
+def computing_s() -> float:
+    """Seconds that this thread has computed, or wanted to while others had the cores; all else is waiting.
+
+    From Linux's schedstat; elsewhere without the second part.
+    """
+    try:
+        running_ns, runnable_ns, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return time.thread_time()
+    return (int(running_ns) + int(runnable_ns)) / 1e9
 
 
 def _poison_message(doing: str, recording_id: str, timeout_s: float) -> str:

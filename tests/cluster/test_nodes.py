@@ -119,6 +119,38 @@ def test_actors_leave_a_slot_for_tasks_of_ray_data() -> None:
         assert layout.engines * layout.cpus_per_engine + layout.cpus_per_listener <= cpus - 1
 
 
+@pytest.mark.parametrize(
+    ("nodes", "settings", "grows", "engines_now"),
+    [
+        ([L4_NODE], {}, False, 1),  # this machine alone
+        ([HEAD, CPU_NODE, L4_NODE, TO_COME], {"address": "auto"}, True, 1),
+        ([HEAD, CPU_NODE], {"address": "auto", "gpus_per_engine": 1.0}, True, 1),
+        ([HEAD, CPU_NODE, CPU_NODE], {"address": "auto"}, False, 2),
+        ([HEAD, CPU_NODE, L4_NODE], {"address": "auto", "engines": 3}, True, 1),
+    ],
+)
+def test_pools_grow_where_engines_have_nodes_of_their_own(
+    nodes: list[Node], settings: dict[str, Any], grows: bool, engines_now: int
+) -> None:
+    layout = plan_layout(nodes, ClusterConfig(**settings))
+    assert (layout.grows, layout.engines_now) == (grows, engines_now)
+
+
+def test_engines_of_a_cluster_keep_the_cores_that_they_use() -> None:
+    """Listeners that come later must not take them."""
+    joined = ClusterConfig(address="auto")
+    assert plan_layout([HEAD, L4_NODE], joined).cpus_per_engine == 2.0
+    assert plan_layout([HEAD, Node(cpus=2, gpus=1)], joined).cpus_per_engine == 0.0  # a Listener and a task need slots
+    assert plan_layout([HEAD, CPU_NODE, Node(cpus=2, gpus=1)], joined).cpus_per_engine == 1.0
+
+
+def test_listeners_avoid_gpu_nodes_that_come_later() -> None:
+    """Before any node is there they may go anywhere, but to GPU nodes last."""
+    layout = plan_layout([HEAD], ClusterConfig(address="auto", gpus_per_engine=1.0))
+    assert "H100" in layout.listener_labels[ACCELERATOR_LABEL]
+    assert layout.listeners_anywhere
+
+
 def described(labels: dict[str, str], alive: bool = True, **resources: float) -> dict[str, Any]:
     return {"Alive": alive, "Resources": {"node:10.0.0.1": 1.0, **resources}, "Labels": labels}
 

@@ -3,15 +3,18 @@
 A driver joins it as it would join a real one. Not the tests' own process: that has a Ray already (``ray_here``).
 """
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipelines.job import Job
-from speech.engines.base import ClipRequest, EngineConfig
+from speech.engines.base import ClipRequest, EngineConfig, EngineStarter
 from speech.engines.fake import FakeEngine, start_fake
 from speech.models.families import Family
 
@@ -36,31 +39,54 @@ def start_on_node(config: EngineConfig, family: Family) -> FakeEngine:
     return start_fake(config, family, say_node)
 
 
+async def wait_for_late(clip: ClipRequest, flag: Path) -> None:
+    """Waits, except on the node "late", until that has had a clip."""
+    if say_node(clip) == "late":
+        flag.touch()
+    while not flag.exists():
+        await asyncio.sleep(0.05)
+
+
+def start_waiting(config: EngineConfig, family: Family, flag: Path) -> FakeEngine:
+    return start_fake(config, family, say_node, partial(wait_for_late, flag=flag))
+
+
 def transcribe_on(address: str, **settings: Any) -> Placed:
     """Runs the job in a driver process on the cluster at ``address``."""
-    done = _drive("run", {"address": address, **settings})
-    placed = json.loads(done.stdout.splitlines()[-1])
-    return Placed({*placed["listeners"]}, {*placed["engines"]}, done.stderr)
+    return placed(start_driver(address, **settings))
+
+
+def start_driver(address: str, what: str = "run", **settings: Any) -> "subprocess.Popen[str]":
+    """Starts the job in a driver process. ``what``: "run", or "run_waiting" for engines that ``wait_for_late``."""
+    command = [sys.executable, "-m", "tests.pipelines.raylets", what, json.dumps({"address": address, **settings})]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def placed(driver: "subprocess.Popen[str]", shown: str = "") -> Placed:
+    """Where the actors of a run were, when it has ended. ``shown``: what was read of its stderr before."""
+    out, more = driver.communicate(timeout=300)
+    assert driver.returncode == 0, shown + more
+    where = json.loads(out.splitlines()[-1])
+    return Placed({*where["listeners"]}, {*where["engines"]}, shown + more)
 
 
 def place_listeners(address: str, count: int) -> list[str]:
     """The names of the nodes on which ``count`` actors find themselves, each with the resources of a Listener."""
-    placed: list[str] = json.loads(_drive("place", {"address": address, "listeners": count}).stdout.splitlines()[-1])
-    return placed
+    out, shown = start_driver(address, "place", listeners=count).communicate(timeout=300)
+    assert out, shown
+    names: list[str] = json.loads(out.splitlines()[-1])
+    return names
 
 
-def _drive(what: str, settings: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "tests.pipelines.raylets", what, json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def _run(settings: dict[str, Any]) -> Any:
+def _run(settings: dict[str, Any], start: EngineStarter = start_on_node) -> Any:
     from pipelines.run import run
 
-    run(Job.from_settings(settings), start_on_node)
+    run(Job.from_settings(settings), start)
     return {"listeners": _nodes_of_actors("Listen"), "engines": _nodes_of_actors("Transcribe")}
+
+
+def _run_waiting(settings: dict[str, Any]) -> Any:
+    return _run(settings, partial(start_waiting, flag=Path(settings["output"]).with_name("late-has-answered")))
 
 
 def _place(settings: dict[str, Any]) -> Any:
@@ -95,7 +121,7 @@ def _nodes_of_actors(stage: str) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     what, settings = arguments
-    print(json.dumps({"run": _run, "place": _place}[what](json.loads(settings))))
+    print(json.dumps({"run": _run, "run_waiting": _run_waiting, "place": _place}[what](json.loads(settings))))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The job on a real cluster of several raylets: where its actors run."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.pipelines.jobs import answers_in, make_calls, manifest_of
-from tests.pipelines.raylets import place_listeners, transcribe_on
+from tests.pipelines.raylets import place_listeners, placed, start_driver, transcribe_on
 
 CALLS = 40
 
@@ -56,3 +58,47 @@ def test_listeners_fill_nodes_without_engines_before_those_with(address: str) ->
     """There are six CPUs without a GPU."""
     assert "gpu" not in place_listeners(address, 6)
     assert place_listeners(address, 8).count("gpu") == 2
+
+
+GPU = {"num_gpus": 1, "num_cpus": 4}
+T4 = {"ray.io/accelerator-type": "T4"}
+
+
+@contextlib.contextmanager
+def head_alone() -> Iterator[Any]:
+    """A cluster of a head without work. The others come later."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    cluster.add_node(num_cpus=0)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def test_a_job_waits_for_its_nodes_and_uses_one_that_comes_later(
+    needs_ray: None, manifest: str, tmp_path: Path
+) -> None:
+    """The first engine answers only when that of the late node has had a clip."""
+    with head_alone() as cluster:
+        settings = {"manifest": manifest, "output": str(tmp_path / "out"), "gpus_per_engine": 1}
+        driver = start_driver(cluster.address, "run_waiting", **settings)
+        assert driver.stderr is not None
+        shown = ""
+        while "waiting for a node with GPU for an engine and a node with CPUs for Listeners" not in shown:
+            line = driver.stderr.readline()
+            assert line, shown
+            shown += line
+        cluster.add_node(num_cpus=2, labels={"name": "cpu"})
+        cluster.add_node(**GPU, labels={"name": "first", **T4})
+        while "recordings to transcribe" not in shown:
+            line = driver.stderr.readline()
+            assert line, shown
+            shown += line
+        cluster.add_node(**GPU, labels={"name": "late", **T4})
+        ended = placed(driver, shown)
+    assert ended.engines == {"first", "late"}
+    answers = answers_in(tmp_path / "out")
+    assert {answer["recording_id"] for answer in answers} == {f"call-{number}" for number in range(CALLS)}
+    assert "late" in {answer["text"].split()[0] for answer in answers}
