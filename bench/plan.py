@@ -1,6 +1,6 @@
 """The simulator of ``rayscribe plan`` against real runs of the job, at three sizes: its error.
 
-    python -m bench.plan [--manifest demo/samples/manifest.jsonl] [--copies 10 20 40] [--engine-rtfx 60] [--listeners 1]
+    python -m bench.plan [--manifest M] [--copies 2 4 8] [--engine-rtfx 60 2000] [--listeners 1]
 
 The engine is one that needs time as a real one does and no processor (``testing.pacing``), so that a small machine can
 play one with a GPU; all else is real: Ray, Listeners, the output. The rates of Listener and driver are measured first,
@@ -35,7 +35,7 @@ CLIP_RTFX = 20.0
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
-    parser.add_argument("--copies", type=int, nargs="+", default=[10, 20, 40])
+    parser.add_argument("--copies", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument(
         "--engine-rtfx", type=float, nargs="+", default=[60.0, 2000.0], help="of the engine that is played"
     )

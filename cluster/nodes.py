@@ -303,8 +303,8 @@ def _cpus_per_engine(hosts: Sequence[Share], on_gpus: bool, joined: bool) -> flo
     """What Ray reserves for an engine.
 
     On the GPUs of a cluster the cores that it keeps busy, which Listeners then leave alone; none where the owner of a
-    GPU node declares no CPUs, which keeps Listeners away from it. On CPUs more than one only where several nodes have an
-    engine: then Ray must not place two on one node.
+    GPU node declares no CPUs, which keeps Listeners away from it. On CPUs more than one only where several nodes have
+    an engine: then Ray must not place two on one node.
     """
     if on_gpus and joined and all(share.node.ray_slots > CORES_PER_GPU_ENGINE * share.engines for share in hosts):
         return float(CORES_PER_GPU_ENGINE)

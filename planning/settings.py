@@ -1,6 +1,6 @@
 """The settings of ``rayscribe plan``."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.gpus import MAX_CONCURRENT_CLIPS, MEMORY_GIB, fit_engine
 from cluster.nodes import LISTENERS_PER_GPU_ENGINE
@@ -43,6 +43,11 @@ class PlanSettings(Settings):
         None, description="a manifest, some of whose recordings are transcribed here for a minute, to measure the rates"
     )
     engine_config: EngineConfig = EngineConfig()
+
+    @field_validator("gpu")
+    @classmethod
+    def _as_ray_names_it(cls, name: str) -> str:
+        return next((kind for kind in MEMORY_GIB if kind.lower() == name.lower()), name)
 
     def workload(self) -> Workload:
         recordings = max(1, round(self.hours * 3600 / self.call_s))

@@ -39,12 +39,22 @@ def start_on_node(config: EngineConfig, family: Family) -> FakeEngine:
     return start_fake(config, family, say_node)
 
 
+def asked_file(flag: Path) -> Path:
+    return flag.with_suffix(".asked")
+
+
 async def wait_for_late(clip: ClipRequest, flag: Path) -> None:
-    """Waits, except on the node "late", until that has had a clip."""
+    """Says that there is a clip, by a file. Waits for the file ``flag``, which the node "late" makes."""
+    asked_file(flag).touch()
     if say_node(clip) == "late":
         flag.touch()
     while not flag.exists():
         await asyncio.sleep(0.05)
+
+
+def flag_of(output: str) -> Path:
+    """The file for which engines wait, in a run with this output."""
+    return Path(output).with_name("go-on")
 
 
 def start_waiting(config: EngineConfig, family: Family, flag: Path) -> FakeEngine:
@@ -86,7 +96,7 @@ def _run(settings: dict[str, Any], start: EngineStarter = start_on_node) -> Any:
 
 
 def _run_waiting(settings: dict[str, Any]) -> Any:
-    return _run(settings, partial(start_waiting, flag=Path(settings["output"]).with_name("late-has-answered")))
+    return _run(settings, partial(start_waiting, flag=flag_of(settings["output"])))
 
 
 def _place(settings: dict[str, Any]) -> Any:

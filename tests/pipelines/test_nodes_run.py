@@ -1,6 +1,7 @@
 """The job on a real cluster of several raylets: where its actors run."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.pipelines.jobs import answers_in, make_calls, manifest_of
-from tests.pipelines.raylets import place_listeners, placed, start_driver, transcribe_on
+from tests.pipelines.raylets import asked_file, flag_of, place_listeners, placed, start_driver, transcribe_on
 
 CALLS = 40
 
@@ -102,3 +103,22 @@ def test_a_job_waits_for_its_nodes_and_uses_one_that_comes_later(
     answers = answers_in(tmp_path / "out")
     assert {answer["recording_id"] for answer in answers} == {f"call-{number}" for number in range(CALLS)}
     assert "late" in {answer["text"].split()[0] for answer in answers}
+
+
+def test_a_job_outlives_a_node_that_goes(needs_ray: None, manifest: str, tmp_path: Path) -> None:
+    """It goes while the engine has the first clips, before anything is committed."""
+    output = str(tmp_path / "out")
+    with head_alone() as cluster:
+        going, _ = (cluster.add_node(num_cpus=2, labels={"name": name}) for name in ("cpu-0", "cpu-1"))
+        cluster.add_node(**GPU, labels={"name": "gpu", **T4})
+        driver = start_driver(cluster.address, "run_waiting", manifest=manifest, output=output, listeners=4)
+        while not asked_file(flag_of(output)).exists():
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.1)
+        cluster.remove_node(going)
+        flag_of(output).touch()
+        ended = placed(driver)
+    assert ended.engines == {"gpu"}
+    answers = answers_in(tmp_path / "out")
+    assert sorted(answer["recording_id"] for answer in answers) == sorted(f"call-{number}" for number in range(CALLS))
+    assert {answer["status"] for answer in answers} == {"ok"}

@@ -40,6 +40,10 @@ def test_given_rates_win() -> None:
     assert rates.listener_rtfx == default_rates("T4").listener_rtfx
 
 
+def test_kinds_of_gpus_may_be_written_in_any_case() -> None:
+    assert PlanSettings.from_settings({"hours": 10, "gpu": "h200"}).gpu == "H200"
+
+
 def test_eight_cores_a_gpu_unless_given() -> None:
     assert PlanSettings.from_settings({"hours": 1, "gpus": 3}).machines().listeners == 24
     assert PlanSettings.from_settings({"hours": 1, "gpus": 3, "cpus": 5}).machines().listeners == 5
