@@ -187,7 +187,9 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
     total = config.engines or max(1, sum(engines))
     listeners, selector, anywhere = _listeners(nodes, engines, gpus > 0, config)
     hosts = [Share(node, 0, count) for node, count in zip(nodes, engines, strict=True) if count]
-    cpus_per_engine = _cpus_per_engine(hosts, gpus > 0, config.address is not None)
+    # On CPUs Ray would start a second engine on a node whose cores the first computes on.
+    grows = config.address is not None and (gpus > 0 or config.engine_resource is not None)
+    cpus_per_engine = _cpus_per_engine(hosts, gpus > 0, grows)
     # Beside the engines a Listener and a task of Ray Data need a slot each.
     few = 0 < sum(node.ray_slots for node in nodes) < total * cpus_per_engine + 2
     return Layout(
@@ -195,14 +197,13 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
         listeners=config.listeners or max(1, sum(listeners)),
         engines=total,
         cpus_per_listener=0.5 if few else 1.0,
-        cpus_per_engine=(0.0 if gpus else 0.5) if few else cpus_per_engine,
+        cpus_per_engine=min(cpus_per_engine, 0.0 if gpus else 0.5) if few else cpus_per_engine,
         gpus_per_engine=gpus,
         engine_resources={config.engine_resource: 1.0} if config.engine_resource else {},
         threads_per_engine=None if gpus else min((max(1, _whole(s.node.cpus) // s.engines) for s in hosts), default=1),
         listener_labels=selector,
         listeners_anywhere=anywhere,
-        # On CPUs Ray would start a second engine on a node whose cores the first computes on.
-        grows=config.address is not None and (gpus > 0 or config.engine_resource is not None),
+        grows=grows,
     )
 
 
@@ -299,15 +300,15 @@ def _limited(room: Sequence[int], last: Sequence[Any], limit: int | None) -> lis
     return taken
 
 
-def _cpus_per_engine(hosts: Sequence[Share], on_gpus: bool, joined: bool) -> float:
+def _cpus_per_engine(hosts: Sequence[Share], on_gpus: bool, grows: bool) -> float:
     """What Ray reserves for an engine.
 
-    On the GPUs of a cluster the cores that it keeps busy, which Listeners then leave alone; none where the owner of a
-    GPU node declares no CPUs, which keeps Listeners away from it. On CPUs more than one only where several nodes have
-    an engine: then Ray must not place two on one node.
+    Nothing where nodes come later, so that Listeners that are there first cannot keep an engine from its GPU; nor where
+    the owner of a GPU node declares no CPUs, which keeps Listeners away from it. On CPUs more than one only where
+    several nodes have an engine: then Ray must not place two on one node.
     """
-    if on_gpus and joined and all(share.node.ray_slots > CORES_PER_GPU_ENGINE * share.engines for share in hosts):
-        return float(CORES_PER_GPU_ENGINE)
+    if grows:
+        return 0.0
     if on_gpus:
         return float(all(share.node.ray_slots >= share.engines for share in hosts))
     if len(hosts) <= 1:

@@ -30,9 +30,11 @@ def listener_resources(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _most(layout: Layout, wanted: int | None, planned: int) -> int | None:
-    """The size of a pool, at most; None: as many as nodes that come later have room for."""
-    return wanted or (None if layout.grows else planned)
+def _most_listeners(job: Job, layout: Layout) -> int | None:
+    """None: as many as nodes that come later have room for; not if they could take the cores of engines there."""
+    if job.cluster.listeners:
+        return job.cluster.listeners
+    return None if layout.grows and not layout.listeners_anywhere else layout.listeners
 
 
 def receipts(
@@ -62,7 +64,7 @@ def receipts(
         work,
         Listen,
         (job.options, job.engine_config, storage, attempts, job.listen_timeout_s),
-        ActorPoolStrategy(min_size=1, max_size=_most(layout, job.cluster.listeners, layout.listeners)),
+        ActorPoolStrategy(min_size=1, max_size=_most_listeners(job, layout)),
         **listener_resources(layout),
     )
     dataset = map_blocks(
@@ -71,7 +73,8 @@ def receipts(
         (job.engine_config, layout.engines_per_gpu, start, attempts, output),
         ActorPoolStrategy(
             min_size=layout.engines_now,
-            max_size=_most(layout, job.cluster.engines, layout.engines),
+            # None: as many as nodes that come later have room for.
+            max_size=job.cluster.engines or (None if layout.grows else layout.engines),
             max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
             max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
             enable_true_multi_threading=True,
