@@ -71,15 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measured(heard: Sequence[Heard]) -> Rates:
     rtfx, recording_s = fit_line([each.listened.duration_s for each in heard], [each.took_s for each in heard])
-    driven = drive()
     return default_rates("A100").with_values(
         {
             "listener_rtfx": Rate(rtfx, "measured"),
             "recording_s": Rate(recording_s, "measured"),
             "commit_s": Rate(0.02, "a local disk"),
-            **driven,
-            # Both are actors that Ray starts at the same time, and neither loads a model.
-            "engine_start_s": driven["listener_start_s"],
+            **drive(),
         }
     )
 
