@@ -122,3 +122,12 @@ def test_a_job_outlives_a_node_that_goes(needs_ray: None, manifest: str, tmp_pat
     answers = answers_in(tmp_path / "out")
     assert sorted(answer["recording_id"] for answer in answers) == sorted(f"call-{number}" for number in range(CALLS))
     assert {answer["status"] for answer in answers} == {"ok"}
+
+
+def test_listeners_are_on_gpu_nodes_where_there_are_no_others(needs_ray: None, manifest: str, tmp_path: Path) -> None:
+    with head_alone() as cluster:
+        cluster.add_node(**GPU, labels={"name": "gpu", **T4})
+        placed_at = transcribe_on(cluster.address, manifest=manifest, output=str(tmp_path / "out"))
+    assert (placed_at.listeners, placed_at.engines) == ({"gpu"}, {"gpu"})
+    assert len(answers_in(tmp_path / "out")) == CALLS
+    assert "limited by" in placed_at.shown
