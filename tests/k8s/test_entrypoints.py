@@ -132,6 +132,71 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
     assert set(done["ok"]) == {row["id"] for row in SAMPLES} - BROKEN
 
 
+def test_the_nightly_job_of_overlays_cpu_transcribes_new_files_only(network: Network, tmp_path: Path) -> None:
+    [pod] = pods("overlays/cpu/nightly")
+    cluster = _cluster(network, tmp_path, "overlays/cpu/nightly")
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    cluster.images = DEMO_IMAGE | {"/opt/demo/samples": incoming}
+    container = pod.spec["containers"][0]
+    for night, name in enumerate(("billing-001.wav", "delivery-002.wav", None)):
+        if name:
+            shutil.copy(ROOT / "demo" / "samples" / name, incoming)
+        with cluster.run(pod, container["command"]) as running:
+            assert running.process.wait(TIMEOUT_S) == 0, running.log.read_text()
+        said = running.log.read_text()
+        assert ("1 recordings to transcribe" in said) == (night < 2), said
+    done = Output(str(tmp_path / "rayscribe-data" / "transcripts-nightly"), Storage()).deduplicate().attempts
+    assert (len(done["ok"]), len(done["failed"])) == (2, 0)
+
+
+# Deploys serveConfigV2 as KubeRay does, by the dashboard's REST API; prints the application's state once it is settled.
+DEPLOY = textwrap.dedent("""
+    import sys, time, yaml
+    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+    client = ServeSubmissionClient("http://127.0.0.1:8265")
+    client.deploy_applications(yaml.safe_load(sys.argv[1]))
+    for _ in range(300):
+        [application] = client.get_serve_details()["applications"].values()
+        if application["status"] in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY"):
+            break
+        time.sleep(1)
+    print(application["status"], application["message"])
+""")
+ASK = textwrap.dedent("""
+    import sys
+    from openai import AuthenticationError, OpenAI
+
+    address, key = sys.argv[1:]
+    with open("/opt/demo/samples/billing-001.wav", "rb") as call:
+        for each in (key, "wrong"):
+            client = OpenAI(base_url=f"http://{address}:8000/v1", api_key=each, max_retries=0, timeout=120)
+            try:
+                print(client.audio.transcriptions.create(file=call, model="whisper-1").text)
+            except AuthenticationError as refused:
+                print(refused.status_code)
+""")
+
+
+def test_the_endpoint_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
+    overlay = "overlays/cpu/service"
+    by_name = {pod.name: pod for pod in pods(overlay)}
+    key = "a-key-of-a-client"
+    cluster = _cluster(network, tmp_path, overlay, config_maps={}, secrets={"rayscribe-keys": {"keys": key}})
+    with (
+        cluster.run(by_name["head"], ray_start(by_name["head"], None)) as head,
+        cluster.run(by_name["workers"], ray_start(by_name["workers"], head.address)) as worker,
+    ):
+        _await_nodes(head, 2)
+        config = document(overlay, "RayService")["spec"]["serveConfigV2"]
+        deployed = head.execute("python", "-c", DEPLOY, config, timeout_s=TIMEOUT_S)
+        assert deployed.stdout.startswith("RUNNING"), deployed.stdout + deployed.stderr
+        answers = head.execute("python", "-c", ASK, worker.address, key).stdout.splitlines()
+        assert "thank you for calling" in answers[0]
+        assert answers[1] == "401"
+
+
 # A server of S3 with two users, of whom one may only read. From "reset-auth" on, moto asks who is asking.
 S3_SERVER = textwrap.dedent("""
     import json, sys
