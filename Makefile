@@ -1,7 +1,8 @@
 # Each target sets up .venv first.
 #   demo    transcribes the sample calls and shows each transcript beside its reference
 #   check   lint, and the tests that need neither Ray, an engine, S3 nor a browser
-#   test    all tests        lint   style, types, imports, dependencies
+#   test    all tests but the long ones: runs of minutes on a cluster, by
+#   test-long   those        lint   style, types, imports, dependencies
 #   bench-quick   ratios of the main benches, in two minutes
 #   lock    the exact versions that the images install: k8s/requirements-*.txt
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 UV ?= $(or $(shell command -v uv),.tools/bin/uv)
 RUN := .venv/bin
 
-.PHONY: demo check test lint lock setup chromium bench-quick
+.PHONY: demo check test test-long lint lock setup chromium bench-quick
 setup: .venv/ready
 
 demo: setup
@@ -18,11 +19,19 @@ demo: setup
 	@$(RUN)/rayscribe transcribe demo/samples/manifest.jsonl --model demo/model --output out/demo || [ $$? -eq 3 ]
 	@$(RUN)/rayscribe evaluate out/demo
 
+# Markers of the tests that have the machine to themselves.
+ALONE := engine or ray or s3 or browser or slow
+FAST_TESTS := $(RUN)/python -m pytest -n auto --dist worksteal -m "not ($(ALONE))"
+
 check: lint
-	$(RUN)/python -m pytest -n auto --dist worksteal -m "not (engine or ray or s3 or browser or slow)"
+	$(FAST_TESTS)
 
 test: setup chromium
-	$(RUN)/python -m pytest
+	$(FAST_TESTS)
+	$(RUN)/python -m pytest -m "($(ALONE)) and not long"
+
+test-long: setup
+	$(RUN)/python -m pytest -m long
 
 bench-quick: setup
 	@$(RUN)/python -m bench.quick

@@ -132,6 +132,7 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
     assert set(done["ok"]) == {row["id"] for row in SAMPLES} - BROKEN
 
 
+@pytest.mark.long
 def test_the_nightly_job_of_overlays_cpu_transcribes_new_files_only(network: Network, tmp_path: Path) -> None:
     [pod] = pods("overlays/cpu/nightly")
     cluster = _cluster(network, tmp_path, "overlays/cpu/nightly")
@@ -179,6 +180,7 @@ ASK = textwrap.dedent("""
 """)
 
 
+@pytest.mark.long
 def test_the_endpoint_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
     overlay = "overlays/cpu/service"
     by_name = {pod.name: pod for pod in pods(overlay)}
@@ -229,6 +231,7 @@ S3_SERVER = textwrap.dedent("""
 WRITE = "import s3fs; s3fs.S3FileSystem().pipe('calls/probe', b'')"
 
 
+@pytest.mark.long
 def test_the_backfill_of_overlays_small_with_listeners_that_may_only_read(network: Network, tmp_path: Path) -> None:
     """From a bucket to a bucket; the GPU is one that only Ray's resources have, and the engine computes on the CPU."""
     overlay = "overlays/small/job"

@@ -46,6 +46,7 @@ def test_engines_are_where_the_gpus_are_and_listeners_elsewhere(address: str, ma
     assert {answer["text"].split()[0] for answer in answers} == {"gpu"}
 
 
+@pytest.mark.long
 def test_engines_where_a_custom_resource_is(address: str, manifest: str, tmp_path: Path) -> None:
     placed = transcribe_on(
         address, manifest=manifest, output=str(tmp_path / "out"), engine_resource="engine", listeners=8
@@ -105,6 +106,7 @@ def test_a_job_waits_for_its_nodes_and_uses_one_that_comes_later(
     assert "late" in {answer["text"].split()[0] for answer in answers}
 
 
+@pytest.mark.long
 def test_a_job_outlives_a_node_that_goes(needs_ray: None, manifest: str, tmp_path: Path) -> None:
     """It goes while the engine has the first clips, before anything is committed."""
     output = str(tmp_path / "out")
@@ -124,6 +126,7 @@ def test_a_job_outlives_a_node_that_goes(needs_ray: None, manifest: str, tmp_pat
     assert {answer["status"] for answer in answers} == {"ok"}
 
 
+@pytest.mark.long
 def test_listeners_are_on_gpu_nodes_where_there_are_no_others(needs_ray: None, manifest: str, tmp_path: Path) -> None:
     with head_alone() as cluster:
         cluster.add_node(**GPU, labels={"name": "gpu", **T4})
