@@ -79,6 +79,7 @@ def head_alone() -> Iterator[Any]:
         cluster.shutdown()
 
 
+@pytest.mark.long
 def test_a_job_waits_for_its_nodes_and_uses_one_that_comes_later(
     needs_ray: None, manifest: str, tmp_path: Path
 ) -> None:
