@@ -4,6 +4,7 @@ What they lack, translation, keywords and drafts, is refused before a run (``spe
 ``speech.engines.speculation``).
 """
 
+import asyncio
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from speech.models.families import Family
 
 if TYPE_CHECKING:
     import torch
+
+    from speech.engines.encoders import EncodedText
 
 
 class EncoderEngine:
@@ -32,12 +35,14 @@ class EncoderEngine:
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         try:
-            result = await self._batching.encode(clip.samples)
+            encoded = await self._batching.encode(clip.samples)
         except (ValueError, RuntimeError) as error:
             raise EngineError(
                 "engine_refused", f"a clip of {clip.seconds:.1f} s could not be encoded: {error}"
             ) from error
-        return result if clip.options.word_timestamps else replace(result, words=())
+        if not clip.options.word_timestamps:
+            return encoded.result
+        return replace(encoded.result, words=await asyncio.to_thread(encoded.words))
 
     async def check_health(self) -> None:
         """Always healthy: the engine is in this process."""
@@ -46,7 +51,7 @@ class EncoderEngine:
         del self._batching
 
 
-def _encoder(config: EngineConfig, family: Family, device: "torch.device") -> ClipEncoder[DecodingResult]:
+def _encoder(config: EngineConfig, family: Family, device: "torch.device") -> ClipEncoder["EncodedText"]:
     import torch
     from transformers import AutoConfig
 

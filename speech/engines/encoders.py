@@ -7,6 +7,7 @@ padded in attention and convolutions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +20,7 @@ from speech.audio import SAMPLE_RATE
 from speech.engines.base import DecodingResult
 from speech.engines.pieces import Piece, timed_words
 from speech.granite import ctc
+from speech.granite.ctc import CtcHypothesis
 from speech.granite.frontend import FrontEnd
 from speech.granite.word_times import FRAME_S, LABEL_LAG_S
 from speech.transcript import Usage, Word
@@ -27,6 +29,19 @@ from speech.transcript import Usage, Word
 MAX_SAMPLES = {"cpu": 60 * SAMPLE_RATE, "cuda": 1920 * SAMPLE_RATE}
 # Shorter clips have no frame after subsampling, or too few for a variance.
 MIN_SAMPLES = SAMPLE_RATE // 10
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """What an encoder makes of a clip.
+
+    Attributes:
+        result: without words.
+        words: computes them, with their times: few clips are asked for them.
+    """
+
+    result: DecodingResult
+    words: Callable[[], tuple[Word, ...]]
 
 
 class GraniteCtcEncoder:
@@ -50,16 +65,16 @@ class GraniteCtcEncoder:
         return self._front_end.passes(samples)
 
     @torch.inference_mode()
-    def encode(self, clips: Sequence[np.ndarray]) -> list[DecodingResult]:
-        return [
-            _ctc_result(
-                hypothesis.text,
-                hypothesis.log_posteriors,
-                ctc.BLANK,
-                timed_words(_pieces(hypothesis.log_posteriors, ctc.BLANK, chr), FRAME_S, LABEL_LAG_S),
-            )
-            for hypothesis in self._front_end.hypotheses(clips)
-        ]
+    def encode(self, clips: Sequence[np.ndarray]) -> list[EncodedText]:
+        return [self._encoded(hypothesis) for hypothesis in self._front_end.hypotheses(clips)]
+
+    def _encoded(self, hypothesis: CtcHypothesis) -> EncodedText:
+        log_posteriors = hypothesis.log_posteriors
+        tokens = _collapsed(log_posteriors, ctc.BLANK)
+        return EncodedText(
+            _ctc_result(hypothesis.text, tokens, log_posteriors, ctc.BLANK),
+            lambda: timed_words(_pieces(log_posteriors, ctc.BLANK, chr), FRAME_S, LABEL_LAG_S),
+        )
 
 
 class _Padded:
@@ -80,6 +95,7 @@ class _Padded:
 
         processor = AutoProcessor.from_pretrained(model)
         self._extractor, self._tokenizer = processor.feature_extractor, processor.tokenizer
+        self._special_ids = frozenset(self._tokenizer.all_special_ids)
         self._model = loader.from_pretrained(model, dtype=dtype).to(device).eval()
 
     def check_length(self, samples: int) -> None:
@@ -123,7 +139,7 @@ class _Padded:
     def _piece(self, token_id: int) -> str:
         """A token as it is in the vocabulary; empty for one that is no text."""
         piece: str = self._tokenizer.convert_ids_to_tokens(token_id)
-        return "" if token_id in self._tokenizer.all_special_ids else piece
+        return "" if token_id in self._special_ids else piece
 
 
 class CtcEncoder(_Padded):
@@ -135,9 +151,9 @@ class CtcEncoder(_Padded):
         super().__init__(AutoModelForCTC, model, device, dtype)
 
     @torch.inference_mode()
-    def encode(self, clips: Sequence[np.ndarray]) -> list[DecodingResult]:
+    def encode(self, clips: Sequence[np.ndarray]) -> list[EncodedText]:
         return [
-            self._result(log_posteriors, len(clip) / SAMPLE_RATE)
+            self._encoded(log_posteriors, len(clip) / SAMPLE_RATE)
             for clip, log_posteriors in zip(clips, self.log_posteriors(clips), strict=True)
         ]
 
@@ -149,11 +165,13 @@ class CtcEncoder(_Padded):
         lengths = encoded.attention_mask.sum(-1).tolist()
         return [each[:length] for each, length in zip(log_posteriors, lengths, strict=True)]
 
-    def _result(self, log_posteriors: torch.Tensor, clip_s: float) -> DecodingResult:
+    def _encoded(self, log_posteriors: torch.Tensor, clip_s: float) -> EncodedText:
         blank = self._model.config.pad_token_id  # Transformers' CTC models have no other
-        text = self._text(_collapsed(log_posteriors, blank).tolist())
-        pieces = _pieces(log_posteriors, blank, self._piece)
-        return _ctc_result(text, log_posteriors, blank, timed_words(pieces, clip_s / len(log_posteriors)))
+        tokens = _collapsed(log_posteriors, blank)
+        return EncodedText(
+            _ctc_result(self._text(tokens.tolist()), tokens, log_posteriors, blank),
+            lambda: timed_words(_pieces(log_posteriors, blank, self._piece), clip_s / len(log_posteriors)),
+        )
 
 
 class TransducerEncoder(_Padded):
@@ -168,7 +186,7 @@ class TransducerEncoder(_Padded):
         super().__init__(AutoModelForTDT, model, device, dtype)
 
     @torch.inference_mode()
-    def encode(self, clips: Sequence[np.ndarray]) -> list[DecodingResult]:
+    def encode(self, clips: Sequence[np.ndarray]) -> list[EncodedText]:
         from transformers import LogitsProcessorList
 
         features = self._features(clips)
@@ -186,11 +204,11 @@ class TransducerEncoder(_Padded):
             torch.stack(logprobs.steps, dim=1).tolist(),
             strict=True,
         )
-        return [self._result(*row) for row in rows]
+        return [self._encoded(*row) for row in rows]
 
-    def _result(
+    def _encoded(
         self, clip_s: float, features: Any, tokens: list[int], durations: list[int], logprobs: list[float]
-    ) -> DecodingResult:
+    ) -> EncodedText:
         """The result of a clip, from steps of its batch: tokens, frames by which each advanced, log-probabilities."""
         frames, limit = self._frames(int(features["attention_mask"].sum())), self._max_steps(features)
         steps = next(
@@ -199,13 +217,15 @@ class TransducerEncoder(_Padded):
         blank = self._model.config.blank_token_id
         said = [index for index, token in enumerate(tokens[: min(steps, limit)]) if token != blank]
         token_ids = tuple(tokens[index] for index in said)
-        return DecodingResult(
+        result = DecodingResult(
             text=self._text(token_ids),
             token_ids=token_ids,
             avg_logprob=sum(logprobs[index] for index in said) / len(said) if said else None,
             complete=steps <= limit,
             usage=Usage(audio_tokens=frames, output_tokens=len(token_ids)),
-            words=timed_words(self._pieces(said, tokens, durations, logprobs, frames), clip_s / frames),
+        )
+        return EncodedText(
+            result, lambda: timed_words(self._pieces(said, tokens, durations, logprobs, frames), clip_s / frames)
         )
 
     def _pieces(
@@ -238,7 +258,7 @@ class _ChosenLogprobs:
         return scores
 
 
-def _ctc_result(text: str, log_posteriors: torch.Tensor, blank: int, words: tuple[Word, ...]) -> DecodingResult:
+def _ctc_result(text: str, tokens: torch.Tensor, log_posteriors: torch.Tensor, blank: int) -> DecodingResult:
     """The result of a clip by greedy CTC decoding.
 
     ``avg_logprob`` is the log-probability of its tokens, over all ways to align them to the frames (Graves et al. 2006,
@@ -246,11 +266,10 @@ def _ctc_result(text: str, log_posteriors: torch.Tensor, blank: int, words: tupl
 
     Args:
         text: the words of the tokens.
+        tokens: of ``_collapsed``.
         log_posteriors: shape (frames, labels), float32.
         blank: the label that is no token.
-        words: with their times.
     """
-    tokens = _collapsed(log_posteriors, blank)
     lengths = torch.tensor([len(log_posteriors)]), torch.tensor([len(tokens)])
     loss = F.ctc_loss(log_posteriors[:, None], tokens[None], *lengths, blank=blank, reduction="sum")
     return DecodingResult(
@@ -259,18 +278,18 @@ def _ctc_result(text: str, log_posteriors: torch.Tensor, blank: int, words: tupl
         avg_logprob=-loss.item() / len(tokens) if len(tokens) else None,
         complete=True,
         usage=Usage(audio_tokens=len(log_posteriors), output_tokens=len(tokens)),
-        words=words,
     )
 
 
 def _pieces(log_posteriors: torch.Tensor, blank: int, text_of: Callable[[int], str]) -> Iterator[Piece]:
     """The text of each run of one label, blanks and labels without text left out."""
     best = log_posteriors.max(-1)
+    logprobs = best.values.tolist()
     frame = 0
     for label, run in groupby(best.indices.tolist()):
         first, frame = frame, frame + len(list(run))
         if label != blank and (text := text_of(label)):
-            yield Piece(text, first, frame - 1, best.values[first:frame].max().item())
+            yield Piece(text, first, frame - 1, max(logprobs[first:frame]))
 
 
 def _collapsed(log_posteriors: torch.Tensor, blank: int) -> torch.Tensor:
