@@ -7,11 +7,13 @@ blocked.
 
 import asyncio
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.errors import EngineError, UsageError
+from speech.granite.vocabulary import Vocabulary
 from speech.models.families import Family, Granite, Whisper
 from speech.transcript import Usage, Word
 
@@ -104,18 +106,20 @@ class TransformersEngine:
             words=words,
         )
 
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._processor.tokenizer)
+
     def _words(
         self, clip: ClipRequest, tokens: list[int], logprobs: list[float], hypothesis: "CtcHypothesis"
     ) -> tuple[Word, ...]:
-        from speech.granite.vocabulary import Vocabulary
         from speech.granite.words import timed_words
 
-        tokenizer = self._processor.tokenizer
         return timed_words(
-            tokenizer.decode(tokens, skip_special_tokens=True),
+            self._processor.tokenizer.decode(tokens, skip_special_tokens=True),
             list(zip(tokens, logprobs, strict=True)),
             hypothesis.log_posteriors.cpu(),
-            Vocabulary(tokenizer),
+            self._vocabulary,
             clip.options,
         )
 

@@ -11,6 +11,7 @@ are one in vLLM, gets the audio as an array.
 import asyncio
 import os
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
@@ -58,7 +59,7 @@ class VllmEngine:
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"vLLM cannot load {config.model!r}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
-        self._drafts, self._vocabulary = Drafts(self._tokenizer), Vocabulary(self._tokenizer)
+        self._drafts = Drafts(self._tokenizer)
         self._prepared: asyncio.Future[None] | None = None
 
     def _new_front_end(self, model: str) -> "Batching[EncodedClip]":
@@ -147,6 +148,10 @@ class VllmEngine:
             raise EngineError(
                 "engine_refused", f"a clip of {clip.seconds:.1f} s could not be encoded: {error}"
             ) from error
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._tokenizer)
 
     def _words(self, clip: ClipRequest, completion: Any, log_posteriors: Any) -> tuple[Word, ...]:
         """The words of vLLM's completion."""
