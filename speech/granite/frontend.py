@@ -4,10 +4,10 @@ Log-mel features, Conformer with CTC head, projector, in plain PyTorch on the ch
 encoded at once, and what comes out for a clip does not depend on the others (``speech.granite.packing``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from speech.granite.weights import Weights, read_tensors
 # Blocks of one pass, at most, by kind of device: as many as give the device enough to do at once. On a CPU a pass
 # should fit its caches, and end soon, so that the language model has work.
 MAX_BLOCKS = {"cpu": 16, "cuda": 128}
+
+
+Encoded = TypeVar("Encoded")
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,20 @@ class FrontEnd:
     @torch.inference_mode()
     def encode(self, clips: Sequence[np.ndarray]) -> list[EncodedClip]:
         """Encodes clips: int16 mono at 16 kHz, each of shape (samples,)."""
+        return self._in_passes(clips, self._encode)
+
+    @torch.inference_mode()
+    def hypotheses(self, clips: Sequence[np.ndarray]) -> list[CtcHypothesis]:
+        """The CTC hypotheses of clips alone, without the projector's work."""
+        return self._in_passes(clips, lambda waveforms: self._hypotheses(*self._states(waveforms)))
+
+    def _in_passes(
+        self, clips: Sequence[np.ndarray], encode: Callable[[list[torch.Tensor]], list[Encoded]]
+    ) -> list[Encoded]:
         waveforms = [torch.from_numpy(clip).to(self._device) for clip in clips]
-        encoded: list[EncodedClip] = []
+        encoded: list[Encoded] = []
         for part in self.passes([len(clip) for clip in clips]):
-            encoded += self._encode(waveforms[part])
+            encoded += encode(waveforms[part])
         return encoded
 
     def passes(self, samples: Sequence[int]) -> Iterator[slice]:
@@ -103,15 +116,6 @@ class FrontEnd:
             blocks += count
         if start < len(samples):
             yield slice(start, len(samples))
-
-    @torch.inference_mode()
-    def hypotheses(self, clips: Sequence[np.ndarray]) -> list[CtcHypothesis]:
-        """The CTC hypotheses of clips alone, without the projector's work."""
-        waveforms = [torch.from_numpy(clip).to(self._device) for clip in clips]
-        found: list[CtcHypothesis] = []
-        for part in self.passes([len(clip) for clip in clips]):
-            found += self._hypotheses(*self._states(waveforms[part]))
-        return found
 
     def _states(self, waveforms: list[torch.Tensor]) -> tuple[torch.Tensor, Packing]:
         """The Conformer's states, shape (frames of all blocks, hidden size), and where clips are in them."""
