@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for engine_rtfx in parsed.engine_rtfx:
-            rates = measured.with_values(
-                {"engine_rtfx": Rate(engine_rtfx, "played"), "clip_rtfx": Rate(CLIP_RTFX, "played")}
-            )
+            rates = replace(measured, engine_rtfx=Rate(engine_rtfx, "played"), clip_rtfx=Rate(CLIP_RTFX, "played"))
             for copies in parsed.copies:
                 results.append(
                     _compare(heard, rates, copies, parsed.listeners, Path(folder, f"{engine_rtfx}-{copies}"))
@@ -71,13 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measured(heard: Sequence[Heard]) -> Rates:
     rtfx, recording_s = fit_line([each.listened.duration_s for each in heard], [each.took_s for each in heard])
-    return default_rates("A100").with_values(
-        {
-            "listener_rtfx": Rate(rtfx, "measured"),
-            "recording_s": Rate(recording_s, "measured"),
-            "commit_s": Rate(0.02, "a local disk"),
-            **drive(),
-        }
+    return replace(
+        default_rates("A100"),
+        listener_rtfx=Rate(rtfx, "measured"),
+        recording_s=Rate(recording_s, "measured"),
+        commit_s=Rate(0.02, "a local disk"),
+        **drive(),
     )
 
 

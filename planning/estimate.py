@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from planning.rates import Rates
 from planning.scenario import Faults, Machines, Workload
+from speech.audio import SAMPLE_RATE
 
-# int16 at 16 kHz, from Listeners to engines.
-CLIP_BYTES_PER_S = 32_000
+# int16, from Listeners to engines.
+CLIP_BYTES_PER_S = 2 * SAMPLE_RATE
 GBIT = 1e9 / 8  # bytes
 # Text, segments and ids of an hour of speech in Parquet: 9,000 words and their times.
 OUTPUT_MB_PER_SPEECH_HOUR = 0.2

@@ -1,8 +1,7 @@
 """The rates that a plan is computed with, each with where it comes from."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -42,9 +41,6 @@ class Rates:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
-
-    def with_values(self, changed: Mapping[str, Rate]) -> "Rates":
-        return replace(self, **changed)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -1,5 +1,7 @@
 """The settings of ``rayscribe plan``."""
 
+from dataclasses import replace
+
 from pydantic import Field, field_validator
 
 from cluster.gpus import MAX_CONCURRENT_CLIPS, MEMORY_GIB, fit_engine
@@ -83,4 +85,4 @@ class PlanSettings(Settings):
         written = self.rates if not self.calibrate else None
         rates = measured or (load_rates(written) if written else default_rates(self.gpu))
         given = {name: getattr(self, name) for name in ("listener_rtfx", "engine_rtfx", "rows_per_s")}
-        return rates.with_values({name: Rate(value, "given") for name, value in given.items() if value is not None})
+        return replace(rates, **{name: Rate(value, "given") for name, value in given.items() if value is not None})

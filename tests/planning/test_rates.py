@@ -1,5 +1,6 @@
 """Rates: measured, read, given; and the fit of a Listener's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from speech.errors import UsageError
 
 
 def test_rates_are_read_as_they_were_written(tmp_path: Path) -> None:
-    rates = default_rates("A100").with_values({"engine_rtfx": Rate(1234.5, "measured here")})
+    rates = replace(default_rates("A100"), engine_rtfx=Rate(1234.5, "measured here"))
     path = tmp_path / "rates.json"
     path.write_text(rates.to_json())
     assert load_rates(str(path)) == rates
