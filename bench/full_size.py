@@ -28,26 +28,12 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, GraniteSpeechForConditionalGeneration
 
 from bench.speculation import decode_all
-from bench.speculation_gpu import noise, random_checkpoint
+from bench.speculation_gpu import FixedLengthEngine, noise, random_checkpoint
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
-from speech.engines.vllm import VllmEngine
 from speech.granite.frontend import FrontEnd
 from speech.models.families import GRANITE_4_0
 
 WRONG_DRAFT_TOKENS = 0.2
-
-
-class FixedLengthEngine(VllmEngine):
-    """Decodes a given number of tokens for every clip, and verifies given drafts."""
-
-    tokens: int
-    drafts: Sequence[Sequence[int]] = ()  # by the number that ``decode_all`` gives a clip
-
-    def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
-        given = {"draft": list(self.drafts[int(clip.id.partition("/")[0])])} if self.drafts else {}
-        sampling = super()._sampling(clip, given)
-        sampling.ignore_eos, sampling.max_tokens = True, self.tokens
-        return sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,15 +113,15 @@ async def _decode(
 ) -> list[DecodingResult]:
     """Decodes the clips together; drafts are ``plain`` with wrong tokens. Notes the seconds by part."""
     start = time.perf_counter()
-    engine = FixedLengthEngine(EngineConfig(model=folder, speculation=mode, concurrent_clips=len(clips)), GRANITE_4_0)
+    config = EngineConfig(model=folder, speculation=mode, concurrent_clips=len(clips))
+    engine = FixedLengthEngine(config, GRANITE_4_0, tokens=1)
     try:
         seconds[f"load ({mode})"] = time.perf_counter() - start
         rng = random.Random(0)
         engine.drafts = [
             [token if rng.random() > WRONG_DRAFT_TOKENS else token + 1 for token in each.token_ids] for each in plain
         ]
-        engine.tokens = 1
-        first = await decode_all(engine, clips, len(clips))
+        await decode_all(engine, clips, len(clips))  # warm-up: one-time initialisation
         first = await decode_all(engine, clips, len(clips))
         engine.tokens = tokens
         whole = await decode_all(engine, clips, len(clips))

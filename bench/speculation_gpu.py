@@ -95,12 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class FixedLengthEngine(VllmEngine):
-    """Decodes ``tokens`` tokens for every clip, with dummy weights, and verifies the given drafts."""
+    """Decodes ``tokens`` tokens for every clip, and verifies the given drafts."""
 
     def __init__(self, config: EngineConfig, family: Family, tokens: int) -> None:
         super().__init__(config, family)
-        self._tokens = tokens
+        self.tokens = tokens
         self.drafts: list[list[int]] = []  # by the number that ``decode_all`` gives a clip
+
+    def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
+        given = {"draft": self.drafts[int(clip.id.partition("/")[0])]} if self.drafts else {}
+        sampling = super()._sampling(clip, given)
+        sampling.ignore_eos, sampling.max_tokens = True, self.tokens
+        return sampling
+
+
+class DummyWeightsEngine(FixedLengthEngine):
+    """With random weights that are in no file."""
 
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         return super()._arguments(config, on_cpu) | {"load_format": "dummy"}
@@ -120,12 +130,6 @@ class FixedLengthEngine(VllmEngine):
         log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).mel_filters, device)
         return Batching(FrontEnd(config, log_mel, tensors))
 
-    def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
-        given = {"draft": self.drafts[int(clip.id.partition("/")[0])]} if self.drafts else {}
-        sampling = super()._sampling(clip, given)
-        sampling.ignore_eos, sampling.max_tokens = True, self._tokens
-        return sampling
-
 
 Runs = dict[tuple[int, int], list[Run]]  # by concurrency and share of right tokens
 
@@ -133,7 +137,7 @@ Runs = dict[tuple[int, int], list[Run]]  # by concurrency and share of right tok
 async def _without_drafts(
     config: EngineConfig, clips: list[ClipRequest], levels: list[int], tokens: int, rounds: int
 ) -> Runs:
-    engine = FixedLengthEngine(config, GRANITE_4_0, tokens)
+    engine = DummyWeightsEngine(config, GRANITE_4_0, tokens)
     try:
         await decode_all(engine, clips[:4], 4)  # warm-up: one-time initialisation
         return {
@@ -155,7 +159,7 @@ async def _with_drafts(
     shares: list[int],
     outputs: list[tuple[int, ...]],
 ) -> Runs:
-    engine = FixedLengthEngine(config, GRANITE_4_0, tokens)
+    engine = DummyWeightsEngine(config, GRANITE_4_0, tokens)
     vocabulary = max(token for output in outputs for token in output) + 2
     runs: Runs = {}
     try:
