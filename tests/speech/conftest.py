@@ -1,5 +1,7 @@
 """Fixtures that several modules share because they are slow: an engine with the demo checkpoint, and its clips."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +34,11 @@ def sample_clips() -> list[ClipRequest]:
         except RayscribeError:  # some are invalid on purpose, and one is the manifest
             continue
     return [ClipRequest(clip.samples, Options(), str(number)) for number, clip in enumerate(clips)]
+
+
+@pytest.fixture(scope="package")
+def gguf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint as GGUF files."""
+    folder = tmp_path_factory.mktemp("gguf")
+    subprocess.run([sys.executable, "-m", "demo.to_gguf", str(folder)], check=True)
+    return folder

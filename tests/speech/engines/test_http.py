@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -27,20 +25,13 @@ MODEL = "granite-speech:demo"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gguf")
-    subprocess.run([sys.executable, "-m", "demo.to_gguf", str(folder)], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def llama_server(folder: Path) -> Any:
+def llama_server(gguf_folder: Path) -> Any:
     """llama.cpp's server in this process."""
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
-    [parameters.mmproj.path] = map(str, folder.glob("mmproj*"))
-    [parameters.model.path] = map(str, folder.glob("granite*"))
+    [parameters.mmproj.path] = map(str, gguf_folder.glob("mmproj*"))
+    [parameters.model.path] = map(str, gguf_folder.glob("granite*"))
     parameters.n_parallel, parameters.n_ctx = 4, 8192
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     parameters.warmup, parameters.verbosity = False, 0
@@ -48,9 +39,9 @@ def llama_server(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path, sample_clips: list[ClipRequest]) -> list[str]:
+def expected(gguf_folder: Path, sample_clips: list[ClipRequest]) -> list[str]:
     """The texts of the same files in the engine's own process."""
-    running = RunningEngine(EngineConfig(model=str(folder), engine="llamacpp"))
+    running = RunningEngine(EngineConfig(model=str(gguf_folder), engine="llamacpp"))
     found = running.decode(*sample_clips[:6])
     running.stop()
     return [each.text for each in found]

@@ -1,7 +1,5 @@
 """The llama.cpp engine on the demo model as GGUF: the text of Transformers, limits and errors."""
 
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -25,15 +23,8 @@ LANGUAGE_MODEL, MMPROJ = "granite-speech-demo-f32.gguf", "mmproj-model-f32.gguf"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gguf")
-    subprocess.run([sys.executable, "-m", "demo.to_gguf", str(folder)], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[RunningEngine]:
-    running = RunningEngine(EngineConfig(model=str(folder), engine="llamacpp"))
+def engine(gguf_folder: Path) -> Iterator[RunningEngine]:
+    running = RunningEngine(EngineConfig(model=str(gguf_folder), engine="llamacpp"))
     yield running
     running.stop()
 
@@ -83,7 +74,7 @@ def test_the_port_of_its_server_answers_nobody(engine: RunningEngine) -> None:
     assert refused.value.code == 401
 
 
-def test_the_family_is_known_from_the_names(folder: Path, tmp_path: Path) -> None:
+def test_the_family_is_known_from_the_names(gguf_folder: Path, tmp_path: Path) -> None:
     for name, family in (
         ("demo", GRANITE_4_0),
         ("granite-speech-4.1-2b-GGUF", GRANITE_4_1),
@@ -91,14 +82,14 @@ def test_the_family_is_known_from_the_names(folder: Path, tmp_path: Path) -> Non
     ):
         linked = tmp_path / name
         linked.mkdir()
-        for file in folder.iterdir():
+        for file in gguf_folder.iterdir():
             (linked / file.name).symlink_to(file)
         assert family_of(str(linked), "llamacpp").name == family.name
         with pytest.raises(UsageError, match="--engine llamacpp"):
             family_of(str(linked))
 
 
-def test_what_is_no_granite_in_gguf_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_granite_in_gguf_is_refused(gguf_folder: Path, tmp_path: Path) -> None:
     def message() -> str:
         with pytest.raises(UsageError) as refused:
             family_of(str(tmp_path), "llamacpp")
@@ -106,15 +97,15 @@ def test_what_is_no_granite_in_gguf_is_refused(folder: Path, tmp_path: Path) -> 
         return refused.value.message
 
     assert "must have two GGUF files" in message()
-    (tmp_path / LANGUAGE_MODEL).symlink_to(folder / LANGUAGE_MODEL)
+    (tmp_path / LANGUAGE_MODEL).symlink_to(gguf_folder / LANGUAGE_MODEL)
     assert LANGUAGE_MODEL in message()
     (tmp_path / MMPROJ).write_bytes(b"broken")
     assert "cannot be read" in message()
     (tmp_path / MMPROJ).unlink()
-    (tmp_path / MMPROJ).symlink_to(folder / LANGUAGE_MODEL)  # a GGUF without a projector
+    (tmp_path / MMPROJ).symlink_to(gguf_folder / LANGUAGE_MODEL)  # a GGUF without a projector
     assert "not of a Granite Speech" in message()
     (tmp_path / MMPROJ).unlink()
-    (tmp_path / MMPROJ).symlink_to(folder / MMPROJ)
+    (tmp_path / MMPROJ).symlink_to(gguf_folder / MMPROJ)
     (tmp_path / LANGUAGE_MODEL).unlink()
     (tmp_path / LANGUAGE_MODEL).write_bytes(b"broken")
     with pytest.raises(UsageError, match=str(tmp_path)) as refused:
