@@ -1,6 +1,7 @@
 """The job on a real cluster of several raylets: where its actors run."""
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,14 +80,21 @@ def head_alone() -> Iterator[Any]:
         cluster.shutdown()
 
 
+def await_clip(driver: "subprocess.Popen[str]", output: str) -> None:
+    """Returns when an engine of the run has its first clip."""
+    while not asked_file(flag_of(output)).exists():
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.1)
+
+
 @pytest.mark.long
 def test_a_job_waits_for_its_nodes_and_uses_one_that_comes_later(
     needs_ray: None, manifest: str, tmp_path: Path
 ) -> None:
     """The first engine answers only when that of the late node has had a clip."""
     with head_alone() as cluster:
-        settings = {"manifest": manifest, "output": str(tmp_path / "out"), "gpus_per_engine": 1}
-        driver = start_driver(cluster.address, "run_waiting", **settings)
+        output = str(tmp_path / "out")
+        driver = start_driver(cluster.address, "run_waiting", manifest=manifest, output=output, gpus_per_engine=1)
         assert driver.stderr is not None
         shown = ""
         while "waiting for a node with GPU for an engine and a node with CPUs for Listeners" not in shown:
@@ -95,10 +103,7 @@ def test_a_job_waits_for_its_nodes_and_uses_one_that_comes_later(
             shown += line
         cluster.add_node(num_cpus=2, labels={"name": "cpu"})
         cluster.add_node(**GPU, labels={"name": "first", **T4})
-        while "recordings to transcribe" not in shown:
-            line = driver.stderr.readline()
-            assert line, shown
-            shown += line
+        await_clip(driver, output)  # Ray could place the first engine on the late node otherwise
         cluster.add_node(**GPU, labels={"name": "late", **T4})
         ended = placed(driver, shown)
     assert ended.engines == {"first", "late"}
@@ -115,9 +120,7 @@ def test_a_job_outlives_a_node_that_goes(needs_ray: None, manifest: str, tmp_pat
         going, _ = (cluster.add_node(num_cpus=2, labels={"name": name}) for name in ("cpu-0", "cpu-1"))
         cluster.add_node(**GPU, labels={"name": "gpu", **T4})
         driver = start_driver(cluster.address, "run_waiting", manifest=manifest, output=output, listeners=4)
-        while not asked_file(flag_of(output)).exists():
-            assert driver.poll() is None, driver.communicate()
-            time.sleep(0.1)
+        await_clip(driver, output)
         cluster.remove_node(going)
         flag_of(output).touch()
         ended = placed(driver)
