@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 # Options with secrets are not safe on a command line, which every user of the machine can read.
 STORAGE_OPTIONS_VARIABLE = "RAYSCRIBE_STORAGE_OPTIONS"
+NO_FLAGS = frozenset({"models"})  # a list of groups of settings: in the YAML of --config alone
 EXIT_BY_SIGNAL = 128  # and the signal's number, as shells have it
 
 STOPPED = "stopped; what is done is kept, and the same command again continues"
@@ -83,7 +84,9 @@ def _retry(parsed: argparse.Namespace) -> int:
 
     settings = _settings(parsed, Job)
     asked = Output(parsed.output, Storage(settings.get("storage_options"))).require_job()
-    job = Job.from_settings({"manifest": asked["manifest"], **asked["settings"], **settings})
+    instead = {"model": "models", "models": "model"}  # one model in place of several, or several in place of one
+    before = {name: value for name, value in asked["settings"].items() if instead.get(name) not in settings}
+    job = Job.from_settings({"manifest": asked["manifest"], **before, **settings})
     summary = retry(job)
     summary.print(parsed.output)
     return _finished(job, summary)
@@ -223,7 +226,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(parser: argparse.ArgumentParser, fields: Mapping[str, "FieldInfo"]) -> None:
     for name, field in fields.items():
-        _add_flag(parser, name, field)
+        if name not in NO_FLAGS:
+            _add_flag(parser, name, field)
     parser.add_argument("--config", metavar="FILE", help="YAML of any of these options; flags win over it")
 
 

@@ -8,7 +8,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.gpus import MEMORY_GIB
@@ -106,6 +106,11 @@ class Layout:
     def engines_now(self) -> int:
         """Engines that nodes have room for now; one where none has."""
         return max(1, min(self.engines, sum(share.engines for share in self.shares if share.node.alive)))
+
+    def share(self, engines: int) -> "Layout":
+        """The part that one of several models has, with ``engines`` of the engines and as many of the Listeners."""
+        listeners = max(1, self.listeners * engines // self.engines)
+        return replace(self, engines=engines, listeners=listeners)
 
     @property
     def engines_per_gpu(self) -> int:
@@ -205,6 +210,31 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
         listeners_anywhere=anywhere,
         grows=grows,
     )
+
+
+def share_engines(waiting: Sequence[float], places: int, held: Sequence[int] = ()) -> list[int]:
+    """Divides the places of engines between models, by the work that waits for each.
+
+    Each model with work has a place while there are enough; where there are not, those with most work. Each further
+    place goes to the model with most work an engine (the highest averages of D'Hondt).
+
+    Args:
+        waiting: work that waits for each model, in any unit.
+        places: engines that there is room for.
+        held: engines that each model has already, which it keeps.
+
+    Returns:
+        The engines of each model; 0 for one that has to wait.
+    """
+    shares = list(held) or [0] * len(waiting)
+    for _ in range(places - sum(shares)):
+        wanting = [model for model, work in enumerate(waiting) if work > 0]
+        if not wanting:
+            break
+        # Without an engine first.
+        most = max(wanting, key=lambda model: (not shares[model], waiting[model] / max(1, shares[model])))
+        shares[most] += 1
+    return shares
 
 
 def _whole(amount: float) -> int:

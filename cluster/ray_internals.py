@@ -2,6 +2,7 @@
 
     backpressure policy    limits the blocks that wait between two operators of Ray Data
     execution callbacks    drop the statistics that Ray Data keeps of every block; tell what each stage is doing
+    actor pool             its maximum, which is raised while a dataset is executed
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
     _worker_logs_enabled   whether the driver prints messages of Ray's processes
     ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
@@ -15,7 +16,7 @@ Ray starts, so that a Ray without one of these parts is named at once and not as
 import inspect
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,13 @@ _METHODS = {
     ExecutionCallback: ("on_execution_step",),
     OpState: ("total_enqueued_input_blocks", "total_enqueued_output_blocks"),
     PhysicalOperator: ("get_stats", "output_dependencies", "get_autoscaling_actor_pools", "name"),
-    AutoscalingActorPool: ("num_running_actors", "num_tasks_in_flight", "max_actor_concurrency"),
+    AutoscalingActorPool: ("num_running_actors", "num_tasks_in_flight", "max_actor_concurrency", "max_size"),
 }
-_INSTANCE_ATTRIBUTES = ((BackpressurePolicy.__init__, "_topology"), (StreamingExecutor.__init__, "_topology"))
+_INSTANCE_ATTRIBUTES = (
+    (BackpressurePolicy.__init__, "_topology"),
+    (StreamingExecutor.__init__, "_topology"),
+    (AutoscalingActorPool.__init__, "_config"),
+)
 _CONTEXT = ("custom_execution_callback_classes", "set_config")
 
 
@@ -204,23 +209,45 @@ class StageLoad:
         return self.actors > 0 and self.in_flight >= self.actors * self.calls_per_actor
 
 
-# By the name of the stage's class; of the dataset that this process is executing.
-_loads: dict[str, StageLoad] = {}
+class StageWatch:
+    """Knows what the stages of one dataset are doing, and sets how many actors each may have, while it is executed."""
 
+    def __init__(self) -> None:
+        self._loads: dict[str, StageLoad] = {}  # by the name of the stage's class
+        self._limits: dict[str, int] = {}
+        self._stopped = False
 
-def stage_load(stage: type) -> StageLoad:
-    """What the actors of a stage of ``map_blocks`` were doing a moment ago."""
-    return _loads.get(stage.__name__, StageLoad(0, 0, 0, 1))
+    def load(self, stage: type) -> StageLoad:
+        """What the actors of a stage of ``map_blocks`` were doing a moment ago."""
+        return self._loads.get(stage.__name__, StageLoad(0, 0, 0, 1))
 
+    def limit(self, stage: type, actors: int) -> None:
+        """Lets a stage have up to ``actors`` actors from the next step on."""
+        self._limits[stage.__name__] = actors
 
-class WatchStages(ExecutionCallback):
-    """Keeps what the actors of each stage are doing, for ``stage_load``."""
+    def stop(self) -> None:
+        """Ends the dataset at its next step, in whichever thread it is executed; its reader gets an error."""
+        self._stopped = True
 
-    def on_execution_step(self, executor: StreamingExecutor) -> None:
+    def attach(self, dataset: Dataset) -> None:
+        """Makes this the watch of a dataset that has not been executed, and of what is made from it."""
+        watch = self
+
+        class Callback(ExecutionCallback):
+            def on_execution_step(self, executor: StreamingExecutor) -> None:
+                watch._step(executor)
+
+        dataset.context.custom_execution_callback_classes = [DropBlockStats, Callback]
+
+    def _step(self, executor: StreamingExecutor) -> None:
+        if self._stopped:
+            raise InterruptedError("the run has ended")
         for operator, state in (executor._topology or {}).items():
             for pool in operator.get_autoscaling_actor_pools():
                 stage = operator.name.removeprefix("MapBatches(").removesuffix(")")
-                _loads[stage] = StageLoad(
+                if (limit := self._limits.get(stage)) and limit > pool.max_size():
+                    pool._config = replace(pool._config, max_size=limit)
+                self._loads[stage] = StageLoad(
                     state.total_enqueued_input_blocks(),
                     pool.num_running_actors(),
                     pool.num_tasks_in_flight(),
@@ -242,5 +269,5 @@ class DropBlockStats(ExecutionCallback):
 
 def bound_driver_memory(context: DataContext) -> None:
     """Makes the driver's memory independent of the number of blocks."""
-    context.custom_execution_callback_classes = [DropBlockStats, WatchStages]
+    context.custom_execution_callback_classes = [DropBlockStats]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, LimitQueuedBlocks])

@@ -12,7 +12,9 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from speech.engines.base import EngineConfig
 from speech.errors import RequestError, UsageError, first_error
+from speech.model_rules import ModelRule
 
 
 class ClusterConfig(BaseModel):
@@ -86,9 +88,43 @@ class Settings(BaseModel):
             raise UsageError("bad_option", first_error(error, _option)) from error
 
 
+class ModelSettings(Settings):
+    """Settings of a face that runs one model, or several, by rules.
+
+    The settings of the engine beside ``models`` are the defaults of its entries.
+    """
+
+    engine_config: EngineConfig = EngineConfig()
+    models: tuple[ModelRule, ...] = Field(
+        (), description="in the YAML alone, in place of model: entries with a model and the rows that it takes"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit_engine_settings(cls, given: Any) -> Any:
+        entries = given.get("models") if isinstance(given, Mapping) else None
+        if not isinstance(entries, list | tuple) or not entries:
+            return given
+        if "model" in given:
+            raise UsageError("bad_option", "give --model, or 'models' in the YAML of --config, not both")
+        inherited = {name: given[name] for name in EngineConfig.model_fields if name in given}
+        entries = [{**inherited, **each} if isinstance(each, Mapping) else each for each in entries]
+        for number, entry in enumerate(entries, 1):
+            if isinstance(entry, Mapping) and "model" not in entry:
+                raise UsageError("bad_option", f"entry {number} of 'models' names no model: give it 'model: ID'")
+        return {**given, "models": entries}
+
+    @property
+    def rules(self) -> tuple[ModelRule, ...]:
+        """The models, in order of preference: one that takes everything, or those of ``models``."""
+        return self.models or (ModelRule(**dict(self.engine_config)),)
+
+
 def _option(path: str) -> str:
     """A setting as the command line names it, from its path in the groups."""
-    name = path.rpartition(".")[2]
+    group, _, name = path.rpartition(".")
+    if group.startswith("models"):
+        return f"in 'models', {name}"
     return "the manifest" if name == "manifest" else f"--{name.replace('_', '-')}"
 
 

@@ -6,6 +6,7 @@ summed over all recordings, and the sums divided. Recordings without a reference
 recordings with a reference are counted but not scored.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ class Score:
     hypothesis: str
     words: jiwer.WordOutput
     characters: jiwer.CharacterOutput
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ class Evaluation:
     def wer(self) -> float:
         """Word error rate: substitutions, deletions and insertions over the number of reference words."""
         return _rate([score.words for score in self.scores])
+
+    @property
+    def wer_by_model(self) -> dict[str, float]:
+        """Word error rate of what each model has transcribed."""
+        words: dict[str, list[jiwer.WordOutput]] = defaultdict(list)
+        for score in self.scores:
+            words[score.model].append(score.words)
+        return {model: _rate(outputs) for model, outputs in sorted(words.items())}
 
     @property
     def cer(self) -> float:
@@ -66,6 +76,8 @@ class Evaluation:
             totals.append(f"RTFx {self.rtfx:.0f}")
         if self.failed:
             totals.append(f"{self.failed} with a reference have no transcript")
+        if len(rates := self.wer_by_model) > 1:
+            totals += [f"{model}: WER {rate:.2%}" for model, rate in rates.items()]
         console.print(" · ".join(totals), highlight=False)
 
 
@@ -86,12 +98,12 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
     rows = manifest.read(manifest_uri or job["manifest"], storage)
     references = {recording_id: row["text"] for recording_id, row in rows if row.get("text")}
     scores = []
-    for batch in output.batches("ok", ["recording_id", "text", "language", "task", "metadata"]):
+    for batch in output.batches("ok", ["recording_id", "model", "text", "language", "task"]):
         for row in batch.to_pylist():
             reference = references.pop(row["recording_id"], None)
             if reference is not None:
                 english = row["language"] == "en" and row["task"] == "transcribe"
-                scores.append(score(row["recording_id"], reference, row["text"], english))
+                scores.append(score(row["recording_id"], reference, row["text"], english, row["model"]))
     if not scores and not references:
         raise UsageError(
             "no_reference",
@@ -101,7 +113,7 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
     return Evaluation(scores, failed=len(references), rtfx=report.get("rtfx"))
 
 
-def score(recording_id: str, reference: str, hypothesis: str, english: bool) -> Score:
+def score(recording_id: str, reference: str, hypothesis: str, english: bool, model: str = "") -> Score:
     """Aligns one hypothesis with its reference, in words and in characters."""
     normalise = normaliser(english)
     reference, hypothesis = normalise(reference), normalise(hypothesis)
@@ -111,6 +123,7 @@ def score(recording_id: str, reference: str, hypothesis: str, english: bool) -> 
         hypothesis,
         jiwer.process_words(reference, hypothesis),
         jiwer.process_characters(reference, hypothesis),
+        model,
     )
 
 

@@ -1,4 +1,4 @@
-"""The Ray Data dataset of the job: from the work list, through the actors of the two stages, to receipts."""
+"""The Ray Data dataset of one model: from its work list, through the actors of the two stages, to receipts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from cluster.nodes import Layout
-from cluster.ray_internals import map_blocks
+from cluster.ray_internals import StageLoad, StageWatch, map_blocks
 from cluster.session import last_error_line
 from pipelines.blocks import BLOCKS_PER_ENGINE, recordings_per_block
 from pipelines.job import Job
@@ -30,64 +30,109 @@ def listener_resources(layout: Layout) -> dict[str, Any]:
     }
 
 
-def _most_listeners(job: Job, layout: Layout) -> int | None:
-    """None: as many as nodes that come later have room for; not if they could take the cores of engines there."""
-    if job.cluster.listeners:
-        return job.cluster.listeners
-    return None if layout.grows and not layout.listeners_anywhere else layout.listeners
-
-
-def receipts(
-    job: Job, start: EngineStarter, storage: Storage, output: Output, blocks: list[Any], to_do: int, layout: Layout
-) -> Iterator[pa.Table]:
-    """Runs the dataset and yields the receipts of committed blocks, as they are committed.
+class ModelDataset:
+    """The dataset of one model, as ``pipelines.model_runs`` runs it.
 
     Args:
-        job: its options, model and limits.
+        job: its options, models and limits.
+        model: position of the model in the job's rules.
         start: starts an engine.
         storage: opens the audio.
         output: where transcripts are committed.
         blocks: references to WORK tables.
         to_do: their rows.
-        layout: the numbers of actors, and the resources of each.
-
-    Raises:
-        RayscribeError: ``run_failed``.
+        layout: of all models together: the numbers of actors, and the resources of each.
+        engines: those of this model.
     """
-    configure_ray_data()
-    # Restarted if its node is lost; its counts are lost, which costs a poison recording another attempt.
-    attempts = ray.remote(AttemptTracker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-    work = ray.data.from_arrow_refs(blocks).repartition(
-        target_num_rows_per_block=recordings_per_block(to_do, layout.listeners)
-    )
-    listened = map_blocks(
-        work,
-        Listen,
-        (job.options, job.engine_config, storage, attempts, job.listen_timeout_s),
-        ActorPoolStrategy(min_size=1, max_size=_most_listeners(job, layout)),
-        **listener_resources(layout),
-    )
-    dataset = map_blocks(
-        listened,
-        Transcribe,
-        (job.engine_config, layout.engines_per_gpu, start, attempts, output),
-        ActorPoolStrategy(
-            min_size=layout.engines_now,
-            # None: as many as nodes that come later have room for.
-            max_size=job.cluster.engines or (None if layout.grows else layout.engines),
-            max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
-            max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=layout.cpus_per_engine,
-        num_gpus=layout.gpus_per_engine or None,
-        resources=dict(layout.engine_resources) or None,
-        runtime_env=layout.engine_runtime_env,
-    )
-    try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
-        raise RayscribeError(
-            "run_failed",
-            f"the run failed: {last_error_line(error)} (what is committed is kept; see the logs of Ray's session)",
-        ) from error
+
+    def __init__(
+        self,
+        job: Job,
+        model: int,
+        start: EngineStarter,
+        storage: Storage,
+        output: Output,
+        blocks: list[Any],
+        to_do: int,
+        layout: Layout,
+        engines: int,
+    ) -> None:
+        self._job, self._rule, self._model = job, job.rules[model], model
+        self._start, self._storage, self._output = start, storage, output
+        self._blocks, self._to_do = blocks, to_do
+        self._layout, self._engines = layout, engines
+        self._watch = StageWatch()
+
+    def load(self, stage: type) -> StageLoad:
+        """What the actors of a stage were doing a moment ago."""
+        return self._watch.load(stage)
+
+    def grow(self, engines: int) -> None:
+        share = self._layout.share(engines)
+        self._watch.limit(Listen, share.listeners)
+        self._watch.limit(Transcribe, share.engines)
+
+    def stop(self) -> None:
+        self._watch.stop()
+
+    def receipts(self) -> Iterator[pa.Table]:
+        """Executes the dataset and yields the receipts of committed blocks, as they are committed.
+
+        Raises:
+            RayscribeError: ``run_failed``.
+        """
+        dataset = self._transcribed(self._layout.share(self._engines))
+        try:
+            yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
+            raise RayscribeError(
+                "run_failed",
+                f"the run failed: {last_error_line(error)} (what is committed is kept; see the logs of Ray's session)",
+            ) from error
+
+    def _transcribed(self, layout: Layout) -> ray.data.Dataset:
+        """The dataset of receipts, on this model's part of the layout."""
+        configure_ray_data()
+        # Restarted if its node is lost; its counts are lost, which costs a poison recording another attempt.
+        attempts = ray.remote(AttemptTracker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        work = ray.data.from_arrow_refs(self._blocks)
+        self._watch.attach(work)
+        work = work.repartition(target_num_rows_per_block=recordings_per_block(self._to_do, layout.listeners))
+        listened = map_blocks(
+            work,
+            Listen,
+            (self._job.options, self._job.rules, self._model, self._storage, attempts, self._job.listen_timeout_s),
+            ActorPoolStrategy(min_size=1, max_size=self._most_listeners(layout)),
+            **listener_resources(layout),
+        )
+        return map_blocks(
+            listened,
+            Transcribe,
+            (self._rule, layout.engines_per_gpu, self._start, attempts, self._output),
+            ActorPoolStrategy(
+                min_size=layout.engines_now,
+                max_size=self._most_engines(layout),
+                max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
+                max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=layout.cpus_per_engine,
+            num_gpus=layout.gpus_per_engine or None,
+            resources=dict(layout.engine_resources) or None,
+            runtime_env=layout.engine_runtime_env,
+        )
+
+    def _most_listeners(self, layout: Layout) -> int | None:
+        """None: as many as nodes that come later have room for; not if they could take the cores of engines there."""
+        if self._shared or not layout.grows or layout.listeners_anywhere:
+            return layout.listeners
+        return self._job.cluster.listeners
+
+    def _most_engines(self, layout: Layout) -> int | None:
+        """None: as many as nodes that come later have room for."""
+        return layout.engines if self._shared or not layout.grows else self._job.cluster.engines
+
+    @property
+    def _shared(self) -> bool:
+        """Whether other models have parts of the layout, of which this one gets more when they have ended."""
+        return self._engines < self._layout.engines

@@ -4,17 +4,15 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from cluster.settings import ClusterConfig, Settings
-from speech.engines.base import EngineConfig
+from cluster.settings import ClusterConfig, ModelSettings
 from speech.recording import Options, as_list
 
 
-class Job(Settings):
+class Job(ModelSettings):
     """Everything that configures one run of ``rayscribe transcribe``."""
 
     manifest: str = Field(min_length=1, description="JSONL, CSV or Parquet, or a folder or glob of audio files")
     output: str = Field(min_length=1, description="folder for the transcripts, on a disk or in a bucket")
-    engine_config: EngineConfig = EngineConfig()
     options: Options = Options()
     cluster: ClusterConfig = ClusterConfig()
     storage_options: dict[str, Any] = Field(
@@ -50,6 +48,13 @@ class Job(Settings):
         return [str(name).lower() for name in names] if isinstance(names, list) else names
 
     def text_settings(self) -> dict[str, Any]:
-        """The settings that the text of a transcript depends on: those of the model and of the recordings."""
+        """The settings that the text of a transcript depends on: those of the models and of the recordings.
+
+        Given to ``from_settings``, they make a job with these settings.
+        """
         named = {"model", "engine", "dtype"}  # drafts leave the text as it is
-        return self.engine_config.model_dump(mode="json", include=named) | self.options.model_dump(mode="json")
+        models = self.engine_config.model_dump(mode="json", include=named)
+        if self.models:
+            named |= {"url", "languages", "where"}
+            models = {"models": [rule.model_dump(mode="json", include=named) for rule in self.models]}
+        return models | self.options.model_dump(mode="json")

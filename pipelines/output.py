@@ -151,10 +151,6 @@ class Output:
         for _, table in self._read_tables(self._readable(status), columns):
             yield from table.to_batches()
 
-    def count(self, status: str) -> int:
-        """The number of committed rows of a status."""
-        return sum(len(table) for _, table in self._read_tables(self._readable(status), ["attempt"]))
-
     def _readable(self, status: str) -> list[str]:
         commit, names = self._log.latest(), self._sizes()
         valid = names.keys() & commit.files if self.report() is not None and commit.run is not None else names.keys()

@@ -44,6 +44,7 @@ LISTENED = pa.schema(
 RECEIPT = pa.schema(
     [
         ("recording_id", pa.string()),
+        ("model", pa.string()),
         ("file", pa.string()),  # as of Output.commit
         ("status", pa.string()),
         ("code", pa.string()),

@@ -16,6 +16,7 @@ run, and a manifest with new rows costs only those.
 import contextlib
 import json
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,13 +31,15 @@ from pipelines.breaker import CircuitBreaker
 from pipelines.job import Job
 from pipelines.lease import Lease
 from pipelines.manifest import Manifest
+from pipelines.model_runs import run_models
 from pipelines.output import Attempts, Contents, Output
 from pipelines.progress import Progress
 from pipelines.rows import WORK
 from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
 from speech.errors import RayscribeError, UsageError
-from speech.preflight import preflight
+from speech.model_rules import ModelChoice
+from speech.preflight import preflight_models
 from speech.redaction import redact_uri
 from storage.filesystem import Storage
 from storage.retry import RETRY_FOR_S
@@ -60,7 +63,9 @@ class Work:
     """The recordings to transcribe, and counts of what else the manifest names."""
 
     skipped_files: int
-    blocks: list[Any] = field(default_factory=list)  # references to WORK tables in Ray's object store
+    # By the position of the model in the job's rules: references to WORK tables in Ray's object store, and their rows.
+    blocks: dict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    counts: Counter[int] = field(default_factory=Counter)
     count: int = 0
     retried: int = 0  # of them, those that failed before
     recordings: int = 0  # rows of the manifest
@@ -152,7 +157,7 @@ def _open(job: Job, start: EngineStarter) -> tuple[Storage, Output]:
     storage = _storage(job, min(RETRY_FOR_S, RETRY_SHARE * job.listen_timeout_s))
     storage.check_readable(job.manifest)
     storage.check_writable(job.output)
-    preflight(job.engine_config, job.options, loads_here=start is start_engine and not job.cluster.address)
+    preflight_models(job.rules, job.options, loads_here=start is start_engine and not job.cluster.address)
     return storage, Output(job.output, _storage(job, COMMIT_RETRY_FOR_S))
 
 
@@ -173,12 +178,12 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
     if rows.skipped:
         progress.say(f"{len(rows.skipped)} files skipped, whose suffixes are not of audio")
     work, attempt_of = Work(len(rows.skipped)), choose(contents.attempts)
-    for table in _tables(rows, contents, attempt_of, work):
+    for model, table in _tables(rows, contents, attempt_of, ModelChoice(job.rules, job.options), work):
         if not work.blocks:
             progress.say(f"joining Ray at {job.cluster.address}" if job.cluster.address else "starting Ray")
             connect_ray(job.cluster.address)
             import ray
-        work.blocks.append(ray.put(table))  # the driver holds none
+        work.blocks[model].append(ray.put(table))  # the driver holds none
     output.update_job(recordings=work.recordings)
     if work.changed:
         shown = ", ".join(map(repr, work.changed[:CHANGED_SHOWN])) + (" …" if len(work.changed) > CHANGED_SHOWN else "")
@@ -195,9 +200,11 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
     return work
 
 
-def _tables(rows: Manifest, contents: Contents, attempt_of: AttemptOf, work: Work) -> Iterator[pa.Table]:
-    """The rows to transcribe as WORK tables; counts all rows into ``work``."""
-    batch: list[dict[str, Any]] = []
+def _tables(
+    rows: Manifest, contents: Contents, attempt_of: AttemptOf, choice: ModelChoice, work: Work
+) -> Iterator[tuple[int, pa.Table]]:
+    """The rows to transcribe as WORK tables, each of one model; counts all rows into ``work``."""
+    batches: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for recording_id, row in rows:
         work.recordings += 1
         attempt = attempt_of(recording_id)
@@ -209,13 +216,14 @@ def _tables(rows: Manifest, contents: Contents, attempt_of: AttemptOf, work: Wor
             continue
         work.count += 1
         work.retried += attempt > 1
+        model = choice.of(row)
+        work.counts[model] += 1
         # ASCII: Arrow rejects lone surrogates.
-        batch.append({"recording_id": recording_id, "row": json.dumps(row, default=str), "attempt": attempt})
-        if len(batch) == WORK_ROWS_PER_BLOCK:
-            yield pa.Table.from_pylist(batch, schema=WORK)
-            batch.clear()
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=WORK)
+        batches[model].append({"recording_id": recording_id, "row": json.dumps(row, default=str), "attempt": attempt})
+        if len(batches[model]) == WORK_ROWS_PER_BLOCK:
+            yield model, pa.Table.from_pylist(batches.pop(model), schema=WORK)
+    for model, batch in batches.items():
+        yield model, pa.Table.from_pylist(batch, schema=WORK)
 
 
 def _execute(
@@ -228,10 +236,9 @@ def _execute(
     summary: Summary,
     progress: Progress,
 ) -> Receipts:
-    """Runs the dataset, and counts its receipts into ``summary``."""
+    """Runs the models' datasets, and counts their receipts into ``summary``."""
     # Importing Ray Data takes a second; a usage error should be shown before.
-    from cluster.ray_internals import stage_load
-    from pipelines.graph import receipts
+    from pipelines.graph import ModelDataset
     from pipelines.limits import Limits
     from pipelines.stages import Listen, Transcribe
 
@@ -239,16 +246,25 @@ def _execute(
     if not work.count:
         return received
     layout = await_nodes(job.cluster, progress.say, lease.check)
-    progress.start(work.count, waiting_for=f"{layout.engines_now} × {job.engine_config.model} to load")
+    models = " and ".join(job.rules[model].model for model in sorted(work.counts))
+    progress.start(work.count, waiting_for=f"{layout.engines_now} × {models} to load")
     breaker = CircuitBreaker(job.max_failed_share)
     limits = Limits()
-    for batch in receipts(job, start, storage, output, work.blocks, work.count, layout):
-        lease.check()
-        received.add(batch)
-        summary.add(batch)
-        limits.add(stage_load(Listen), stage_load(Transcribe), batch)
-        progress.update(summary, limits)
-        breaker.add(batch)
+    datasets: dict[int, ModelDataset] = {}
+
+    def begin(model: int, engines: int) -> ModelDataset:
+        blocks, to_do = work.blocks[model], work.counts[model]
+        datasets[model] = ModelDataset(job, model, start, storage, output, blocks, to_do, layout, engines)
+        return datasets[model]
+
+    with contextlib.closing(run_models(work.counts, layout.engines, begin)) as receipts:
+        for model, batch in receipts:
+            lease.check()
+            received.add(batch)
+            summary.add(batch)
+            limits.add(datasets[model].load(Listen), datasets[model].load(Transcribe), batch)
+            progress.update(summary, limits)
+            breaker.add(batch)
     received.check_complete(work.count)
     return received
 

@@ -29,11 +29,11 @@ from pipelines.blocks import LISTENED_BYTES
 from pipelines.output import Output
 from pipelines.poison import MAX_ATTEMPTS
 from pipelines.rows import RECEIPT, ListenedRow, listened_rows, listened_table
-from speech.engines.base import EngineConfig, EngineStarter
+from speech.engines.base import EngineStarter
 from speech.engines.start_limit import start_within_limit
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
 from speech.listener import Listener
-from speech.models.checkpoint import family_of
+from speech.model_rules import ModelRule, choose_model
 from speech.recording import Options, Recording
 from speech.redaction import redact_uri
 from speech.transcriber import Transcriber
@@ -48,18 +48,25 @@ class Listen:
 
     Args:
         defaults: the run's options, for those that a row does not set.
-        engine: its model's abilities and maximum length of a clip.
+        rules: the run's models.
+        model: position of the one that it listens for, which says how long a clip may be.
         storage: opens the audio.
         attempts: handle of the actor ``pipelines.poison.AttemptTracker``.
         timeout_s: a recording that takes longer ends the process, as nothing else stops a decoder that loops in C.
     """
 
     def __init__(
-        self, defaults: Options, engine: EngineConfig, storage: Storage, attempts: Any, timeout_s: float
+        self,
+        defaults: Options,
+        rules: tuple[ModelRule, ...],
+        model: int,
+        storage: Storage,
+        attempts: Any,
+        timeout_s: float,
     ) -> None:
         self._defaults = defaults
-        self._family = family_of(engine.model, engine.engine)
-        self._listener = Listener(clip_s=self._family.clip_s, open_audio=storage.open_audio)
+        self._rules = rules
+        self._listener = Listener(clip_s=rules[model].family.clip_s, open_audio=storage.open_audio)
         self._attempts = attempts
         self._node = ray.get_runtime_context().get_node_id()
         self._timeout_s = timeout_s
@@ -93,7 +100,7 @@ class Listen:
             if not may_try:
                 raise AudioError("poison", _poison_message("listening to", recording_id, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
-            self._family.check(recording.options)
+            choose_model(self._rules, recording.options, row)  # refuses what no model has
             listened = self._listener.listen(recording)
         except (RequestError, AudioError) as refused:
             error = refused
@@ -121,14 +128,13 @@ class Transcribe:
 
     def __init__(
         self,
-        engine: EngineConfig,
+        rule: ModelRule,
         engines_per_gpu: int,
         start: EngineStarter,
         attempts: Any,
         output: Output,
     ) -> None:
-        engine = fit_engine_here(engine, engines_per_gpu)
-        family = family_of(engine.model, engine.engine)
+        engine, family = fit_engine_here(rule, engines_per_gpu), rule.family
         self._output = output
         self._model = engine.model
         self._attempts = attempts
@@ -156,6 +162,7 @@ class Transcribe:
         receipts = [
             row
             | {
+                "model": self._model,
                 "file": file,
                 "code": row["error"] and row["error"]["code"],
                 "storage_failed": listened_by_id[row["recording_id"]].storage_failed,

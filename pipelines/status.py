@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.compute as pc
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -21,10 +22,15 @@ class Status:
     output: str
     manifest: str
     recordings: int | None  # in the manifest, once it has been read
-    ok: int
+    by_model: Mapping[str, int]  # transcribed recordings
     failures: list[dict[str, Any]]  # recording_id, audio, attempt, error
     holder: dict[str, Any] | None  # of the lease
     finished: bool
+
+    @property
+    def ok(self) -> int:
+        """Transcribed recordings."""
+        return sum(self.by_model.values())
 
     def print(self, each_failure: bool = False) -> None:
         """Shows the counts, and each failed recording if asked."""
@@ -35,6 +41,8 @@ class Status:
         answered = self.ok + len(self.failures)
         table.add_row("answered", f"{answered}" + (f" of {self.recordings}" if self.recordings is not None else ""))
         table.add_row("transcribed", str(self.ok))
+        for model, count in sorted(self.by_model.items()) if len(self.by_model) > 1 else ():
+            table.add_row(f"  {printable(model)}", str(count))
         table.add_row("failed", str(len(self.failures)))
         for code, count in Counter(row["error"]["code"] for row in self.failures).most_common():
             table.add_row(f"  {code}", str(count))
@@ -76,11 +84,19 @@ def read_status(output_uri: str, storage_options: Mapping[str, Any]) -> Status:
         output=output_uri,
         manifest=job["manifest"],
         recordings=job.get("recordings"),
-        ok=output.count("ok"),
+        by_model=_by_model(output),
         failures=sorted(failures, key=lambda row: str(row["recording_id"])),
         holder=read_lease(output_uri, storage),
         finished=output.report() is not None,
     )
+
+
+def _by_model(output: Output) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for batch in output.batches("ok", ["model"]):
+        for counted in pc.value_counts(batch["model"]):
+            counts[counted["values"].as_py()] += counted["counts"].as_py()
+    return counts
 
 
 def printable(text: str) -> str:

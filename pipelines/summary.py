@@ -23,6 +23,7 @@ class Summary:
     failed: Counter[str] = field(default_factory=Counter)  # by error code
     audio_s: float = 0.0
     speech_s: float = 0.0
+    models: dict[str, Counter[str]] = field(default_factory=dict)  # by model: counts of ok and failed
     usage: Counter[str] = field(default_factory=Counter)
     first_ready_at: datetime | None = None
     last_finished_at: datetime | None = None
@@ -36,6 +37,7 @@ class Summary:
                 self.speech_s += receipt["speech_s"]
             else:
                 self.failed[receipt["code"]] += 1
+            self.models.setdefault(receipt["model"], Counter(ok=0, failed=0))[receipt["status"]] += 1
             self.usage.update(receipt["usage"])
         ready, finished = pc.min(receipts["engine_ready_at"]).as_py(), pc.max(receipts["finished_at"]).as_py()
         self.first_ready_at = min(ready, self.first_ready_at or ready)
@@ -75,6 +77,7 @@ class Summary:
                 "failed_before": self.failed_before,
             },
             "failures": dict(self.failed),
+            "models": {model: dict(counts) for model, counts in self.models.items()},
             "skipped_files": self.skipped_files,
             "audio_s": round(self.audio_s, 3),
             "speech_s": round(self.speech_s, 3),
@@ -93,6 +96,8 @@ class Summary:
         """Shows the summary as a table on stdout."""
         table = Table(show_header=False, box=SIMPLE, title="rayscribe transcribe", title_justify="left")
         table.add_row("recordings", f"{self.ok} transcribed, {self.failed.total()} failed")
+        for model, counts in sorted(self.models.items()) if len(self.models) > 1 else ():
+            table.add_row(f"  {model}", f"{counts['ok']} transcribed, {counts['failed']} failed")
         if self.done_before or self.failed_before:
             table.add_row("from earlier runs", f"{self.done_before} transcribed, {self.failed_before} failed")
         if self.skipped_files:

@@ -41,6 +41,7 @@ REQUEST_CODES = frozenset(
         "unsupported_task",
         "unsupported_option",
         "bad_keywords",
+        "no_model",  # of several by rules, none takes the row
     }
 )
 

@@ -4,10 +4,13 @@ Job and endpoint call ``preflight`` first: an engine that cannot load its model,
 for, would fail minutes later, in another process.
 """
 
+from collections.abc import Sequence
+
 from speech.engines.base import EngineConfig
 from speech.engines.http import connect
 from speech.engines.speculation import method_for
 from speech.errors import RequestError, UsageError
+from speech.model_rules import ModelRule, choose_model
 from speech.models.checkpoint import check_available, family_of
 from speech.models.families import Family
 from speech.recording import Options
@@ -45,3 +48,26 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
     else:
         check_available(engine.model)
     return family
+
+
+def preflight_models(rules: Sequence[ModelRule], options: Options, *, loads_here: bool) -> None:
+    """``preflight`` for each of the models, one of which must have the options that recordings have by default.
+
+    Raises:
+        UsageError: as of ``preflight``; ``bad_option`` for a rule with languages that its model does not have.
+    """
+    for rule in rules:
+        family = preflight(rule, loads_here=False)
+        if unknown := sorted(set(rule.languages) - family.languages):
+            raise UsageError(
+                "bad_option",
+                f"in 'models', {rule.model} is to take {', '.join(unknown)}, which {family.name} does not transcribe; "
+                f"it has {', '.join(sorted(family.languages))}",
+            )
+    try:
+        choose_model([rule.model_copy(update={"where": {}}) for rule in rules], options, {})
+    except RequestError as error:
+        raise UsageError(error.code, error.message) from error
+    if loads_here:
+        for rule in rules:
+            preflight(rule, loads_here=True)

@@ -23,6 +23,7 @@ from speech.redaction import redact_presigned
 
 Channels = Literal["auto", "split", "mix", "first"]
 Task = Literal["transcribe", "translate"]
+AUTO = "auto"  # the language that the model is to detect
 
 # Prompt and audio share Granite's context of 4096 tokens.
 MAX_KEYWORDS = 200
@@ -90,7 +91,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    language: str = Field("en", description="language spoken, as an ISO 639-1 code")
+    language: str = Field(
+        "en", description="language spoken, as an ISO 639-1 code; auto: detected, by a model that can (Whisper)"
+    )
     task: Task = Field("transcribe", description="transcribe the speech, or translate it")
     target_language: str | None = Field(
         None, description="language to translate into (default: en when the speech is not English)"
@@ -187,13 +190,10 @@ class Recording(BaseModel):
                 fields[name] = cells.pop(name)
         fields["id"] = row_id(row)
         cells.pop("id", None)
-        options = {name: cells.pop(name) for name in Options.model_fields if name in cells}
-        inherited = defaults.model_dump(exclude_unset=True)
-        if "task" in options:  # a row with its own task does not inherit the run's target_language
-            inherited.pop("target_language", None)
+        fields["options"] = row_options(cells, defaults)
+        metadata = {name: cell for name, cell in cells.items() if name not in Options.model_fields}
         try:
-            fields["options"] = Options(**{**inherited, **options})
-            return cls(**fields, metadata=cells)
+            return cls(**fields, metadata=metadata)
         except ValidationError as error:
             raise RequestError("bad_row", first_error(error, "column {!r}".format)) from error
 
@@ -218,6 +218,22 @@ class Recording(BaseModel):
         Values that JSON cannot represent (dates, decimals) are written as their str.
         """
         return redact_presigned(json.dumps(self.metadata, ensure_ascii=False, default=str, sort_keys=True))
+
+
+def row_options(row: Mapping[str, Any], defaults: Options) -> Options:
+    """The options of a manifest row, which override ``defaults``.
+
+    Raises:
+        RequestError: ``bad_row`` naming the column, or a code of ``Options``.
+    """
+    given = {name: row[name] for name in Options.model_fields if not _is_missing(row.get(name))}
+    inherited = defaults.model_dump(exclude_unset=True)
+    if "task" in given:  # a row with its own task does not inherit the run's target_language
+        inherited.pop("target_language", None)
+    try:
+        return Options(**{**inherited, **given})
+    except ValidationError as error:
+        raise RequestError("bad_row", first_error(error, "column {!r}".format)) from error
 
 
 def row_id(row: Mapping[str, Any]) -> str:

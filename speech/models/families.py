@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from speech.errors import RequestError
-from speech.recording import Options
+from speech.recording import AUTO, Options
 
 Capability = Literal["keywords", "punctuation", "word_timestamps", "speaker_tags"]
 
@@ -60,6 +60,7 @@ class Family(ABC):
     # reaches the limit.
     max_tokens_per_s: float = 16.0
     reasons: Mapping[Capability, str] = field(default_factory=dict)  # why it lacks one, for the message
+    detects_language: bool = False
 
     def check(self, options: Options) -> None:
         """Refuses options that this family does not support, with a message that lists what it supports.
@@ -67,13 +68,17 @@ class Family(ABC):
         Raises:
             RequestError: unsupported_language, unsupported_task or unsupported_option.
         """
-        if options.language not in self.languages:
+        if options.language == AUTO:
+            self.check_detection()
+        elif options.language not in self.languages:
             raise RequestError(
                 "unsupported_language",
                 f"{self.name} does not transcribe {options.language!r}; it has {_listed(self.languages)}",
             )
         pair = (options.language, options.target_language)
-        if options.task == "translate" and pair not in self.translations:
+        targets = {target for _, target in self.translations}
+        possible = pair in self.translations or (options.language == AUTO and options.target_language in targets)
+        if options.task == "translate" and not possible:
             pairs = _listed(f"{source}-{target}" for source, target in self.translations)
             raise RequestError(
                 "unsupported_task",
@@ -94,6 +99,18 @@ class Family(ABC):
                     f"{self.name} has no {capability}{self.reasons.get(capability, '')}; "
                     f"it has {_listed(self.capabilities)}",
                 )
+
+    def check_detection(self) -> None:
+        """Refuses the language ``auto`` if the model cannot detect the language.
+
+        Raises:
+            RequestError: unsupported_language.
+        """
+        if not self.detects_language:
+            raise RequestError(
+                "unsupported_language",
+                f"{self.name} cannot detect the language: say which is spoken, or use Whisper, which can",
+            )
 
     @abstractmethod
     def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
@@ -164,7 +181,10 @@ class GranitePlus(Granite):
 
 @dataclass(frozen=True)
 class Whisper(Family):
-    """Whisper: special tokens set language and task; keywords are given as the text of the previous window."""
+    """Whisper: special tokens set language and task; keywords are given as the text of the previous window.
+
+    It detects the language by the token that it expects after ``<|startoftranscript|>`` (the paper, section 2.3).
+    """
 
     def prompt(self, options: Options, tokenizer: ChatTokenizer) -> str:
         previous = f"<|startofprev|> {', '.join(options.keywords)}" if options.keywords else ""
@@ -234,6 +254,7 @@ WHISPER = Whisper(
     translations=frozenset((source, "en") for source in _WHISPER_LANGUAGES - {"en"}),
     capabilities=frozenset({"keywords", "punctuation"}),
     clip_s=30.0,
+    detects_language=True,
     reasons=_NO_WORD_TIMES,
 )
 WHISPER_ENGLISH = Whisper(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.nodes import ACCELERATOR_LABEL, NODE_ID_LABEL, Node, nodes_of, plan_layout
+from cluster.nodes import ACCELERATOR_LABEL, NODE_ID_LABEL, Node, nodes_of, plan_layout, share_engines
 from cluster.settings import ClusterConfig
 
 LAPTOP = Node(cpus=2, slots=6, memory_gib=15)
@@ -182,3 +182,31 @@ def test_listeners_avoid_kinds_of_gpus_and_engine_nodes_without_a_kind() -> None
     assert labels[NODE_ID_LABEL] == "!in(ab12)"
     kinds = labels[ACCELERATOR_LABEL].removeprefix("!in(").removesuffix(")").split(",")
     assert {"MI300X", "H100", "T4"} <= {*kinds}
+
+
+@pytest.mark.parametrize(
+    ("waiting", "places", "held", "shares"),
+    [
+        ([5], 8, [], [8]),
+        ([100, 300], 4, [], [1, 3]),
+        ([1, 1000], 4, [], [1, 3]),  # each model with work has an engine
+        ([100, 300, 200], 1, [], [0, 1, 0]),  # the one with most work first
+        ([100, 300, 200], 2, [], [0, 1, 1]),
+        ([0, 300, 0], 2, [], [0, 2, 0]),
+        ([0, 0], 2, [], [0, 0]),
+        ([10, 0, 30], 4, [1, 0, 0], [1, 0, 3]),  # one has ended: its places go to the others
+        ([10, 30], 4, [3, 1], [3, 1]),  # nothing is taken away
+    ],
+)
+def test_engines_are_shared_by_the_work_that_waits(
+    waiting: list[float], places: int, held: list[int], shares: list[int]
+) -> None:
+    assert share_engines(waiting, places, held) == shares
+
+
+def test_a_part_of_a_layout_has_as_many_of_the_listeners() -> None:
+    whole = plan_layout([Node(cpus=64, gpus=8)], ClusterConfig())
+    assert (whole.engines, whole.listeners) == (8, 48)
+    assert (whole.share(2).engines, whole.share(2).listeners) == (2, 12)
+    assert whole.share(8) == whole
+    assert plan_layout([Node(cpus=2)], ClusterConfig(engines=3)).share(1).listeners == 1

@@ -29,3 +29,15 @@ def test_other_languages_keep_their_words() -> None:
 
 def test_an_empty_hypothesis_is_all_deletions() -> None:
     assert score("a", "hello there", "", english=True).words.wer == 1.0
+
+
+def test_each_of_several_models_has_its_own_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = [
+        score("a", "one two", "one two", english=False, model="granite"),
+        score("b", "one two", "one", english=False, model="whisper"),
+        score("c", "one two", "one two", english=False, model="whisper"),
+    ]
+    evaluation = Evaluation(scores, failed=0, rtfx=None)
+    assert evaluation.wer_by_model == {"granite": 0.0, "whisper": 0.25}
+    evaluation.print()
+    assert "whisper: WER 25.00%" in capsys.readouterr().out

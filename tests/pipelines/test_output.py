@@ -24,6 +24,10 @@ def attempts_in(output: Output) -> dict[str, dict[str, int]]:
     return output.deduplicate().attempts
 
 
+def count(output: Output, status: str) -> int:
+    return sum(len(batch) for batch in output.batches(status))
+
+
 def finish(output: Output, written: set[str] | None = None) -> None:
     """A run that had nothing to do but what was written."""
     contents = output.begin(output.deduplicate())
@@ -43,7 +47,7 @@ def test_a_block_written_twice_with_one_result_overwrites_its_files(output: Outp
     first = output.commit([ok("a"), ok("b"), failed("c")])
     assert output.commit([ok("b"), ok("a"), failed("c")]) == first
     assert len(list(tmp_path.rglob("*.parquet"))) == 2
-    assert (output.count("ok"), output.count("failed")) == (2, 1)
+    assert (count(output, "ok"), count(output, "failed")) == (2, 1)
 
 
 def test_a_block_retried_with_another_result_stands_once_after_a_fresh_run(output: Output) -> None:
@@ -128,21 +132,21 @@ def test_a_transcript_replaces_a_failure(output: Output) -> None:
     output.commit([failed("a"), failed("b")])
     output.commit([ok("a", attempt=2)])
     assert attempts_in(output) == {"ok": {"a": 2}, "failed": {"b": 1}}
-    assert (output.count("ok"), output.count("failed")) == (1, 1)
+    assert (count(output, "ok"), count(output, "failed")) == (1, 1)
 
 
 def test_a_later_attempt_replaces_an_earlier_one(output: Output) -> None:
     output.commit([failed("a"), failed("b")])
     output.commit([failed("a", attempt=2)])
     assert attempts_in(output) == {"ok": {}, "failed": {"a": 2, "b": 1}}
-    assert output.count("failed") == 2
+    assert count(output, "failed") == 2
 
 
 def test_of_two_blocks_that_overlap_each_recording_stands_once(output: Output) -> None:
     output.commit([ok("a"), ok("b")])
     output.commit([ok("b"), ok("c")])
     assert attempts_in(output)["ok"] == {"a": 1, "b": 1, "c": 1}
-    assert output.count("ok") == 3
+    assert count(output, "ok") == 3
     assert attempts_in(output)["ok"] == {"a": 1, "b": 1, "c": 1}
 
 

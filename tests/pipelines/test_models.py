@@ -1,0 +1,104 @@
+"""Several models in one run, on a real Ray: each row by the right one, and so after resume and retry."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.job import Job
+from pipelines.output import Output
+from pipelines.run import retry, run
+from pipelines.status import read_status
+from speech.engines.base import EngineConfig
+from speech.engines.fake import FakeEngine
+from speech.errors import RayscribeError, UsageError
+from speech.models.families import Family
+from storage.filesystem import Storage
+from tests.pipelines.jobs import answers_in, job_of, manifest_of, start_scripted
+
+GRANITE, WHISPER = "ibm-granite/granite-4.0-1b-speech", "openai/whisper-small"
+MODELS = [
+    {"model": GRANITE, "languages": ["en", "de"], "where": {"tier": ["gold", ""]}},
+    {"model": WHISPER},
+]
+ROWS: list[dict[str, object]] = [
+    *({"audio": "agent.flac", "id": f"en-{number}", "duration": 2} for number in range(8)),
+    *({"audio": "agent.flac", "id": f"sv-{number}", "language": "sv", "duration": 2} for number in range(12)),
+    {"audio": "customer.flac", "id": "de", "language": "de", "tier": "gold"},
+    {"audio": "customer.flac", "id": "cheap", "language": "de", "tier": "cheap"},
+    {"audio": "agent.flac", "id": "none", "language": "xx"},
+    {"audio": "agent.flac", "id": "refused", "language": "sv", "keywords": ["refuse me"]},
+    {"audio": "missing.wav", "id": "missing", "language": "sv"},
+]
+
+
+def model_for(row: dict[str, object]) -> str:
+    granite = row.get("language", "en") in ("en", "de") and row.get("tier") != "cheap"
+    return GRANITE if granite else WHISPER
+
+
+def models_of(answers: list[dict[str, Any]]) -> dict[str, str]:
+    assert len({row["recording_id"] for row in answers}) == len(answers)
+    return {row["recording_id"]: row["model"] for row in answers if row["status"] == "ok"}
+
+
+@pytest.mark.parametrize("engines", [1, 2])  # one after the other, and at once
+def test_each_row_goes_to_the_model_that_has_it_and_again(calls: Path, engines: int) -> None:
+    output = calls / "out"
+    settings = {"models": MODELS, "engines": engines}
+    first = ROWS[:3] + ROWS[8:11]
+    run(job_of(manifest_of(calls, *first), output, **settings), start_scripted)
+    assert models_of(answers_in(output)) == {row["id"]: model_for(row) for row in first}
+
+    manifest = manifest_of(calls, *ROWS)  # has grown
+    summary = run(job_of(manifest, output, **settings), start_scripted)
+    answers = answers_in(output)
+    failed = {"none": "unsupported_language", "refused": "engine_refused", "missing": "not_found"}
+    assert models_of(answers) == {row["id"]: model_for(row) for row in ROWS if row["id"] not in failed}
+    assert {row["recording_id"]: row["error"]["code"] for row in answers if row["error"]} == failed
+    assert "Granite" in next(row["error"]["message"] for row in answers if row["recording_id"] == "none")
+    assert (summary.done_before, summary.ok) == (len(first), len(ROWS) - len(first) - len(failed))
+    assert {row["recording_id"]: row["text"].split()[0] for row in answers if not row["error"]}["sv-0"] == "sv"
+
+    (calls / "missing.wav").write_bytes((calls / "agent.flac").read_bytes())
+    asked = Output(str(output), Storage()).require_job()
+    job = Job.from_settings({"manifest": manifest, "output": str(output), **asked["settings"]})
+    assert [rule.model for rule in job.rules] == [GRANITE, WHISPER]
+    retried = retry(job, start_scripted)
+    assert (retried.ok, retried.failed.total()) == (1, 2)
+    answers = answers_in(output)
+    assert models_of(answers)["missing"] == WHISPER
+    assert {row["recording_id"]: row["attempt"] for row in answers if row["recording_id"] in failed} == dict.fromkeys(
+        failed, 2
+    )
+    report = json.loads((output / "run.json").read_text())
+    assert [each["model"] for each in report["config"]["models"]] == [GRANITE, WHISPER]
+    assert report["models"] == {WHISPER: {"ok": 1, "failed": 1}, GRANITE: {"ok": 0, "failed": 1}}
+    status = read_status(str(output), {})
+    assert status.by_model == {GRANITE: 9, WHISPER: 14}
+
+
+def test_other_rules_on_the_same_output_are_refused(calls: Path) -> None:
+    output, manifest = calls / "out", manifest_of(calls, *ROWS[:1])
+    run(job_of(manifest, output, models=MODELS), start_scripted)
+    for changed in ({"models": MODELS[1:]}, {"model": GRANITE}):
+        with pytest.raises(UsageError, match="model") as refused:
+            run(job_of(manifest, output, **changed), start_scripted)
+        assert refused.value.code == "changed_settings"
+
+
+def refuse_whisper(config: EngineConfig, family: Family) -> FakeEngine:
+    if config.model == WHISPER:
+        raise ImportError("no such engine here")
+    return start_scripted(config, family)
+
+
+def test_an_engine_that_cannot_start_ends_the_run_of_all(calls: Path) -> None:
+    slow: list[dict[str, object]] = [
+        {"audio": "agent.flac", "id": f"{number}", "keywords": ["take your time"]} for number in range(100)
+    ]
+    job = job_of(manifest_of(calls, *ROWS, *slow), calls / "out", models=MODELS, engines=2)
+    with pytest.raises(RayscribeError, match="no such engine here"):
+        run(job, refuse_whisper)
+    assert read_status(str(calls / "out"), {}).ok < 100  # the other was stopped
