@@ -76,9 +76,10 @@ class Evaluation:
             totals.append(f"RTFx {self.rtfx:.0f}")
         if self.failed:
             totals.append(f"{self.failed} with a reference have no transcript")
-        if len(rates := self.wer_by_model) > 1:
-            totals += [f"{model}: WER {rate:.2%}" for model, rate in rates.items()]
         console.print(" · ".join(totals), highlight=False)
+        if len(rates := self.wer_by_model) > 1:
+            for model, rate in rates.items():
+                console.print(f"{model}: WER {rate:.2%}", highlight=False, soft_wrap=True, markup=False)
 
 
 def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping[str, object]) -> Evaluation:
