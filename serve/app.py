@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -42,7 +42,7 @@ from speech.models.checkpoint import family_of
 from speech.preflight import preflight
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript, Transcriber
-from speech.transcript import Transcript
+from speech.transcript import Usage
 
 # The share of an engine's concurrent clips that one recording may have, however long it is.
 RECORDING_SHARE = 0.25
@@ -77,33 +77,39 @@ class ListenerReplica:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listener")
 
-    async def listen(self, recording: Recording, audio: np.ndarray) -> ListenSummary | RayscribeError:
+    async def listen(
+        self, recording: Recording, audio: np.ndarray
+    ) -> AsyncGenerator[ListenSummary | RayscribeError, None]:
         """Decodes an upload and cuts its speech.
 
         Args:
             recording: what is asked for.
             audio: uint8, the bytes of its file, in shared memory.
 
-        Returns:
-            A summary whose handle is a reference to the ``ListenResult`` in the object store.
+        Yields:
+            Summaries of parts, whose handles are references to each ``ListenResult`` in the object store; an error is
+            the last item.
         """
         limit_s = min(self._timeout_s, MIN_LISTEN_S + LISTEN_S_PER_BYTE * audio.nbytes)
         loop = asyncio.get_running_loop()
+        parts = self._process.stream(recording, audio, limit_s)
         try:
-            return await loop.run_in_executor(self._thread, self._listen, recording, audio, limit_s)
+            while (summary := await loop.run_in_executor(self._thread, _next_summary, parts)) is not None:
+                yield summary
         except RayscribeError as error:
-            return error
-        except asyncio.CancelledError:
+            yield error
+        except (asyncio.CancelledError, GeneratorExit):
             self._process.kill()
             raise
-
-    def _listen(self, recording: Recording, audio: np.ndarray, limit_s: float) -> ListenSummary:
-        listened = self._process.listen(recording, audio, limit_s)
-        return ListenSummary(listened.duration_s, ray.put(listened))
 
     def __del__(self) -> None:
         if hasattr(self, "_process"):
             self._process.close()
+
+
+def _next_summary(parts: Iterator[ListenResult]) -> ListenSummary | None:
+    part = next(parts, None)
+    return None if part is None else ListenSummary.of(part, ray.put(part))
 
 
 class TranscriberReplica:
@@ -124,16 +130,16 @@ class TranscriberReplica:
         self._metrics = EngineMetrics()
         self._warm = False
 
-    async def transcribe(self, recording: Recording, listened: ListenResult) -> Transcript | RayscribeError:
-        """The whole transcript."""
+    async def transcribe(self, recording: Recording, listened: ListenResult) -> list[ClipTranscript] | RayscribeError:
+        """All clips in one answer, which costs less than one a clip."""
         try:
-            transcript = await self._transcriber.transcribe(recording, listened)
+            clips = [clip async for clip in self._transcriber.stream(recording, listened)]
         except EngineDied as died:
             _exit(died)
         except RayscribeError as error:
             return error
-        self._metrics.add_usage(transcript.usage)
-        return transcript
+        self._metrics.add_usage(sum((clip.usage for clip in clips), Usage()))
+        return clips
 
     async def stream(
         self, recording: Recording, listened: ListenResult, live: bool

@@ -1,35 +1,39 @@
 """What the endpoint's HTTP needs of Rayscribe: a Listener and a Transcriber, wherever they run."""
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, Protocol, Self
 
+from speech.listener import ListenResult
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript
-from speech.transcript import Transcript
 
 
 @dataclass(frozen=True, slots=True)
 class ListenSummary:
-    """What the endpoint needs to know of a ``ListenResult``, without its samples.
+    """A part of what the Listener found (``speech.listener.Listener.stream``), without its samples.
 
     Attributes:
-        duration_s: seconds of audio that were read.
-        handle: the ``ListenResult``, or a reference to one, for ``Backend.transcribe`` and ``Backend.stream``.
+        listened: the part, its clips left out.
+        handle: the part, or a reference to it, for ``Backend.transcribe`` and ``Backend.stream``.
     """
 
-    duration_s: float
+    listened: ListenResult
     handle: Any
+
+    @classmethod
+    def of(cls, part: ListenResult, handle: Any) -> Self:
+        return cls(replace(part, clips=[]), handle)
 
 
 class Backend(Protocol):
     """Listener and Transcriber. Each method raises as the class behind it does; cancelling a call cancels its work."""
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
-        """``speech.listener.Listener.listen``"""
+    def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
+        """``speech.listener.Listener.stream``"""
 
-    async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
-        """``speech.transcriber.Transcriber.transcribe``"""
+    async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
+        """All clips of a part."""
 
     def stream(self, recording: Recording, handle: Any, *, live: bool = False) -> AsyncGenerator[ClipTranscript, None]:
         """``speech.transcriber.Transcriber.stream``"""

@@ -4,7 +4,7 @@ Decoders are written in C. The child has limits on memory, CPU time and wall tim
 takes its place. Its environment holds no credentials, and its answers are parsed as data, never unpickled.
 
     request    a line of JSON on stdin: the recording. Its audio is in a file that both processes have open.
-    answer     a line of JSON on stdout, ``_Answer``, and the samples of all clips
+    answers    of each part a line of JSON on stdout, ``_Answer``, and the samples of its clips; one line at the end
 
 Limit: the child runs as the same user, with the same files and network. Those a container restricts.
 """
@@ -64,8 +64,8 @@ class ListenerProcess:
         self._audio = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
         self._child = _Child(settings, self._audio)
 
-    def listen(self, recording: Recording, audio: np.ndarray, limit_s: float) -> ListenResult:
-        """As ``Listener.listen``, of an upload.
+    def stream(self, recording: Recording, audio: np.ndarray, limit_s: float) -> Iterator[ListenResult]:
+        """As ``Listener.stream``, of an upload. Who stops before its end must ``kill``.
 
         Args:
             recording: its range and options; ``audio`` is its name in messages.
@@ -73,7 +73,7 @@ class ListenerProcess:
             limit_s: the child is killed when this time has passed.
 
         Raises:
-            AudioError: as of ``Listener.listen``; ``listen_timeout``; ``poison`` if the child died.
+            AudioError: as of ``Listener.stream``; ``listen_timeout``; ``poison`` if the child died.
         """
         self._audio.seek(0)
         self._audio.truncate()
@@ -85,7 +85,9 @@ class ListenerProcess:
         child.wait_ready()
         start = time.monotonic()
         try:
-            answer = child.exchange(recording, limit_s)
+            yield from child.exchange(recording, limit_s)
+        except AudioError:
+            raise
         except (OSError, ValueError) as error:  # it has died, or its answer is malformed
             child.end()
             self._child = _Child(self._settings, self._audio)
@@ -98,12 +100,9 @@ class ListenerProcess:
             raise AudioError(
                 "poison", f"decoding {recording.audio} has ended the process that decodes ({cause})"
             ) from error
-        if isinstance(answer, AudioError):
-            raise answer
-        return answer
 
     def kill(self) -> None:
-        """Ends the recording in progress, from another thread: its ``listen`` raises ``poison``."""
+        """Ends the recording in progress, from another thread: its ``stream`` raises ``poison``."""
         self._child.kill()
 
     def close(self) -> None:
@@ -156,17 +155,20 @@ class _Child:
         if not self._ready:
             raise RuntimeError("the Listener's process does not start")
 
-    def exchange(self, recording: Recording, limit_s: float) -> ListenResult | AudioError:
-        """Sends a recording and returns its answer.
+    def exchange(self, recording: Recording, limit_s: float) -> Iterator[ListenResult]:
+        """Sends a recording and yields its answers.
 
         Raises:
+            AudioError: the child's answer.
             OSError, ValueError: the child has died, or its answer is malformed.
         """
         with self._killed_after(limit_s):
             self._requests.write(_Request.of(recording, limit_s).model_dump_json().encode() + b"\n")
             self._requests.flush()
-            answer = _Answer.model_validate_json(self._answers.readline())
-            return answer.error.raised() if answer.error else answer.result(self._answers)
+            while not (answer := _Answer.model_validate_json(self._answers.readline())).end:
+                if answer.error:
+                    raise answer.error.raised()
+                yield answer.result(self._answers)
 
     @contextlib.contextmanager
     def _killed_after(self, limit_s: float) -> Iterator[None]:
@@ -213,7 +215,7 @@ class _ClipHeader(BaseModel):
 
 
 class _Answer(BaseModel):
-    """A ``ListenResult``, its samples apart; or an error."""
+    """A part as a ``ListenResult``, its samples apart; or an error; or the end."""
 
     duration_s: float = 0.0
     speech_s: float = 0.0
@@ -221,6 +223,7 @@ class _Answer(BaseModel):
     clips: list[_ClipHeader] = []
     flags: tuple[str, ...] = ()
     error: _Error | None = None
+    end: bool = False
 
     @classmethod
     def of(cls, listened: ListenResult) -> Self:
@@ -274,11 +277,11 @@ def main(settings: ListenerSettings, audio_descriptor: int) -> None:
     for line in sys.stdin.buffer:
         request = _Request.model_validate_json(line)
         _limit_cpu(request.limit_s)
-        answer, clips = _listen(listener, request.recording, audio)
-        answers.write(answer.model_dump_json().encode() + b"\n")
-        for clip in clips:
-            answers.write(clip.samples.data)
-        answers.flush()
+        for answer, clips in _answers(listener, request.recording, audio):
+            answers.write(answer.model_dump_json().encode() + b"\n")
+            for clip in clips:
+                answers.write(clip.samples.data)
+            answers.flush()
 
 
 def _limit_cpu(limit_s: float) -> None:
@@ -288,10 +291,13 @@ def _limit_cpu(limit_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
 
 
-def _listen(listener: Listener, recording: Recording, audio: BinaryIO) -> tuple[_Answer, list[Clip]]:
+def _answers(listener: Listener, recording: Recording, audio: BinaryIO) -> Iterator[tuple[_Answer, list[Clip]]]:
+    """All answers to a request, with the clips of each."""
     try:
-        listened = listener.listen(recording, audio)
-        return _Answer.of(listened), listened.clips
+        for part in listener.stream(recording, audio):
+            yield _Answer.of(part), part.clips
+        yield _Answer(end=True), []
+        return
     except AudioError as error:
         code, message = error.code, error.message
     except Exception as unforeseen:  # a bug must fail one request
@@ -299,7 +305,7 @@ def _listen(listener: Listener, recording: Recording, audio: BinaryIO) -> tuple[
             sys.exit(errno.ENOMEM)  # what a library holds after a failed allocation is unknown
         log.exception("decoding an upload")
         code, message = "internal", f"{type(unforeseen).__name__}: {unforeseen}"
-    return _Answer(error=_Error(code=code, message=message)), []
+    yield _Answer(error=_Error(code=code, message=message)), []
 
 
 if __name__ == "__main__":

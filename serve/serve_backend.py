@@ -18,13 +18,12 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from serve.backend import ListenSummary
 from speech.errors import EngineDied, RayscribeError, RequestError
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript
-from speech.transcript import Transcript
 
 Answer = TypeVar("Answer")
 
@@ -36,26 +35,31 @@ class ServeBackend:
     listener: DeploymentHandle
     transcriber: DeploymentHandle
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
+    async def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
         stored = await asyncio.to_thread(_put_file, audio)
-        summary: ListenSummary = await _result(self.listener.listen.remote(recording, stored))
-        return summary
+        async for summary in _items(self.listener.options(stream=True).listen.remote(recording, stored)):
+            yield summary
 
-    async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
-        transcript: Transcript = await _result(self.transcriber.transcribe.remote(recording, handle))
-        return transcript
+    async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
+        clips: list[ClipTranscript] = await _result(self.transcriber.transcribe.remote(recording, handle))
+        return clips
 
     async def stream(
         self, recording: Recording, handle: Any, *, live: bool = False
     ) -> AsyncGenerator[ClipTranscript, None]:
-        clips = self.transcriber.options(stream=True).stream.remote(recording, handle, live)
-        try:
-            with _map_serve_errors():
-                async for clip in clips:
-                    yield _raise_error(clip)
-        except (asyncio.CancelledError, GeneratorExit):
-            clips.cancel()
-            raise
+        async for clip in _items(self.transcriber.options(stream=True).stream.remote(recording, handle, live)):
+            yield clip
+
+
+async def _items(response: DeploymentResponseGenerator) -> AsyncGenerator[Any, None]:
+    """A deployment's answers; an error that is among them as a value is raised."""
+    try:
+        with _map_serve_errors():
+            async for item in response:
+                yield _raise_error(item)
+    except (asyncio.CancelledError, GeneratorExit):
+        response.cancel()
+        raise
 
 
 async def _result(response: DeploymentResponse) -> Any:

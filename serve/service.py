@@ -8,9 +8,11 @@ Independent of Ray: the work is done by a ``Backend``.
 
 import asyncio
 import contextlib
+import functools
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Any
 
 from starlette.exceptions import WebSocketException
 from starlette.requests import HTTPConnection, Request
@@ -19,7 +21,8 @@ from starlette.status import WS_1013_TRY_AGAIN_LATER
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from serve.backend import Backend, ListenSummary
+from serve.backend import Backend
+from serve.decoding import Decoding
 from serve.form import SpeechForm
 from serve.http_errors import INTERNAL, ErrorBody
 from serve.limits import AdmissionLimiter, ByteBudget
@@ -33,7 +36,7 @@ from speech.errors import RayscribeError, RequestError
 from speech.formats import CONTENT_TYPES, render_transcript, token_usage
 from speech.models.checkpoint import family_of
 from speech.recording import Recording, Task
-from speech.transcriber import ClipTranscript, segment_separator
+from speech.transcriber import ClipTranscript, segment_separator, whole_transcript
 from speech.transcript import Usage
 
 # Names fields of the request that had no effect. The JSON formats have it as their field ``warning``, too.
@@ -86,21 +89,30 @@ class TranscriptionService:
                 headers = {WARNING_HEADER: form.warning} if form.warning else {}
                 start = time.perf_counter()
                 recording = self._recording(form, name)
-                listened = await self._backend.listen(recording, audio)
+                decode = self._backend.stream if form.stream else self._whole_parts
+                decoding = Decoding(self._backend.listen(recording, audio), functools.partial(decode, recording))
+                await resources.enter_async_context(contextlib.aclosing(decoding))
+                clips = decoding.clips()
                 if form.stream:
-                    clips = self._backend.stream(recording, listened.handle)
                     await resources.enter_async_context(contextlib.aclosing(clips))
                     first = await anext(clips, None)  # an error up to here has an HTTP status of its own
-                    events = self._events(recording, listened, first, clips, start)
+                    events = self._events(recording, decoding, first, clips, start)
                     await resources.enter_async_context(contextlib.aclosing(events))
                     return EventStream(events, resources.pop_all(), headers)
-                transcript = await self._backend.transcribe(recording, listened.handle)
-                self._metrics.answered(task, listened.duration_s, time.perf_counter() - start)
+                decoded = [clip async for clip in clips]
+                seconds = time.perf_counter() - start
+                transcript = whole_transcript(recording, self._model, decoding.listened, decoded, seconds)
+                self._metrics.answered(task, decoding.listened.duration_s, seconds)
                 content = render_transcript(transcript, form.response_format, form.warning)
                 return Response(content, headers=headers, media_type=CONTENT_TYPES[form.response_format])
         except RayscribeError as error:
             self._metrics.refused(task, error.code)
             raise
+
+    async def _whole_parts(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
+        """The clips of a part, all in one message."""
+        for clip in await self._backend.transcribe(recording, handle):
+            yield clip
 
     async def live(self, websocket: WebSocket) -> None:
         """Serves one session of live audio."""
@@ -143,7 +155,7 @@ class TranscriptionService:
     async def _events(
         self,
         recording: Recording,
-        listened: ListenSummary,
+        decoding: Decoding,
         clip: ClipTranscript | None,
         rest: AsyncIterator[ClipTranscript],
         start: float,
@@ -170,8 +182,9 @@ class TranscriptionService:
             self._metrics.refused(recording.options.task, INTERNAL.code)
             yield _event(ErrorBody.of(INTERNAL))
             raise
-        self._metrics.answered(recording.options.task, listened.duration_s, time.perf_counter() - start)
-        yield _event(TextDone(text="".join(texts), duration=listened.duration_s, usage=token_usage(usage)))
+        duration_s = decoding.listened.duration_s
+        self._metrics.answered(recording.options.task, duration_s, time.perf_counter() - start)
+        yield _event(TextDone(text="".join(texts), duration=duration_s, usage=token_usage(usage)))
 
 
 class EventStream(StreamingResponse):

@@ -9,20 +9,19 @@ the same bytes in a batch and online.
 
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from speech.audio import SAMPLE_RATE
 from speech.audio.channels import ChannelGroups, ChannelMixer, select_channels
-from speech.audio.clips import Amplification, ChannelSegmenter, Clip
-from speech.audio.crosstalk import CrosstalkDetector
+from speech.audio.clips import Clip
 from speech.audio.decoders import FormatChanged
 from speech.audio.decoding import MAX_CHANNEL_S, MAX_DURATION_S, AudioFile, AudioSource, open_audio, resampled
+from speech.audio.recording_segmenter import RecordingSegmenter
 from speech.audio.segmenting import Segmenter
 from speech.audio.silero import load_silero
 from speech.errors import AudioError
@@ -32,6 +31,11 @@ from speech.redaction import redact_uri
 # dBFS, of the loudest half second of a recording. Below QUIET_DB the VAD misses speech, so the recording is read again
 # with the gain that brings it to NORMAL_DB; below SILENCE_DB there is none.
 SILENCE_DB, QUIET_DB, NORMAL_DB = -80.0, -40.0, -20.0
+# Seconds of speech in a part of a recording: enough to fill an engine's batch for a while. A call to another process,
+# some 20 ms, comes with each part.
+PART_S = 30.0
+# Seconds of work after which a part is given with less: for audio that arrives slowly.
+PART_AFTER_S = 0.5
 QUIET = "quiet"  # flag
 SKIPPED_TRACKS = "skipped_tracks"  # flag
 
@@ -56,6 +60,11 @@ class ListenResult:
     channels: int
     clips: list[Clip]
     flags: tuple[str, ...] = ()
+
+
+def join_parts(parts: Sequence[ListenResult]) -> ListenResult:
+    """The whole of what ``Listener.stream`` yields."""
+    return dataclasses.replace(parts[-1], clips=[clip for part in parts for clip in part.clips])
 
 
 def open_local(uri: str) -> AudioSource:
@@ -102,6 +111,15 @@ class Listener:
         Raises:
             AudioError: the audio cannot be opened or decoded.
         """
+        return join_parts(list(self.stream(recording, source)))
+
+    def stream(self, recording: Recording, source: AudioSource | None = None) -> Iterator[ListenResult]:
+        """As ``listen``, in parts, so that an engine can decode the first while the rest is cut.
+
+        Each part has the clips since the part before, and otherwise what is known so far, the last of the whole. Parts
+        have clips of PART_S, or those of PART_AFTER_S of work. There is one part only where a decoder may find later
+        that the file has more channels (``AudioFile.fixed_format``), and of quiet recordings.
+        """
         name = redact_uri(recording.audio)
         with (
             self._source(recording.audio, name) if source is None else contextlib.nullcontext(source) as opened,
@@ -113,33 +131,37 @@ class Listener:
                 raw_format=recording.options.raw_format,
             ) as audio,
         ):
+            if audio.fixed_format:
+                yield from self._cut(audio, recording)
+                return
             while True:
                 try:
-                    return self._listen(audio, recording)
+                    whole = join_parts(list(self._cut(audio, recording)))
                 except FormatChanged:  # the rest of the file has more channels, which are selected anew
                     continue
+                yield whole
+                return
 
-    def _listen(self, audio: AudioFile, recording: Recording) -> ListenResult:
+    def _cut(self, audio: AudioFile, recording: Recording) -> Iterator[ListenResult]:
         """Selects the channels and cuts their speech; a quiet recording is amplified and cut again."""
         selection = select_channels(audio, recording)
         flags = selection.flags + ((SKIPPED_TRACKS,) if audio.skipped_tracks else ())
-        listened, segmenters = self._segment(audio, recording, selection.groups)
-        level_db = max(segmenter.level_db for segmenter in segmenters)
-        if SILENCE_DB < level_db < QUIET_DB:
-            gain = 10 ** ((NORMAL_DB - level_db) / 20)
-            amplification = [Amplification(segmenter.dc, gain) for segmenter in segmenters]
-            listened, _ = self._segment(audio, recording, selection.groups, amplification)
-            flags += (QUIET,) if listened.clips else ()
-        return dataclasses.replace(listened, flags=flags)
+        segmenter = RecordingSegmenter(selection.groups, self._clip_s, self._vad, recording.offset)
+        for part in self._parts(audio, recording, selection.groups, segmenter):
+            if not SILENCE_DB < segmenter.level_db < QUIET_DB:
+                yield dataclasses.replace(part, flags=flags)
+                continue
+            gain = 10 ** ((NORMAL_DB - segmenter.level_db) / 20)
+            amplified = RecordingSegmenter(
+                selection.groups, self._clip_s, self._vad, recording.offset, segmenter.amplification(gain)
+            )
+            whole = join_parts(list(self._parts(audio, recording, selection.groups, amplified)))
+            yield dataclasses.replace(whole, flags=flags + ((QUIET,) if whole.clips else ()))
 
-    def _segment(
-        self,
-        audio: AudioFile,
-        recording: Recording,
-        groups: ChannelGroups,
-        amplification: list[Amplification] | None = None,
-    ) -> tuple[ListenResult, list[ChannelSegmenter]]:
-        """The clips of the selected channels, and what has cut them."""
+    def _parts(
+        self, audio: AudioFile, recording: Recording, groups: ChannelGroups, segmenter: RecordingSegmenter
+    ) -> Iterator[ListenResult]:
+        """The clips that ``segmenter`` cuts: once it is known that the recording is not quiet, or else at its end."""
         frames = 0
 
         def selected() -> Iterator[np.ndarray]:
@@ -149,34 +171,21 @@ class Listener:
                 frames += len(block)
                 yield mixer.average(block)
 
-        crosstalk = CrosstalkDetector() if len(groups) == 2 else None
-        segmenters = [
-            ChannelSegmenter(
-                group[0],
-                self._clip_s,
-                self._vad,
-                recording.offset,
-                amplification[column] if amplification else None,
-                functools.partial(crosstalk.is_crosstalk, column) if crosstalk else None,
-            )
-            for column, group in enumerate(groups)
-        ]
+        def part(clips: list[Clip]) -> ListenResult:
+            return ListenResult(frames / audio.sample_rate, segmenter.speech_s, len(groups), clips)
+
+        clips: list[Clip] = []
+        begun = time.monotonic()
         for block in resampled(selected(), audio.sample_rate):
-            if crosstalk is not None:
-                crosstalk.discard_before(min(segmenter.keep_from for segmenter in segmenters))
-                crosstalk.push(block)
-            for column, segmenter in enumerate(segmenters):
-                segmenter.push(block[:, column])
-        for segmenter in segmenters:
-            segmenter.finish()
-        clips = [clip for segmenter in segmenters for clip in segmenter.pop_clips()]
-        listened = ListenResult(
-            duration_s=frames / audio.sample_rate,
-            speech_s=sum(segmenter.speech for segmenter in segmenters) / SAMPLE_RATE,
-            channels=len(segmenters),
-            clips=sorted(clips, key=lambda clip: (clip.start_s, clip.channel)),
-        )
-        return listened, segmenters
+            segmenter.push(block)
+            clips += segmenter.pop_clips()
+            if not clips or segmenter.level_db < QUIET_DB:
+                continue
+            if sum(clip.end_s - clip.start_s for clip in clips) >= PART_S or time.monotonic() >= begun + PART_AFTER_S:
+                yield part(clips)
+                clips, begun = [], time.monotonic()
+        segmenter.finish()
+        yield part(clips + segmenter.pop_clips())
 
     @contextlib.contextmanager
     def _source(self, uri: str, name: str) -> Iterator[AudioSource]:

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,23 +83,8 @@ class Transcriber:
             EngineDied: the engine cannot be used any more.
         """
         start = time.perf_counter()
-        segments: list[Segment] = []
-        usage = Usage()
-        async for clip in self.stream(recording, listened):
-            segments += clip.segments
-            usage += clip.usage
-        return Transcript(
-            recording=recording,
-            model=self._model,
-            text=join_text(segments, recording.options),
-            segments=tuple(segments),
-            flags=_recording_flags(segments, listened),
-            duration_s=listened.duration_s,
-            speech_s=listened.speech_s,
-            channels=listened.channels,
-            usage=usage,
-            transcribe_s=time.perf_counter() - start,
-        )
+        clips = [clip async for clip in self.stream(recording, listened)]
+        return whole_transcript(recording, self._model, listened, clips, time.perf_counter() - start)
 
     async def stream(
         self, recording: Recording, listened: ListenResult, *, live: bool = False
@@ -147,6 +132,37 @@ class Transcriber:
             raise EngineDied(
                 "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
             ) from error
+
+
+def whole_transcript(
+    recording: Recording, model: str, listened: ListenResult, clips: Iterable[ClipTranscript], transcribe_s: float
+) -> Transcript:
+    """The transcript of a recording from those of its clips.
+
+    Args:
+        recording: what was asked for.
+        model: the model's name.
+        listened: the Listener's result; its own clips are not used.
+        clips: in time order.
+        transcribe_s: seconds of decoding.
+    """
+    segments: list[Segment] = []
+    usage = Usage()
+    for clip in clips:
+        segments += clip.segments
+        usage += clip.usage
+    return Transcript(
+        recording=recording,
+        model=model,
+        text=join_text(segments, recording.options),
+        segments=tuple(segments),
+        flags=_recording_flags(segments, listened),
+        duration_s=listened.duration_s,
+        speech_s=listened.speech_s,
+        channels=listened.channels,
+        usage=usage,
+        transcribe_s=transcribe_s,
+    )
 
 
 def join_text(segments: list[Segment], options: Options) -> str:
@@ -202,7 +218,7 @@ def _recording_flags(segments: list[Segment], listened: ListenResult) -> tuple[s
     """Each flag of the segments once, and those of the recording as a whole."""
     flags = dict.fromkeys(flag for segment in segments for flag in segment.flags)
     flags |= dict.fromkeys(listened.flags)
-    if not listened.clips:
+    if not segments:  # a clip has one at least
         flags["no_speech"] = None
     elif listened.speech_s < LITTLE_SPEECH * listened.duration_s:
         flags["little_speech"] = None

@@ -67,6 +67,11 @@ class AudioFile:
         return self._decoder.channels
 
     @property
+    def fixed_format(self) -> bool:
+        """Whether ``sample_rate`` and ``channels`` stay as they are: ``blocks`` never raises FormatChanged."""
+        return isinstance(self._decoder, SndfileDecoder)
+
+    @property
     def skipped_tracks(self) -> int:
         """How many audio tracks have no decoder; their speech is missing."""
         return self._decoder.skipped_tracks

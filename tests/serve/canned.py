@@ -16,9 +16,10 @@ from serve.routes import http_app
 from serve.service import TranscriptionService
 from serve.settings import ServeSettings
 from speech.errors import RayscribeError
+from speech.listener import ListenResult
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript
-from speech.transcript import Segment, Transcript, Usage
+from speech.transcript import Segment, Usage
 
 MAX_WAIT_S = 30.0
 
@@ -45,14 +46,14 @@ class CannedBackend:
         self.go_on.set()
         self.cancelled = threading.Event()
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
+    async def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
         self.requests.append(recording)
         self.uploads.append(audio.read())
         if self.failure and self.refuses:
             raise self.failure
-        return ListenSummary(self.duration_s, None)
+        yield ListenSummary(ListenResult(self.duration_s, self.duration_s, 1, []), None)
 
-    async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
+    async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         raise AssertionError("the page requests only streams")
 
     async def stream(

@@ -16,7 +16,6 @@ from speech.listener import Listener, ListenResult
 from speech.models.families import GRANITE_4_0
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript, Transcriber
-from speech.transcript import Transcript
 from testing.synthetic_audio import call, sndfile
 
 # A call of four turns, agent on the left and customer on the right.
@@ -38,12 +37,13 @@ class DirectBackend:
             self._transcriber = Transcriber(self._engine, GRANITE_4_0, MODEL, concurrent_clips=8)
         return self._transcriber
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> ListenSummary:
-        listened = await asyncio.to_thread(self.listener.listen, recording, audio)
-        return ListenSummary(listened.duration_s, listened)
+    async def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
+        parts = self.listener.stream(recording, audio)
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            yield ListenSummary.of(part, part)
 
-    async def transcribe(self, recording: Recording, handle: Any) -> Transcript:
-        return await self.transcriber.transcribe(recording, handle)
+    async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
+        return [clip async for clip in self.transcriber.stream(recording, handle)]
 
     def stream(
         self, recording: Recording, handle: ListenResult, *, live: bool = False

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from serve.app import ListenerReplica
-from serve.listener_process import ListenerProcess, ListenerSettings, _cause, _listen
+from serve.listener_process import ListenerProcess, ListenerSettings, _answers, _cause
 from serve.settings import ServeSettings
 from speech.errors import AudioError
-from speech.listener import Listener
+from speech.listener import Listener, ListenResult, join_parts
 from speech.recording import Options, Recording
 from testing.synthetic_audio import RATE, sndfile
 from tests.serve.conftest import eventually
@@ -48,13 +48,17 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[ListenerProcess]:
 @pytest.fixture
 def child(process: ListenerProcess) -> int:
     """The pid of a child that has answered once."""
-    process.listen(RECORDING, as_array(CALL), LIMIT_S)
+    listen(process, RECORDING, as_array(CALL), LIMIT_S)
     return process._child._process.pid
+
+
+def listen(process: ListenerProcess, recording: Recording, audio: np.ndarray, limit_s: float) -> ListenResult:
+    return join_parts(list(process.stream(recording, audio, limit_s)))
 
 
 def refused(process: ListenerProcess, audio: np.ndarray, limit_s: float = LIMIT_S) -> AudioError:
     with pytest.raises(AudioError) as caught:
-        process.listen(RECORDING, audio, limit_s)
+        listen(process, RECORDING, audio, limit_s)
     return caught.value
 
 
@@ -63,7 +67,7 @@ def test_it_answers_what_a_listener_answers(process: ListenerProcess, tmp_path: 
     for options, duration in ((Options(), None), (Options(channels="mix"), 2.5)):
         recording = RECORDING.model_copy(update={"options": options, "offset": 0.5, "duration": duration})
         expected = Listener(clip_s=30.0).listen(recording, tmp_path / "call.wav")
-        listened = process.listen(recording, as_array(CALL), LIMIT_S)
+        listened = listen(process, recording, as_array(CALL), LIMIT_S)
         assert listened.duration_s == expected.duration_s
         assert listened.speech_s == expected.speech_s
         assert listened.channels == expected.channels
@@ -76,7 +80,7 @@ def test_it_answers_what_a_listener_answers(process: ListenerProcess, tmp_path: 
 def test_errors_are_those_of_the_listener(process: ListenerProcess) -> None:
     assert refused(process, as_array(b"RIFF\0\0\0\0WAVE" + b"not audio " * 99)).code == "unreadable"
     assert refused(process, as_array(b"")).code == "empty"
-    assert process.listen(RECORDING, as_array(CALL), LIMIT_S).clips
+    assert listen(process, RECORDING, as_array(CALL), LIMIT_S).clips
 
 
 def test_the_child_has_limits_and_no_credentials(child: int) -> None:
@@ -102,13 +106,13 @@ def test_a_crash_costs_one_request(process: ListenerProcess, child: int, sent: s
     error = refused(process, LONG)
     assert error.code == "poison"
     assert sent.name in error.message
-    assert process.listen(RECORDING, as_array(CALL), LIMIT_S).clips
+    assert listen(process, RECORDING, as_array(CALL), LIMIT_S).clips
 
 
 def test_a_child_that_dies_idle_is_replaced(process: ListenerProcess, child: int) -> None:
     os.kill(child, signal.SIGKILL)
     eventually(lambda: process._child.exit_code is not None)
-    assert process.listen(RECORDING, as_array(CALL), LIMIT_S).clips
+    assert listen(process, RECORDING, as_array(CALL), LIMIT_S).clips
 
 
 def test_a_recording_that_needs_too_much_memory_is_refused(process: ListenerProcess, child: int) -> None:
@@ -116,18 +120,18 @@ def test_a_recording_that_needs_too_much_memory_is_refused(process: ListenerProc
     resource.prlimit(child, resource.RLIMIT_AS, (mapped, mapped))
     # The message depends on which allocation fails: C libraries may end the process themselves.
     assert refused(process, LONG).code == "poison"
-    assert process.listen(RECORDING, as_array(CALL), LIMIT_S).clips
+    assert listen(process, RECORDING, as_array(CALL), LIMIT_S).clips
 
 
 @pytest.mark.parametrize("failed", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
 def test_a_failed_allocation_ends_the_child(monkeypatch: pytest.MonkeyPatch, failed: Exception) -> None:
-    def listen(*_: object) -> None:
+    def stream(*_: object) -> None:
         raise failed
 
     listener = Listener(clip_s=30.0)
-    monkeypatch.setattr(listener, "listen", listen)
+    monkeypatch.setattr(listener, "stream", stream)
     with pytest.raises(SystemExit) as exit_:
-        _listen(listener, RECORDING, io.BytesIO())
+        next(_answers(listener, RECORDING, io.BytesIO()))
     assert isinstance(exit_.value.code, int)
     assert _cause(exit_.value.code) == "out of memory"
 
@@ -136,7 +140,7 @@ def test_a_recording_that_decodes_too_long_is_refused(process: ListenerProcess, 
     error = refused(process, LONG, limit_s=0.5)
     assert error.code == "listen_timeout"
     assert not Path(f"/proc/{child}").exists()
-    assert process.listen(RECORDING, as_array(CALL), LIMIT_S).clips
+    assert listen(process, RECORDING, as_array(CALL), LIMIT_S).clips
 
 
 @pytest.mark.parametrize("channels", [2, 8])
@@ -146,7 +150,7 @@ def test_channels_times_seconds_are_limited(channels: int) -> None:
     silence = sndfile(np.zeros((1000 * RATE, channels), np.float32), "WAV", "PCM_16")
     try:
         if channels == 2:
-            assert process.listen(RECORDING, as_array(silence), LIMIT_S).duration_s == 1000
+            assert listen(process, RECORDING, as_array(silence), LIMIT_S).duration_s == 1000
         else:
             assert refused(process, as_array(silence)).code == "too_long"
     finally:
@@ -160,11 +164,12 @@ class Asked:
         self.limit_s = 0.0
         self.started, self.killed = threading.Event(), threading.Event()
 
-    def listen(self, recording: Recording, audio: np.ndarray, limit_s: float) -> Any:
+    def stream(self, recording: Recording, audio: np.ndarray, limit_s: float) -> Iterator[Any]:
         self.limit_s = limit_s
         self.started.set()
         self.killed.wait(30)
         raise AudioError("poison", "killed")
+        yield
 
     def kill(self) -> None:
         self.killed.set()
@@ -179,11 +184,15 @@ def replica_of(process: Any, **settings: Any) -> ListenerReplica:
     return replica
 
 
+async def parts_of(replica: ListenerReplica, audio: np.ndarray) -> list[Any]:
+    return [part async for part in replica.listen(RECORDING, audio)]
+
+
 @pytest.mark.parametrize(("size", "limit_s"), [(0, 5.0), (100_000, 15.0), (90_000_000, 600.0)])
 def test_a_small_file_has_less_time_than_a_large_one(size: int, limit_s: float) -> None:
     process = Asked()
     process.killed.set()
-    answer = asyncio.run(replica_of(process).listen(RECORDING, np.empty(size, np.uint8)))
+    [answer] = asyncio.run(parts_of(replica_of(process), np.empty(size, np.uint8)))
     assert isinstance(answer, AudioError)
     assert process.limit_s == limit_s
 
@@ -192,7 +201,7 @@ def test_a_cancelled_request_ends_its_decoding() -> None:
     process = Asked()
 
     async def request() -> None:
-        task = asyncio.create_task(replica_of(process).listen(RECORDING, np.empty(1, np.uint8)))
+        task = asyncio.create_task(parts_of(replica_of(process), np.empty(1, np.uint8)))
         await asyncio.to_thread(process.started.wait, 30)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

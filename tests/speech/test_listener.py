@@ -1,9 +1,12 @@
 """The Listener returns each turn of a call with its channel, times and audio, wherever the file comes from."""
 
 import io
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 
 from speech.audio.clips import Clip
 from speech.errors import AudioError
-from speech.listener import Listener, ListenResult
+from speech.listener import PART_S, Listener, ListenResult, join_parts
 from speech.recording import Channels, Options, Recording
 from testing.synthetic_audio import RATE, Turn, at_rate, call, peak_correlation, sentence, silence, sndfile
 
@@ -242,3 +245,37 @@ def test_three_hours_of_stereo_stay_under_600_mb(tmp_path: Path) -> None:
     assert float(speech_s) > 0.6 * float(duration_s), "the call should be mostly speech"
     assert float(peak_mb) < 600
     assert heavy == "False", "torch or ray was imported"
+
+
+RECORDING = Recording(id="1", audio="call.wav")
+LONG_CALL = np.concatenate([CALL] * math.ceil(4 * PART_S / CALL_S))
+
+
+def as_tuples(clips: Sequence[Clip]) -> list[tuple[int, float, float, bytes]]:
+    return [(clip.channel, clip.start_s, clip.end_s, clip.samples.tobytes()) for clip in clips]
+
+
+def test_a_long_recording_comes_in_parts(listener: Listener) -> None:
+    file = io.BytesIO(sndfile(LONG_CALL, "WAV", "ULAW"))
+    parts = listener.stream(RECORDING, file)
+    first = next(parts)
+    assert first.duration_s < len(LONG_CALL) / RATE / 2
+    assert sum(clip.end_s - clip.start_s for clip in first.clips) >= PART_S
+    rest = list(parts)
+    assert len(rest) > 1
+    whole = listener.listen(RECORDING, file)
+    assert as_tuples(join_parts([first, *rest]).clips) == as_tuples(whole.clips)
+    assert replace(rest[-1], clips=[]) == replace(whole, clips=[])
+    assert whole.duration_s == pytest.approx(len(LONG_CALL) / RATE)
+
+
+@pytest.mark.parametrize(
+    ("samples", "container", "coding"),
+    [(LONG_CALL, "OGG", "VORBIS"), (LONG_CALL * 0.002, "WAV", "PCM_16")],
+    ids=["format may change", "quiet"],
+)
+def test_what_the_rest_of_a_file_may_change_comes_at_once(
+    listener: Listener, samples: np.ndarray, container: str, coding: str
+) -> None:
+    [whole] = listener.stream(RECORDING, io.BytesIO(sndfile(samples, container, coding)))
+    assert len(whole.clips) > len(TURNS)

@@ -1,0 +1,91 @@
+"""Decodes a recording's parts while the Listener cuts the next."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Generic, TypeVar
+
+from serve.backend import ListenSummary
+from speech.listener import ListenResult
+from speech.transcriber import ClipTranscript
+
+T = TypeVar("T")
+
+
+class ReadAhead(Generic[T]):
+    """Reads an asynchronous generator to its end in a task, however fast its items are taken."""
+
+    def __init__(self, source: AsyncGenerator[T, None]) -> None:
+        self._items: asyncio.Queue[T | _End] = asyncio.Queue()
+        self._task = asyncio.create_task(self._read(source))
+
+    async def _read(self, source: AsyncGenerator[T, None]) -> None:
+        error = None
+        try:
+            async with contextlib.aclosing(source):
+                async for item in source:
+                    self._items.put_nowait(item)
+        except Exception as failure:
+            error = failure
+        self._items.put_nowait(_End(error))
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while not isinstance(item := await self._items.get(), _End):
+            yield item
+        if item.error:
+            raise item.error
+
+    async def aclose(self) -> None:
+        """Closes the source, in the midst of it or after its end."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+
+class _End:
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+
+class Decoding:
+    """The clips of a recording, in time order, from parts that are decoded all at once.
+
+    Args:
+        parts: from ``Backend.listen``.
+        decode: decodes the part behind a handle.
+    """
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[ListenSummary, None],
+        decode: Callable[[Any], AsyncGenerator[ClipTranscript, None]],
+    ) -> None:
+        self._listened: ListenResult | None = None
+        self._decode = decode
+        self._started: list[ReadAhead[ClipTranscript]] = []
+        self._parts = ReadAhead(self._start(parts))
+
+    async def _start(
+        self, parts: AsyncGenerator[ListenSummary, None]
+    ) -> AsyncGenerator[ReadAhead[ClipTranscript], None]:
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                self._listened = part.listened
+                self._started.append(ReadAhead(self._decode(part.handle)))
+                yield self._started[-1]
+
+    @property
+    def listened(self) -> ListenResult:
+        """What is known of the recording so far; all of it when all clips are there."""
+        assert self._listened is not None, "there is a part before there is a clip, and one at the end in any case"
+        return self._listened
+
+    async def clips(self) -> AsyncGenerator[ClipTranscript, None]:
+        """Raises what listening and decoding raise, where the first clip would be that is not there."""
+        async for part in self._parts:
+            async for clip in part:
+                yield clip
+
+    async def aclose(self) -> None:
+        """Cancels what is not done."""
+        await asyncio.gather(self._parts.aclose(), *(part.aclose() for part in self._started))
