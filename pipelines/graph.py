@@ -57,7 +57,7 @@ class ModelDataset:
         layout: Layout,
         engines: int,
     ) -> None:
-        self._job, self._rule, self._model = job, job.rules[model], model
+        self._job, self._model = job, model
         self._start, self._storage, self._output = start, storage, output
         self._blocks, self._to_do = blocks, to_do
         self._layout, self._engines = layout, engines
@@ -108,7 +108,7 @@ class ModelDataset:
         return map_blocks(
             listened,
             Transcribe,
-            (self._rule, layout.engines_per_gpu, self._start, attempts, self._output),
+            (self._job.rules, self._model, layout.engines_per_gpu, self._start, attempts, self._output),
             ActorPoolStrategy(
                 min_size=layout.engines_now,
                 max_size=self._most_engines(layout),

@@ -1,8 +1,10 @@
 """The Arrow schemas between the stages of the job.
 
-    WORK      driver → Listen        a manifest row, as JSON, with its id and the number of its attempt
+    WORK      driver → Listen        a manifest row, as JSON, with its id and the number of its attempt; its language
+                                     where a model has detected it
     LISTENED  Listen → Transcribe    a recording with all its samples, or its error
-    RECEIPT   Transcribe → driver    what was committed and to which file, and when the engine was ready
+    RECEIPT   Transcribe → driver    what was committed and to which file, and when the engine was ready; or the model
+                                     that is to transcribe a recording whose language has been detected
 
 One row is one recording throughout.
 """
@@ -19,12 +21,21 @@ from speech.listener import ListenResult
 from speech.recording import Recording
 from speech.transcript import parquet_schema
 
-WORK = pa.schema([("recording_id", pa.string()), ("row", pa.string()), ("attempt", pa.int32())])
+WORK = pa.schema(
+    [
+        ("recording_id", pa.string()),
+        ("row", pa.string()),
+        ("attempt", pa.int32()),
+        ("language", pa.string()),  # null: as the row has it
+        ("language_probability", pa.float64()),
+    ]
+)
 
 _CLIP = pa.struct([("channel", pa.int32()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("size", pa.int64())])
 LISTENED = pa.schema(
     [
         ("recording", pa.string()),  # Recording, as JSON
+        ("row", pa.string()),  # as in WORK, where another model may have to transcribe the recording
         ("attempt", pa.int32()),
         ("duration_s", pa.float64()),
         ("speech_s", pa.float64()),
@@ -46,7 +57,7 @@ RECEIPT = pa.schema(
         ("recording_id", pa.string()),
         ("model", pa.string()),
         ("file", pa.string()),  # as of Output.commit
-        ("status", pa.string()),
+        ("status", pa.string()),  # ok, failed or ROUTED
         ("code", pa.string()),
         ("storage_failed", pa.bool_()),  # credentials or the service failed, not the recording
         ("duration_s", pa.float64()),
@@ -56,10 +67,33 @@ RECEIPT = pa.schema(
         ("usage", parquet_schema().field("usage").type),
         ("finished_at", pa.timestamp("us", tz="UTC")),
         ("engine_ready_at", pa.timestamp("us", tz="UTC")),
+        ("route", pa.struct([("model", pa.int32()), *WORK])),  # the position of the model, and its row of work
     ]
 )
+ROUTED = "routed"  # nothing was committed
 
 _ERRORS = {kind.stage: kind for kind in (RequestError, AudioError, EngineError)}
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A recording that another model is to transcribe, now that its language is known."""
+
+    recording: Recording
+    model: int  # its position in the run's rules
+    row: str
+    attempt: int
+
+    def as_receipt(self) -> dict[str, Any]:
+        """Its part of a RECEIPT."""
+        work = {
+            "recording_id": self.recording.id,
+            "row": self.row,
+            "attempt": self.attempt,
+            "language": self.recording.options.language,
+            "language_probability": self.recording.language_probability,
+        }
+        return {"recording_id": self.recording.id, "status": ROUTED, "route": {"model": self.model, **work}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +106,7 @@ class ListenedRow:
     listened: ListenResult | None = None
     error: RayscribeError | None = None
     waiting_s: float = 0.0
+    row: str | None = None
 
     @property
     def storage_failed(self) -> bool:
@@ -103,6 +138,7 @@ def _small_cells(row: ListenedRow) -> dict[str, Any]:
     """The cells of a row, without its samples."""
     return {
         "recording": row.recording.model_dump_json(),
+        "row": row.row,
         "attempt": row.attempt,
         "duration_s": row.listened and row.listened.duration_s,
         "speech_s": row.listened and row.listened.speech_s,
@@ -140,4 +176,6 @@ def _listened_row(cells: dict[str, Any], samples: pa.LargeBinaryScalar) -> Liste
         flags = tuple(cells["flags"])
         listened = ListenResult(cells["duration_s"], cells["speech_s"], cells["channels"], clips, flags)
     recording = Recording.model_validate_json(cells["recording"])
-    return ListenedRow(recording, cells["attempt"], cells["listen_s"], listened, error, cells["waiting_s"])
+    return ListenedRow(
+        recording, cells["attempt"], cells["listen_s"], listened, error, cells["waiting_s"], cells["row"]
+    )

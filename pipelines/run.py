@@ -34,6 +34,7 @@ from pipelines.manifest import Manifest
 from pipelines.model_runs import run_models
 from pipelines.output import Attempts, Contents, Output
 from pipelines.progress import Progress
+from pipelines.routing import Routes
 from pipelines.rows import WORK
 from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
@@ -251,20 +252,27 @@ def _execute(
     breaker = CircuitBreaker(job.max_failed_share)
     limits = Limits()
     datasets: dict[int, ModelDataset] = {}
+    blocks, counts = work.blocks, work.counts
 
     def begin(model: int, engines: int) -> ModelDataset:
-        blocks, to_do = work.blocks[model], work.counts[model]
-        datasets[model] = ModelDataset(job, model, start, storage, output, blocks, to_do, layout, engines)
+        to_do = blocks[model], counts[model]
+        datasets[model] = ModelDataset(job, model, start, storage, output, *to_do, layout, engines)
         return datasets[model]
 
-    with contextlib.closing(run_models(work.counts, layout.engines, begin)) as receipts:
-        for model, batch in receipts:
-            lease.check()
-            received.add(batch)
-            summary.add(batch)
-            limits.add(datasets[model].load(Listen), datasets[model].load(Transcribe), batch)
-            progress.update(summary, limits)
-            breaker.add(batch)
+    while counts:
+        routes = Routes()
+        with contextlib.closing(run_models(counts, layout.engines, begin)) as receipts:
+            for model, batch in receipts:
+                lease.check()
+                committed = routes.add(batch)
+                if not len(committed):
+                    continue
+                limits.add(datasets[model].load(Listen), datasets[model].load(Transcribe), committed)
+                received.add(committed)
+                summary.add(committed)
+                progress.update(summary, limits)
+                breaker.add(committed)
+        blocks, counts = routes.work_lists()
     received.check_complete(work.count)
     return received
 

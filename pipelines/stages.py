@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,13 @@ from cluster.session import fit_engine_here, kill_children_and_exit
 from pipelines.blocks import LISTENED_BYTES
 from pipelines.output import Output
 from pipelines.poison import MAX_ATTEMPTS
-from pipelines.rows import RECEIPT, ListenedRow, listened_rows, listened_table
+from pipelines.rows import RECEIPT, ListenedRow, Routed, listened_rows, listened_table
 from speech.engines.base import EngineStarter
 from speech.engines.start_limit import start_within_limit
 from speech.errors import AudioError, EngineDied, EngineError, RayscribeError, RequestError
 from speech.listener import Listener
 from speech.model_rules import ModelRule, choose_model
-from speech.recording import Options, Recording
+from speech.recording import AUTO, Options, Recording
 from speech.redaction import redact_uri
 from speech.transcriber import Transcriber
 from speech.transcript import Transcript
@@ -76,9 +77,7 @@ class Listen:
         pending: list[ListenedRow] = []
         for cells in work.to_pylist():
             previous = pending[-1].recording.id if pending else None
-            # The row's own id stays, if it has one: from_row rejects one that is not UTF-8.
-            row = {"id": cells["recording_id"]} | json.loads(cells["row"])
-            pending.append(self._listen(cells["recording_id"], row, cells["attempt"], previous))
+            pending.append(self._listen(cells, previous))
             if sum(each.nbytes for each in pending) >= LISTENED_BYTES:
                 yield self._flush(pending)
         if pending:
@@ -91,8 +90,11 @@ class Listen:
         pending.clear()
         return table
 
-    def _listen(self, recording_id: str, row: dict[str, Any], attempt: int, previous: str | None) -> ListenedRow:
+    def _listen(self, work: dict[str, Any], previous: str | None) -> ListenedRow:
         start, computed = time.perf_counter(), computing_s()
+        recording_id = work["recording_id"]
+        # The row's own id stays, if it has one: from_row rejects one that is not UTF-8.
+        row = {"id": recording_id} | json.loads(work["row"])
         recording, listened, error = None, None, None
         may_try = ray.get(self._attempts.begin.remote("listen", recording_id, self._node, ended=previous))
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
@@ -100,6 +102,8 @@ class Listen:
             if not may_try:
                 raise AudioError("poison", _poison_message("listening to", recording_id, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
+            if work["language"] is not None:
+                recording = recording.in_language(work["language"], work["language_probability"])
             choose_model(self._rules, recording.options, row)  # refuses what no model has
             listened = self._listener.listen(recording)
         except (RequestError, AudioError) as refused:
@@ -112,7 +116,13 @@ class Listen:
         recording = recording or Recording.malformed(row)
         listen_s = time.perf_counter() - start
         return ListenedRow(
-            recording, attempt, listen_s, listened, error, max(0.0, listen_s - (computing_s() - computed))
+            recording,
+            work["attempt"],
+            listen_s,
+            listened,
+            error,
+            waiting_s=max(0.0, listen_s - (computing_s() - computed)),
+            row=work["row"] if recording.options.language == AUTO else None,
         )
 
 
@@ -128,13 +138,15 @@ class Transcribe:
 
     def __init__(
         self,
-        rule: ModelRule,
+        rules: tuple[ModelRule, ...],
+        model: int,
         engines_per_gpu: int,
         start: EngineStarter,
         attempts: Any,
         output: Output,
     ) -> None:
-        engine, family = fit_engine_here(rule, engines_per_gpu), rule.family
+        engine, family = fit_engine_here(rules[model], engines_per_gpu), rules[model].family
+        self._rules, self._position = rules, model
         self._output = output
         self._model = engine.model
         self._attempts = attempts
@@ -155,26 +167,31 @@ class Transcribe:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         listened = listened_rows(table)
-        block = self._transcribe_block(listened)
-        rows = [each.to_row() for each in asyncio.run_coroutine_threadsafe(block, self._loop).result()]
+        block = asyncio.run_coroutine_threadsafe(self._transcribe_block(listened), self._loop).result()
+        rows = [each.to_row() for each in block if isinstance(each, Transcript)]
         files = self._output.commit(rows)
+        committed = [
+            row | {"file": file, "code": row["error"] and row["error"]["code"]}
+            for row, file in zip(rows, files, strict=True)
+        ]
+        routed = [each.as_receipt() for each in block if isinstance(each, Routed)]
         listened_by_id = {row.recording.id: row for row in listened}
         receipts = [
-            row
+            receipt
             | {
                 "model": self._model,
-                "file": file,
-                "code": row["error"] and row["error"]["code"],
-                "storage_failed": listened_by_id[row["recording_id"]].storage_failed,
-                "waiting_s": listened_by_id[row["recording_id"]].waiting_s,
+                "storage_failed": listened_by_id[receipt["recording_id"]].storage_failed,
+                "waiting_s": listened_by_id[receipt["recording_id"]].waiting_s,
                 "engine_ready_at": self._ready_at,
             }
-            for row, file in zip(rows, files, strict=True)
+            for receipt in committed + routed
         ]
         return pa.Table.from_pylist(receipts, schema=RECEIPT)
 
-    async def _transcribe_block(self, listened: list[ListenedRow]) -> list[Transcript]:
-        transcripts = [self._failed(row, row.error) for row in listened if row.listened is None]
+    async def _transcribe_block(self, listened: list[ListenedRow]) -> list[Transcript | Routed]:
+        transcripts: list[Transcript | Routed] = [
+            self._failed(row, row.error) for row in listened if row.listened is None
+        ]
         rows = [row for row in listened if row.listened is not None]
         async with self._lock.reader_lock:
             ids = [row.recording.id for row in rows]
@@ -185,7 +202,7 @@ class Transcribe:
         alone = [row for row in rows if row.recording.id in suspects]
         return transcripts + [await self._transcribe_alone(row) for row in alone]
 
-    async def _transcribe_alone(self, row: ListenedRow) -> Transcript:
+    async def _transcribe_alone(self, row: ListenedRow) -> Transcript | Routed:
         """Retries a suspect, or fails it as poison."""
         async with self._lock.writer_lock:
             if not await self._attempts.begin.remote("transcribe", row.recording.id, self._node):
@@ -195,10 +212,16 @@ class Transcribe:
         self._attempts.end.remote("transcribe", [row.recording.id])
         return transcript
 
-    async def _transcribe(self, row: ListenedRow) -> Transcript:
-        assert row.listened is not None
+    async def _transcribe(self, row: ListenedRow) -> Transcript | Routed:
+        listened = row.listened
+        assert listened is not None
         try:
-            transcript = await self._transcriber.transcribe(row.recording, row.listened)
+            row = replace(row, recording=await self._transcriber.detect_language(row.recording, listened))
+            if row.row is not None and row.recording.options.language != AUTO:  # detected here
+                model = choose_model(self._rules, row.recording.options, json.loads(row.row))
+                if model != self._position:
+                    return Routed(row.recording, model, row.row, row.attempt)
+            transcript = await self._transcriber.transcribe(row.recording, listened)
             return transcript.with_job_fields(row.attempt, row.listen_s)
         except EngineDied:
             # If the process exits, Ray restarts the actor and retries the block; after an exception it would

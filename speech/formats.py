@@ -85,7 +85,7 @@ def _json(transcript: Transcript) -> dict[str, Any]:
 
 
 def _verbose_json(transcript: Transcript) -> dict[str, Any]:
-    options = transcript.recording.options
+    options, probability = transcript.recording.options, transcript.recording.language_probability
     words = [
         {
             "word": word.text,
@@ -100,6 +100,7 @@ def _verbose_json(transcript: Transcript) -> dict[str, Any]:
     return {
         "task": options.task,
         "language": options.target_language or options.language,
+        **({"language_probability": probability} if probability is not None else {}),
         "duration": transcript.duration_s,
         "text": transcript.text,
         "segments": [_verbose_segment(number, segment) for number, segment in enumerate(transcript.segments)],

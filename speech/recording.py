@@ -158,6 +158,7 @@ class Recording(BaseModel):
     text: str | None = Field(None, description="reference text, for evaluate")
     options: Options = Options()
     metadata: dict[str, Any] = Field(default_factory=dict, description="every other column, unchanged")
+    language_probability: float | None = Field(None, description="of the language, where a model has detected it")
 
     @field_validator("speakers", mode="before")
     @classmethod
@@ -207,6 +208,14 @@ class Recording(BaseModel):
             if name not in cls.model_fields
         }
         return cls(id=row_id(row), audio=escape_surrogates(str(audio)), metadata=metadata)
+
+    def in_language(self, language: str, probability: float) -> Self:
+        """The recording once its language has been detected. A translation into that language is a transcription."""
+        known: dict[str, Any] = {"language": language}
+        if self.options.target_language == language:
+            known |= {"task": "transcribe", "target_language": None}
+        options = self.options.model_copy(update=known)
+        return self.model_copy(update={"options": options, "language_probability": probability})
 
     def speaker(self, channel: int) -> str | None:
         """The channel's speaker name, or None."""

@@ -8,28 +8,34 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.clips import Clip
 from speech.clip_slots import ClipSlots
-from speech.engines.base import ClipRequest, DecodingResult, Engine
+from speech.engines.base import ClipRequest, DecodingResult, Engine, LanguageDetector
 from speech.errors import EngineDied
 from speech.listener import ListenResult
 from speech.models.families import Family
+from speech.models.languages import most_probable
 from speech.models.tags import speaker_turns
 from speech.quality.agreement import agreement, agreement_flags
 from speech.quality.flags import segment_flags
-from speech.recording import Options, Recording
+from speech.recording import AUTO, Options, Recording
 from speech.transcript import Agreement, Segment, Transcript, Usage, Word
 from speech.words import UNSPACED_LANGUAGES, word_spans
 
 # A smaller share of speech than this in a recording is flagged: the VAD may have missed speech.
 LITTLE_SPEECH = 0.05
+# The language is detected from the first clips that are so long together: what Whisper hears at once.
+DETECTION_S = 30.0
 WARM_UP_ID = "warm-up/0"  # the request id of the warm-up clip
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class Transcriber:
 
     async def warm_up(self) -> None:
         """Decodes a second of silence, so that the engine's set-up for its first clip (seconds) is part of loading."""
-        await self._decode_in_time(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID))
+        await self._in_time(self.engine.decode(ClipRequest(np.zeros(SAMPLE_RATE, np.int16), Options(), WARM_UP_ID)))
 
     async def transcribe(self, recording: Recording, listened: ListenResult) -> Transcript:
         """Decodes all clips of a recording.
@@ -83,6 +89,7 @@ class Transcriber:
             EngineDied: the engine cannot be used any more.
         """
         start = time.perf_counter()
+        recording = await self.detect_language(recording, listened)
         clips = [clip async for clip in self.stream(recording, listened)]
         return whole_transcript(recording, self._model, listened, clips, time.perf_counter() - start)
 
@@ -96,6 +103,7 @@ class Transcriber:
             listened: its clips.
             live: whether they are decoded before those of recordings that are not live.
         """
+        recording = await self.detect_language(recording, listened, live=live)
         tasks = [self._start_clip(recording, clip, live) for clip in listened.clips]
         try:
             for task in tasks:
@@ -104,6 +112,25 @@ class Transcriber:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def detect_language(self, recording: Recording, listened: ListenResult, *, live: bool = False) -> Recording:
+        """The recording in the language that is spoken in its first clips; unchanged unless it is to be detected.
+
+        Nor is it changed if nobody speaks.
+
+        Raises:
+            EngineError, EngineDied: as of ``transcribe``.
+        """
+        if recording.options.language != AUTO or not listened.clips:
+            return recording
+        first = _first_clips(listened.clips)
+        probabilities = await asyncio.gather(*(self._language_logprobs(recording, clip, live) for clip in first))
+        return recording.in_language(*most_probable(probabilities))
+
+    async def _language_logprobs(self, recording: Recording, clip: Clip, live: bool) -> dict[str, float]:
+        assert isinstance(self.engine, LanguageDetector)  # else Family.check has refused the language
+        async with self._slots.acquire(recording.id, live=live):
+            return await self._in_time(self.engine.language_logprobs(self._request(recording, clip)))
 
     def _start_clip(self, recording: Recording, clip: Clip, live: bool) -> asyncio.Task[ClipTranscript]:
         """Starts decoding a clip; it counts as queued until its task is done."""
@@ -119,15 +146,17 @@ class Transcriber:
 
     async def _decode(self, recording: Recording, clip: Clip, live: bool) -> ClipTranscript:
         async with self._slots.acquire(recording.id, live=live):
-            self._clip_count += 1
-            request = ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clip_count}")
-            decoding = await self._decode_in_time(request)
+            decoding = await self._in_time(self.engine.decode(self._request(recording, clip)))
         return ClipTranscript(tuple(_segments(recording, clip, decoding)), decoding.usage)
 
-    async def _decode_in_time(self, request: ClipRequest) -> DecodingResult:
+    def _request(self, recording: Recording, clip: Clip) -> ClipRequest:
+        self._clip_count += 1
+        return ClipRequest(clip.samples, recording.options, id=f"{recording.id}/{self._clip_count}")
+
+    async def _in_time(self, answer: Awaitable[Answer]) -> Answer:
         try:
             async with asyncio.timeout(self._clip_timeout_s):
-                return await self.engine.decode(request)
+                return await answer
         except TimeoutError as error:
             raise EngineDied(
                 "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
@@ -163,6 +192,12 @@ def whole_transcript(
         usage=usage,
         transcribe_s=transcribe_s,
     )
+
+
+def _first_clips(clips: list[Clip]) -> list[Clip]:
+    """The first clips, until they are DETECTION_S long together."""
+    ends_s = itertools.accumulate(clip.end_s - clip.start_s for clip in clips)
+    return clips[: sum(end_s < DETECTION_S for end_s in ends_s) + 1]
 
 
 def join_text(segments: list[Segment], options: Options) -> str:

@@ -112,8 +112,14 @@ class Transcript:
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """The transcript of a row with status ok. Of its options a row has language and task; the rest are default."""
         options = Options.model_construct(language=row["language"], task=row["task"])
+        recording = Recording(
+            id=row["recording_id"],
+            audio=row["audio"],
+            options=options,
+            language_probability=row.get("language_probability"),  # rows of earlier versions have none
+        )
         return cls(
-            recording=Recording(id=row["recording_id"], audio=row["audio"], options=options),
+            recording=recording,
             model=row["model"],
             text=row["text"],
             segments=tuple(_segment(segment) for segment in row["segments"]),
@@ -137,6 +143,7 @@ class Transcript:
             "speech_s": self.speech_s,
             "channels": self.channels,
             "language": self.recording.options.language,
+            "language_probability": self.recording.language_probability,
             "task": self.recording.options.task,
             "model": self.model,
             "text": self.text,
@@ -208,6 +215,7 @@ def parquet_schema() -> "pa.Schema":
             ("speech_s", pa.float64()),
             ("channels", pa.int32()),
             ("language", pa.string()),
+            ("language_probability", pa.float64()),
             ("task", pa.string()),
             ("model", pa.string()),
             ("text", pa.string()),

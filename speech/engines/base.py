@@ -9,7 +9,7 @@ alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -122,6 +122,18 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Ends the engine's processes and frees its memory."""
+
+
+@runtime_checkable
+class LanguageDetector(Protocol):
+    """What an engine also is whose model detects the language (``Family.detects_language``)."""
+
+    async def language_logprobs(self, clip: ClipRequest) -> dict[str, float]:
+        """The natural-log probability of each language of the model to be that of the clip; together they are 1.
+
+        Raises:
+            EngineError, EngineDied: as of ``Engine.decode``.
+        """
 
 
 EngineStarter = Callable[[EngineConfig, Family], Engine]

@@ -6,6 +6,7 @@ Failures are injected by a hook: ``before`` is awaited with each request and may
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
@@ -30,6 +31,11 @@ def evenly_timed_words(text: str, clip: ClipRequest) -> tuple[Word, ...]:
     return tuple(Word(word, n * length_s, (n + 1) * length_s, 0.9, 0.8) for n, word in enumerate(words))
 
 
+def english(clip: ClipRequest) -> dict[str, float]:
+    """Almost certainly English."""
+    return {"de": math.log(0.1), "en": math.log(0.9)}
+
+
 def constant_usage(clip: ClipRequest) -> Usage:
     """A few tokens of each kind, so that sums can be checked."""
     return Usage(audio_tokens=10, prompt_tokens=20, output_tokens=2)
@@ -43,6 +49,7 @@ class FakeEngine:
         before: awaited with each request before it is answered.
         usage: reported for a clip.
         words: of the text of a clip.
+        languages: log probabilities of a clip's languages.
         batch: no request is answered until so many are in flight; then all are, in reverse order.
         complete, avg_logprob, hypothesis: of every ``DecodingResult``.
 
@@ -59,6 +66,7 @@ class FakeEngine:
         before: Callable[[ClipRequest], Awaitable[None]] | None = None,
         usage: Callable[[ClipRequest], Usage] = constant_usage,
         words: Callable[[str, ClipRequest], tuple[Word, ...]] = evenly_timed_words,
+        languages: Callable[[ClipRequest], dict[str, float]] = english,
         batch: int = 1,
         complete: bool = True,
         avg_logprob: float | None = -0.1,
@@ -69,7 +77,7 @@ class FakeEngine:
         self.in_flight = 0
         self.max_in_flight = 0
         self._reply, self._before, self._usage, self._words = reply, before, usage, words
-        self._batch = batch
+        self._languages, self._batch = languages, batch
         self._complete, self._avg_logprob, self._hypothesis = complete, avg_logprob, hypothesis
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -96,6 +104,12 @@ class FakeEngine:
             hypothesis=self._hypothesis,
             words=self._words(text, clip),
         )
+
+    async def language_logprobs(self, clip: ClipRequest) -> dict[str, float]:
+        self.requests.append(clip)
+        if self._before is not None:
+            await self._before(clip)
+        return self._languages(clip)
 
     async def _join_batch(self) -> None:
         """Returns when the batch is full; its requests are answered in reverse order."""

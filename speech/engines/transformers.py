@@ -7,18 +7,22 @@ blocked.
 
 import asyncio
 import os
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.errors import EngineError, UsageError
 from speech.granite.vocabulary import Vocabulary
 from speech.models.families import Family, Granite, Whisper
+from speech.models.languages import WHISPER_START, language_token_ids, normalised
 from speech.transcript import Usage, Word
 
 if TYPE_CHECKING:
     from speech.granite.ctc import CtcHypothesis
+
+Result = TypeVar("Result")
 
 
 class TransformersEngine:
@@ -46,9 +50,15 @@ class TransformersEngine:
             self._model.model.encoder.layers[-1].register_forward_hook(self._keep_states)
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
+        return await self._run(self._generate, clip)
+
+    async def language_logprobs(self, clip: ClipRequest) -> dict[str, float]:
+        return await self._run(self._language_logprobs, clip)
+
+    async def _run(self, compute: Callable[[ClipRequest], Result], clip: ClipRequest) -> Result:
         async with self._lock:
             try:
-                return await asyncio.to_thread(self._generate, clip)
+                return await asyncio.to_thread(compute, clip)
             except (ValueError, RuntimeError) as error:
                 raise EngineError(
                     "engine_refused", f"Transformers could not decode a clip of {clip.seconds:.1f} s: {error}"
@@ -122,6 +132,19 @@ class TransformersEngine:
             self._vocabulary,
             clip.options,
         )
+
+    def _language_logprobs(self, clip: ClipRequest) -> dict[str, float]:
+        import torch
+
+        tokenizer = self._processor.tokenizer
+        ids = language_token_ids(tokenizer, self._family)
+        features = self._processor(
+            audio=clip.waveform(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
+        ).input_features.to(self._model.device, self._model.dtype)
+        start = torch.tensor([[tokenizer.convert_tokens_to_ids(WHISPER_START)]], device=self._model.device)
+        with torch.inference_mode():
+            logits = self._model(input_features=features, decoder_input_ids=start).logits[0, -1].float()
+        return normalised(dict(zip(ids, logits[[*ids.values()]].tolist(), strict=True)))
 
     def _inputs(self, clip: ClipRequest) -> tuple[dict[str, Any], int]:
         """Arguments of ``generate``, and the length of the prompt in tokens."""

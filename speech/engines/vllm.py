@@ -22,6 +22,7 @@ from speech.granite import plugin
 from speech.granite.drafts import Drafts
 from speech.granite.vocabulary import Vocabulary
 from speech.models.families import AUDIO_TOKEN, Family, Granite
+from speech.models.languages import WHISPER_START, language_token_ids, normalised
 from speech.tracing import trace_headers, traces_endpoint
 from speech.transcript import Usage, Word
 
@@ -124,7 +125,8 @@ class VllmEngine:
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         if self._front_end is None:
-            return self._result(clip, await self._generate(clip, self._whisper_prompt(clip), {}))
+            prompt = self._whisper_prompt(clip, {"prompt": self._family.prompt(clip.options, self._tokenizer)})
+            return self._result(clip, await self._generate(clip, prompt, self._sampling(clip, {})))
         encoded = await self._encode(self._front_end, clip)
         prompt = self._granite_prompt(clip, encoded)
         drafts = self._method == "ctc" and ctc_can_help(clip.options)
@@ -132,7 +134,7 @@ class VllmEngine:
         log_posteriors = encoded.hypothesis.log_posteriors.cpu() if clip.options.word_timestamps else None
         hypothesis, audio_tokens = encoded.hypothesis.transcript(clip.options.language), len(encoded.embeddings)
         del encoded  # of a GPU's memory, while the language model decodes
-        output = await self._generate(clip, prompt, draft)
+        output = await self._generate(clip, prompt, self._sampling(clip, draft))
         result = replace(self._result(clip, output, audio_tokens), hypothesis=hypothesis)
         if drafts:
             self._drafts.learn(result.text)
@@ -140,6 +142,27 @@ class VllmEngine:
             return result
         words = await asyncio.to_thread(self._words, clip, output.outputs[0], log_posteriors)
         return replace(result, words=words)
+
+    async def language_logprobs(self, clip: ClipRequest) -> dict[str, float]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        ids = self._language_ids
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            allowed_token_ids=[*ids.values()],
+            logprob_token_ids=[*ids.values()],  # of the whole vocabulary, before it was limited
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        start = {"prompt_token_ids": [self._tokenizer.convert_tokens_to_ids(WHISPER_START)]}
+        output = await self._generate(clip, self._whisper_prompt(clip, start), sampling)
+        candidates = output.outputs[0].logprobs[0]
+        return normalised({language: candidates[token].logprob for language, token in ids.items()})
+
+    @cached_property
+    def _language_ids(self) -> dict[str, int]:
+        return language_token_ids(self._tokenizer, self._family)
 
     async def _encode(self, front_end: "Batching[EncodedClip]", clip: ClipRequest) -> "EncodedClip":
         try:
@@ -185,7 +208,7 @@ class VllmEngine:
             ),
         )
 
-    async def _generate(self, clip: ClipRequest, prompt: Any, draft: dict[str, Any]) -> Any:
+    async def _generate(self, clip: ClipRequest, prompt: Any, sampling: Any) -> Any:
         """vLLM's final output for a clip."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -194,7 +217,7 @@ class VllmEngine:
         try:
             await self._prepare()
             async for partial in self._llm.generate(
-                prompt, self._sampling(clip, draft), request_id=clip.id, trace_headers=trace_headers()
+                prompt, sampling, request_id=clip.id, trace_headers=trace_headers()
             ):
                 output = partial
         except EngineDeadError as error:
@@ -257,11 +280,10 @@ class VllmEngine:
         is_text = [not start <= position < start + length for position in range(len(tokens))]
         return embeds_input(embeddings.cpu(), prompt_token_ids=tokens, is_token_ids=is_text)
 
-    def _whisper_prompt(self, clip: ClipRequest) -> Any:
+    def _whisper_prompt(self, clip: ClipRequest, decoder_prompt: dict[str, Any]) -> Any:
         """Whisper is an encoder-decoder: the audio is the encoder's whole prompt."""
         audio = {"prompt": "", "multi_modal_data": {"audio": (clip.waveform(), SAMPLE_RATE)}}
-        text = self._family.prompt(clip.options, self._tokenizer)
-        return {"encoder_prompt": audio, "decoder_prompt": {"prompt": text}}
+        return {"encoder_prompt": audio, "decoder_prompt": decoder_prompt}
 
     @property
     def _audio_token_id(self) -> int:

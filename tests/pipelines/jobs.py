@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import duckdb
 from pipelines.job import Job
 from pipelines.run import run
 from speech.engines.base import ClipRequest, EngineConfig
-from speech.engines.fake import FakeEngine, reply_with_options, start_fake
+from speech.engines.fake import FakeEngine, reply_with_options
 from speech.errors import EngineError
 from speech.models.families import Family
 
@@ -50,13 +51,20 @@ async def wait_for_turn(clip: ClipRequest, limit: Path) -> None:
         await asyncio.sleep(0.05)
 
 
+def spoken(clip: ClipRequest) -> dict[str, float]:
+    """The language that a keyword names: "speaks de"."""
+    named = [keyword for keyword in clip.options.keywords if keyword.startswith("speaks ")]
+    language = named[0].removeprefix("speaks ") if named else "en"
+    return {language: math.log(0.9), "en" if language != "en" else "de": math.log(0.1)}
+
+
 def scripted_engine() -> FakeEngine:
     """Says what it was asked, and fails as ``obey_keywords`` has it."""
-    return FakeEngine(reply_with_options, before=obey_keywords)
+    return FakeEngine(reply_with_options, before=obey_keywords, languages=spoken)
 
 
 def start_scripted(config: EngineConfig, family: Family, deaths: Path | None = None) -> FakeEngine:
-    return start_fake(config, family, reply_with_options, partial(obey_keywords, deaths=deaths))
+    return FakeEngine(reply_with_options, before=partial(obey_keywords, deaths=deaths), languages=spoken)
 
 
 @dataclass(frozen=True)

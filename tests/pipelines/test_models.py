@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from pipelines.job import Job
 from pipelines.output import Output
@@ -77,6 +79,59 @@ def test_each_row_goes_to_the_model_that_has_it_and_again(calls: Path, engines: 
     assert report["models"] == {WHISPER: {"ok": 1, "failed": 1}, GRANITE: {"ok": 0, "failed": 1}}
     status = read_status(str(output), {})
     assert status.by_model == {GRANITE: 9, WHISPER: 14}
+
+
+def speaking(name: str, language: str, **cells: object) -> dict[str, object]:
+    row = {"audio": "agent.flac", "id": name, "language": "auto", "duration": 2, "keywords": [f"speaks {language}"]}
+    return row | cells
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_whisper_detects_the_language_and_granite_transcribes_its_own(calls: Path, engines: int) -> None:
+    rows: list[dict[str, object]] = [
+        *(speaking(f"en-{number}", "en") for number in range(3)),
+        *(speaking(f"sv-{number}", "sv") for number in range(3)),
+        speaking("words", "de", word_timestamps=True, queue="billing"),  # which Whisper does not have
+        speaking("no-words", "sv", word_timestamps=True),
+        speaking("cheap", "de", tier="cheap"),
+        speaking("translated", "en", task="translate"),
+        {"audio": "agent.flac", "id": "asked", "duration": 2},
+        {"audio": "silence.wav", "id": "silent", "language": "auto"},
+    ]
+    soundfile.write(calls / "silence.wav", np.zeros(16_000, np.float32), 16_000)
+    output, manifest = calls / "out", manifest_of(calls, *rows)
+    summary = run(job_of(manifest, output, models=MODELS, engines=engines), start_scripted)
+    answers = {row["recording_id"]: row for row in answers_in(output)}
+    assert (len(answers), summary.ok, summary.failed) == (len(rows), len(rows) - 1, {"unsupported_option": 1})
+    by_granite = {"en-0", "en-1", "en-2", "words", "translated", "asked"}
+    assert {name for name, row in answers.items() if row["model"] == GRANITE} == by_granite
+    told = {name: row["language"] for name, row in answers.items()}
+    assert (told["en-0"], told["sv-0"], told["words"], told["cheap"]) == ("en", "sv", "de", "de")
+    assert answers["en-0"]["text"] == "en speaks en"
+    for name in ("en-0", "sv-0", "words", "no-words", "cheap"):
+        assert answers[name]["language_probability"] == pytest.approx(0.9)
+    assert answers["asked"]["language_probability"] is None
+    assert json.loads(answers["words"]["metadata"]) == {"queue": "billing"}
+    assert answers["words"]["segments"][0]["words"]
+    assert answers["translated"]["task"] == "transcribe"  # it was English already
+    assert (answers["silent"]["language"], answers["silent"]["flags"]) == ("auto", ["no_speech"])
+    assert answers["no-words"]["error"]["code"] == "unsupported_option"
+
+
+def test_a_run_that_ends_before_the_second_pass_loses_nothing(calls: Path) -> None:
+    output, manifest = calls / "out", manifest_of(calls, speaking("en", "en"), speaking("sv", "sv"))
+    job = job_of(manifest, output, models=MODELS)
+    with pytest.raises(RayscribeError, match="no such engine here"):
+        run(job, refuse_granite)
+    assert models_of(answers_in(output)) == {"sv": WHISPER}
+    run(job, start_scripted)
+    assert models_of(answers_in(output)) == {"sv": WHISPER, "en": GRANITE}
+
+
+def refuse_granite(config: EngineConfig, family: Family) -> FakeEngine:
+    if config.model == GRANITE:
+        raise ImportError("no such engine here")
+    return start_scripted(config, family)
 
 
 def test_other_rules_on_the_same_output_are_refused(calls: Path) -> None:

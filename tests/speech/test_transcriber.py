@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from speech.engines.base import ClipRequest
 from speech.engines.fake import FakeEngine
 from speech.errors import EngineDied, EngineError
 from speech.listener import ListenResult
-from speech.models.families import GRANITE_4_0, GRANITE_4_1_PLUS, Family
+from speech.models.families import GRANITE_4_0, GRANITE_4_1_PLUS, WHISPER, Family
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
 from speech.transcript import Transcript, Usage, Word
@@ -330,3 +331,35 @@ def test_a_short_recording_is_decoded_in_turn_with_a_long_one_and_live_audio_fir
     assert order[:in_flight] == ["long"] * in_flight
     assert order[in_flight : in_flight + 2] == ["live"] * 2
     assert order[in_flight + 2 : in_flight + 8].count("short") == 3
+
+
+def test_the_language_is_detected_from_the_first_clips() -> None:
+    """From those that reach 30 s together; all are then decoded in it."""
+
+    def language(request: ClipRequest) -> dict[str, float]:
+        german = 0.9 if number_of(request) < 3 else 1e-9
+        return {"de": math.log(german), "en": math.log(1 - german)}
+
+    engine = numbered_engine(languages=language)
+    clips = [clip(number, start_s=20 * number, end_s=20 * number + 14) for number in range(5)]
+    transcript = transcribe(engine, listened(*clips), family=WHISPER, language="auto")
+    detected, decoded = engine.requests[:3], engine.requests[3:]
+    assert sorted(number_of(request) for request in detected) == [0, 1, 2]
+    assert {request.options.language for request in detected} == {"auto"}
+    assert sorted(number_of(request) for request in decoded) == [0, 1, 2, 3, 4]
+    assert {request.options.language for request in decoded} == {"de"}
+    assert len({request.id for request in engine.requests}) == 8
+    assert transcript.recording.options.language == "de"
+    assert transcript.to_row()["language_probability"] == pytest.approx(0.9**3 / (0.9**3 + 0.1**3))
+
+
+def test_no_language_is_detected_where_nobody_speaks() -> None:
+    engine = numbered_engine()
+    transcript = transcribe(engine, listened(), family=WHISPER, language="auto")
+    assert (transcript.recording.options.language, transcript.to_row()["language_probability"]) == ("auto", None)
+    assert not engine.requests
+
+
+def test_a_translation_into_the_language_that_is_detected_is_a_transcription() -> None:
+    transcript = transcribe(numbered_engine(), listened(clip(0)), family=WHISPER, language="auto", task="translate")
+    assert (transcript.recording.options.language, transcript.recording.options.task) == ("en", "transcribe")
