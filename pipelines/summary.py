@@ -1,5 +1,7 @@
 """The counts of a run: updated from receipts while it runs, shown and stored at its end."""
 
+# pyarrow imports it with the first timestamp that it converts, and takes a signal that comes meanwhile for its absence.
+import zoneinfo  # noqa: F401
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
