@@ -28,6 +28,7 @@ from cluster.gpus import MEMORY_GIB, Gpu, find_gpus, fit_engine
 from cluster.nodes import Layout, Node, Share, local_slots, plan_layout
 from cluster.settings import ClusterConfig, Settings
 from speech.engines.base import EngineConfig
+from speech.engines.dtype import has_bfloat16
 from speech.errors import UsageError
 from speech.models.checkpoint import family_of
 from speech.models.families import DEFAULT_MODEL, Granite
@@ -41,8 +42,6 @@ OBJECT_STORE_SHARE = 0.3  # of memory: the size of Ray's object store if /dev/sh
 # Codecs that PyAV's wheels contain; an av built from source may lack some.
 CODECS = ("aac", "amrnb", "amrwb", "gsm_ms", "mp3", "opus", "vorbis", "wmav2")
 HUB_TIMEOUT_S = 3.0
-# As /proc/cpuinfo names them: x86's AVX512-BF16 and AMX, Arm's BF16.
-BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 ON_THIS_MACHINE = ClusterConfig()
 
 
@@ -149,7 +148,7 @@ def check_cores() -> Check:
 
 def check_bfloat16() -> Check:
     """Whether this CPU multiplies bfloat16 in hardware, as an engine on it should for ``--dtype bfloat16``."""
-    if BFLOAT16_FLAGS & set(_cpu_info().split()):
+    if has_bfloat16():
         return Check("bfloat16 on the CPU", True, "in hardware")
     return Check("bfloat16 on the CPU", None, "emulated, far slower than float32, which --dtype auto takes")
 
@@ -415,11 +414,6 @@ def _memory() -> int:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _cgroup("memory.max")
     return min(machine, int(limit)) if limit.isdigit() else machine
-
-
-def _cpu_info() -> str:
-    """Linux's description of the processors; an empty string elsewhere."""
-    return _text_of("/proc/cpuinfo")
 
 
 def _cgroup(name: str) -> str:

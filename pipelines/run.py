@@ -38,6 +38,7 @@ from pipelines.routing import Routes
 from pipelines.rows import WORK
 from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
+from speech.engines.dtype import slow_dtype_warning
 from speech.errors import RayscribeError, UsageError
 from speech.model_rules import ModelChoice
 from speech.preflight import preflight_models
@@ -247,6 +248,9 @@ def _execute(
     if not work.count:
         return received
     layout = await_nodes(job.cluster, progress.say, lease.check)
+    on_this_cpu = not (layout.gpus_per_engine or job.cluster.address)
+    for warning in {slow_dtype_warning(rule.dtype) for rule in job.rules if on_this_cpu} - {""}:
+        progress.warn(warning)
     models = " and ".join(job.rules[model].model for model in sorted(work.counts))
     progress.start(work.count, waiting_for=f"{layout.engines_now} × {models} to load")
     breaker = CircuitBreaker(job.max_failed_share)

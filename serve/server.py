@@ -9,6 +9,7 @@ from cluster.session import cluster_layout, connect_ray, last_error_line, last_l
 from serve.auth import ApiKeys
 from serve.settings import ServeSettings, is_loopback
 from speech.engines.base import EngineStarter, start_engine
+from speech.engines.dtype import slow_dtype_warning
 from speech.errors import RayscribeError
 from speech.preflight import preflight
 
@@ -28,7 +29,11 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     connect_ray(settings.cluster.address, metrics_port=settings.metrics_port, loopback=is_loopback(settings.host))
     try:
         print(f"starting {settings.engine_config.model}", flush=True)
-        deploy(settings, cluster_layout(settings.cluster), start)
+        layout = cluster_layout(settings.cluster)
+        on_this_cpu = not (layout.gpus_per_engine or settings.cluster.address)
+        if on_this_cpu and (warning := slow_dtype_warning(settings.engine_config.dtype)):
+            print(f"warning: {warning}", flush=True)
+        deploy(settings, layout, start)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         print(f"listening at http://{host}:{settings.port}; metrics at port {settings.metrics_port}", flush=True)
         with contextlib.suppress(KeyboardInterrupt, SystemExit):  # a second signal interrupts the draining

@@ -15,6 +15,8 @@ from speech.models.checkpoint import check_available, family_of
 from speech.models.families import Family
 from speech.recording import Options
 
+OWN_ARITHMETIC = ("llamacpp", "http")  # engines that --dtype does not reach
+
 
 def preflight(engine: EngineConfig, options: Options | None = None, *, loads_here: bool) -> Family:
     """Checks an engine's settings, and the options that recordings have by default.
@@ -34,6 +36,10 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
     """
     if (engine.engine == "http") != (engine.url is not None):
         raise UsageError("bad_option", "--engine http and --url, the address of its server, go together")
+    if engine.engine in OWN_ARITHMETIC and engine.dtype != "auto":
+        raise UsageError(
+            "bad_option", f"with --engine {engine.engine} the arithmetic is that of the GGUF files: leave out --dtype"
+        )
     family = family_of(engine.model, engine.engine)
     method_for(engine.speculation, family, engine.engine)
     if options is not None:

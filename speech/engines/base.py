@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field
 
 from speech.audio import SAMPLE_RATE
+from speech.engines.dtype import Dtype
 from speech.engines.speculation import Speculation, method_for
 from speech.errors import UsageError
 from speech.models.families import DEFAULT_MODEL, Family
@@ -42,7 +43,7 @@ class EngineConfig(BaseModel):
     url: str | None = Field(
         None, pattern="^https?://", description="with --engine http: address of the server, as http://localhost:8080"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: Dtype = Field(
         "auto", description="weights and arithmetic; auto: the checkpoint's own on a GPU, float32 on a CPU"
     )
     concurrent_clips: int = Field(64, ge=1, description="clips decoded at once by one engine")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.batching import Batching, ClipEncoder
+from speech.engines.dtype import cpu_dtype
 from speech.errors import EngineError, UsageError
 from speech.models.families import Family
 
@@ -57,10 +58,9 @@ def _encoder(config: EngineConfig, family: Family, device: "torch.device") -> Cl
 
     from speech.engines.encoders import CtcEncoder, GraniteCtcEncoder, TransducerEncoder
 
-    dtype = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}.get(config.dtype)
-    if dtype is None:  # auto: the checkpoint's own, as far as the device is made for it
-        own = AutoConfig.from_pretrained(config.model).dtype
-        dtype = own if own is not None and device.type == "cuda" else torch.float32
+    asked = config.dtype if device.type == "cuda" else cpu_dtype(config.dtype)
+    own = AutoConfig.from_pretrained(config.model).dtype or torch.float32
+    dtype = own if asked == "auto" else getattr(torch, asked)
     if family.model_type == "granite_speech":
         return GraniteCtcEncoder(config.model, device, dtype)
     if family.model_type == "parakeet_tdt":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
+from speech.engines.dtype import cpu_dtype
 from speech.errors import EngineError, UsageError
 from speech.granite.vocabulary import Vocabulary
 from speech.models.families import Family, Granite, Whisper
@@ -35,9 +36,7 @@ class TransformersEngine:
 
         self._family = family
         on_gpu = torch.cuda.is_available()
-        dtype: Any = config.dtype
-        if dtype == "auto" and not on_gpu:
-            dtype = "float32"
+        dtype: Any = config.dtype if on_gpu else cpu_dtype(config.dtype)
         try:
             self._processor = AutoProcessor.from_pretrained(config.model)
             self._model = AutoModelForSpeechSeq2Seq.from_pretrained(config.model, dtype=dtype)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
+from speech.engines.dtype import cpu_dtype
 from speech.engines.speculation import DRAFT_TOKENS, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.granite import plugin
@@ -81,7 +82,7 @@ class VllmEngine:
         """vLLM's engine arguments."""
         arguments: dict[str, Any] = {
             "model": config.model,
-            "dtype": "float32" if config.dtype == "auto" and on_cpu else config.dtype,
+            "dtype": cpu_dtype(config.dtype) if on_cpu else config.dtype,
             "max_num_seqs": config.concurrent_clips,
             "seed": 0,
             # No two clips share a prefix worth caching: the audio comes first.

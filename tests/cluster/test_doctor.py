@@ -10,6 +10,7 @@ from cluster import doctor
 from cluster.gpus import Gpu
 from cluster.nodes import Node, plan_layout
 from cluster.settings import ClusterConfig
+from speech.engines import dtype
 
 GPU = [Gpu("NVIDIA H200", 143771 / 1024, "570.1")]
 
@@ -182,5 +183,5 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("flags", "expected"), [("fpu avx2 avx512f", "emulated"), ("fpu avx512_bf16", "in hardware")])
 def test_bfloat16_on_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: str, expected: str) -> None:
-    monkeypatch.setattr(doctor, "_cpu_info", lambda: f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(dtype, "cpu_info", lambda: f"processor\t: 0\nflags\t\t: {flags}\n")
     assert expected in doctor.check_bfloat16().found

@@ -3,7 +3,9 @@
 import json
 
 import pyarrow.parquet as pq
+import pytest
 
+from speech.engines import dtype
 from speech.transcript import parquet_schema
 from tests.pipelines.jobs import Finished, manifest_of, transcribe
 
@@ -65,3 +67,12 @@ def test_a_manifest_that_has_grown_costs_only_its_new_rows(copied: Finished) -> 
     assert {row["recording_id"] for row in answers} == {"new", *(row["id"] for row in copied.rows)}
     new = set((copied.output / "transcripts").rglob("*.parquet")) - files
     assert [pq.read_table(file)["recording_id"].to_pylist() for file in new] == [["new"]]
+
+
+def test_bfloat16_on_a_cpu_without_it_is_warned_of(
+    copied: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dtype, "cpu_info", lambda: "flags : avx2")
+    manifest = manifest_of(copied.folder, {"audio": "agent.flac", "id": "new"})
+    transcribe(manifest, copied.folder / "bfloat16", dtype="bfloat16")
+    assert "leave out --dtype bfloat16" in capsys.readouterr().err

@@ -46,6 +46,7 @@ def test_what_an_encoder_cannot_do_is_refused(options: Options, named: str) -> N
         (EngineConfig(model=DEMO, engine="encoder", speculation="ctc"), "bad_option"),
         (EngineConfig(model="openai/whisper-small", engine="encoder"), "bad_engine"),
         (EngineConfig(model="nvidia/parakeet-ctc-1.1b"), "bad_engine"),
+        (EngineConfig(model=DEMO, engine="llamacpp", dtype="bfloat16"), "bad_option"),
     ],
 )
 def test_an_engine_that_could_not_start_is_refused(config: EngineConfig, code: str) -> None:
