@@ -1,7 +1,7 @@
 """Batches of clips for an encoder, from calls that come one by one."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -34,10 +34,18 @@ class Batching(Generic[Encoded]):
 
     A pass has the clip that has waited longest, and those nearest to it in length: little padding where an encoder
     pads, and no clip waits for ever. Built on any thread; used from one event loop.
+
+    Args:
+        encoder: of the clips.
+        gather_s: how long a pass that has room waits for more clips.
+        may_gather: whether it should at all; asked before each pass.
     """
 
-    def __init__(self, encoder: ClipEncoder[Encoded]) -> None:
+    def __init__(
+        self, encoder: ClipEncoder[Encoded], gather_s: float = 0.0, may_gather: Callable[[], bool] = lambda: True
+    ) -> None:
         self._encoder = encoder
+        self._gather_s, self._may_gather = gather_s, may_gather
         self._waiting: list[_Waiting[Encoded]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -57,14 +65,26 @@ class Batching(Generic[Encoded]):
 
     async def _run(self) -> None:
         try:
-            while waiting := [each for each in self._waiting if not each.encoded.cancelled()]:
-                longest_waiting = len(waiting[0].samples)
-                alike = sorted(waiting, key=lambda each: abs(len(each.samples) - longest_waiting))
-                batch = alike[next(iter(self._encoder.passes([len(each.samples) for each in alike])))]
-                self._waiting = [each for each in waiting if each not in batch]
+            while self._drop_cancelled():
+                if len(self._next_pass()) == len(self._waiting) and self._gather_s and self._may_gather():
+                    await asyncio.sleep(self._gather_s)
+                    if not self._drop_cancelled():
+                        return
+                batch = self._next_pass()
+                self._waiting = [each for each in self._waiting if each not in batch]
                 await self._encode(batch)
         finally:
             self._waiting, self._running = [], None
+
+    def _drop_cancelled(self) -> bool:
+        """Drops clips that nobody waits for; returns whether others are waiting."""
+        self._waiting = [each for each in self._waiting if not each.encoded.cancelled()]
+        return bool(self._waiting)
+
+    def _next_pass(self) -> list[_Waiting[Encoded]]:
+        longest_waiting = len(self._waiting[0].samples)
+        alike = sorted(self._waiting, key=lambda each: abs(len(each.samples) - longest_waiting))
+        return alike[next(iter(self._encoder.passes([len(each.samples) for each in alike])))]
 
     async def _encode(self, batch: list[_Waiting[Encoded]]) -> None:
         try:

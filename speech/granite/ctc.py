@@ -18,9 +18,15 @@ CODE_POINTS = 256  # labels below are characters by their code points
 
 @dataclass(frozen=True)
 class CtcHypothesis:
-    """Greedy CTC decoding of one clip. The tensor stays on the encoder's device until the text is read."""
+    """Greedy CTC decoding of one clip.
 
-    log_posteriors: torch.Tensor  # natural logarithm of each frame's posteriors, shape (frames, labels), float32
+    Attributes:
+        labels: the likeliest of each frame, shape (frames,), on the CPU.
+        log_posteriors: natural logarithm of each frame's, shape (frames, labels), float32, on the encoder's device.
+    """
+
+    labels: torch.Tensor
+    log_posteriors: torch.Tensor
 
     @cached_property
     def text(self) -> str:
@@ -29,7 +35,7 @@ class CtcHypothesis:
         Repeated labels are one character, blanks none. A frame's label may be a space, also before the first word
         and after another space.
         """
-        labels = torch.unique_consecutive(self.log_posteriors.argmax(-1)).tolist()
+        labels = torch.unique_consecutive(self.labels).tolist()
         return " ".join("".join(chr(label) for label in labels if label != BLANK).split())
 
     def transcript(self, language: str) -> str | None:
@@ -38,10 +44,12 @@ class CtcHypothesis:
 
 
 def decode(logits: torch.Tensor, lengths: Sequence[int]) -> list[CtcHypothesis]:
-    """Decodes clips greedily.
+    """Decodes clips greedily. The labels of all come from the encoder's device in one copy.
 
     Args:
         logits: of the CTC head for the frames of all clips, one clip after another, shape (frames, labels).
         lengths: frames of each clip.
     """
-    return [CtcHypothesis(clip) for clip in logits.float().log_softmax(-1).split(list(lengths))]
+    log_posteriors = logits.float().log_softmax(-1)
+    clips = zip(log_posteriors.argmax(-1).cpu().split(list(lengths)), log_posteriors.split(list(lengths)), strict=True)
+    return [CtcHypothesis(*clip) for clip in clips]

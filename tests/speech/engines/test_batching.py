@@ -79,3 +79,30 @@ def test_a_cancelled_call_does_not_affect_the_others() -> None:
     assert [index for index, each in enumerate(found) if isinstance(each, asyncio.CancelledError)] == [1, 5]
     assert [each for each in found if isinstance(each, int)] == [1, 3, 4, 5, 7]
     assert fake.passes_made[1:] == [[5, 7]]
+
+
+def test_a_pass_with_room_waits_for_more_clips_where_it_may() -> None:
+    fake, may_gather = FakeEncoder(), True
+
+    async def one_after_another() -> None:
+        batching = Batching(fake, gather_s=0.05, may_gather=lambda: may_gather)
+        calls = [asyncio.ensure_future(batching.encode(np.zeros(length, np.int16))) for length in (1, 2)]
+        await asyncio.sleep(0)  # the pass is waiting
+        await asyncio.gather(*calls, batching.encode(np.zeros(3, np.int16)))
+
+    asyncio.run(one_after_another())
+    assert fake.passes_made == [[1, 2, 3]]
+    may_gather = False
+    asyncio.run(one_after_another())
+    assert fake.passes_made[1:] == [[1, 2], [3]]
+
+
+def test_a_full_pass_does_not_wait() -> None:
+    fake = FakeEncoder()
+
+    async def four() -> list[int]:
+        batching = Batching(fake, gather_s=3600)
+        calls = [asyncio.ensure_future(batching.encode(np.zeros(length, np.int16))) for length in range(1, 6)]
+        return [await call for call in calls[:4]]
+
+    assert asyncio.run(asyncio.wait_for(four(), 60)) == [1, 2, 3, 4]

@@ -24,7 +24,12 @@ def labels_of(text: str) -> torch.Tensor:
 
 
 def hypothesis(text: str) -> CtcHypothesis:
-    return CtcHypothesis(one_hot(labels_of(text), 128).float())
+    return hypothesis_of(labels_of(text))
+
+
+def hypothesis_of(labels: torch.Tensor) -> CtcHypothesis:
+    [decoded] = decode(one_hot(labels, 128).float(), [len(labels)])
+    return decoded
 
 
 def text_of(tokens: list[int]) -> str:
@@ -33,7 +38,7 @@ def text_of(tokens: list[int]) -> str:
 
 def test_labels_of_frames_become_text() -> None:
     def text(labels: torch.Tensor) -> str:
-        return CtcHypothesis(one_hot(labels, 128).float()).text
+        return hypothesis_of(labels).text
 
     assert text(labels_of("hello  there")) == "hello there"
     assert text(torch.tensor([0, 32, 104, 104, 0, 105, 0, 0, 32, 0])) == "hi"

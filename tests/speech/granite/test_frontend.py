@@ -114,3 +114,23 @@ def test_a_checkpoint_with_other_tensors_is_refused(change: str) -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownWeightsError, match="encoder"):
         read_tensors(tmp_path, ("encoder",), CPU, torch.float32)
+
+
+def test_a_pass_that_does_not_fit_the_memory_is_made_in_parts(
+    clips: list[np.ndarray], encoded: list[EncodedClip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front_end, together = FrontEnd.load(MODEL, CPU, torch.float32), []
+    encode = front_end._encode
+
+    def on_a_small_gpu(waveforms: list[torch.Tensor]) -> list[EncodedClip]:
+        if len(waveforms) > 3:
+            raise torch.OutOfMemoryError
+        together.append(len(waveforms))
+        return encode(waveforms)
+
+    monkeypatch.setattr(front_end, "_encode", on_a_small_gpu)
+    found = front_end.encode(clips[:20])
+    assert sum(together) == 20
+    assert front_end._max_blocks < MAX_BLOCKS["cpu"]
+    for clip, expected in zip(found, encoded, strict=False):
+        torch.testing.assert_close(clip.embeddings, expected.embeddings, rtol=0, atol=TOLERANCE)
