@@ -37,14 +37,12 @@ from transformers.models.granite_speech.modeling_granite_speech import (
     GraniteSpeechCTCEncoder,
     GraniteSpeechEncoderProjector,
 )
-from vllm.platforms import current_platform
 
 from bench.speculation import Run, decode_all, fitted_step_cost_tokens
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, EngineConfig
-from speech.engines.batching import Batching
 from speech.engines.vllm import VllmEngine
-from speech.granite.frontend import EncodedClip, FrontEnd
+from speech.granite.frontend import FrontEnd
 from speech.granite.logmel import LogMel
 from speech.models.families import AUDIO_TOKEN, GRANITE_4_0, Family
 from speech.recording import Options
@@ -115,8 +113,8 @@ class DummyWeightsEngine(FixedLengthEngine):
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         return super()._arguments(config, on_cpu) | {"load_format": "dummy"}
 
-    def _new_front_end(self, model: str) -> Batching[EncodedClip]:
-        config, device = AutoConfig.from_pretrained(model), torch.device(current_platform.device_type)
+    def _load_front_end(self, model: str, device: torch.device) -> FrontEnd:
+        config = AutoConfig.from_pretrained(model)
         with device:
             parts = {
                 "encoder": GraniteSpeechCTCEncoder(config.encoder_config),
@@ -128,7 +126,7 @@ class DummyWeightsEngine(FixedLengthEngine):
             for name, tensor in module.state_dict().items()
         }
         log_mel = LogMel(AutoFeatureExtractor.from_pretrained(model).mel_filters, device)
-        return Batching(FrontEnd(config, log_mel, tensors))
+        return FrontEnd(config, log_mel, tensors)
 
 
 Runs = dict[tuple[int, int], list[Run]]  # by concurrency and share of right tokens

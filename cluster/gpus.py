@@ -34,12 +34,17 @@ FRONT_END_GIB = 2.5
 # The language model's weights, and what vLLM measures of its activations.
 LANGUAGE_MODEL_GIB = 4.7
 # 40 layers, keys and values of 4 heads of 128 in bfloat16: 80 KiB a token; 30 s are 300 tokens of audio, and as many of
-# prompt and text.
-CLIP_GIB = 600 * 80 / (1 << 20)
+# prompt and text. And a row of logits of the vocabulary: in bfloat16, in float32, and their logarithms.
+CLIP_GIB = 600 * 80 / (1 << 20) + 100_353 * 10 / (1 << 30)
 # The default of speech.engines.base.EngineConfig.
 MAX_GPU_MEMORY = 0.9
-# The batch with which the Open ASR Leaderboard ran this model on an A100 of 80 GB.
-MAX_CONCURRENT_CLIPS = 256
+# What vLLM itself decodes at once on GPUs of 70 GiB and more (0.32). The fixed part of a step, weights to read and kernels
+# to launch, takes milliseconds, the keys and values of a clip about 5 microseconds: more clips gain little.
+MAX_CONCURRENT_CLIPS = 1024
+# Clips at once from which a job's engine has no drafts under ``--speculation auto``. The fixed part of a step costs as
+# much as 256 tokens or so (speech.granite.draft_length, not measured yet): with as many clips an accepted token saves no
+# more than one token's arithmetic, and without drafts vLLM schedules asynchronously and takes longer steps.
+UNDRAFTED_CLIPS = 256
 MIN_GPU_MEMORY = 0.05
 
 
@@ -70,13 +75,16 @@ def find_gpus() -> list[Gpu]:
     return [Gpu(each[0], float(each[1]) / 1024, each[2]) for each in fields if len(each) == 3 and each[1].isdigit()]
 
 
-def fit_engine(config: EngineConfig, engines_per_gpu: int, memory_gib: float | None) -> EngineConfig:
+def fit_engine(
+    config: EngineConfig, engines_per_gpu: int, memory_gib: float | None, *, bulk: bool = False
+) -> EngineConfig:
     """vLLM's settings, with what its GPU has room for where the user has set nothing. Other engines' are as they are.
 
     Args:
         config: the user's.
         engines_per_gpu: engines that share the GPU; 0: on a CPU.
         memory_gib: the GPU's memory in GiB; None if it is not known.
+        bulk: whether the engine has as many clips as it can decode at once, all the time.
     """
     if not engines_per_gpu or config.engine != "vllm":
         return config
@@ -87,4 +95,7 @@ def fit_engine(config: EngineConfig, engines_per_gpu: int, memory_gib: float | N
         clips = int((share * memory_gib - LANGUAGE_MODEL_GIB) / CLIP_GIB)
         fitted = {"gpu_memory": share, "concurrent_clips": max(1, min(MAX_CONCURRENT_CLIPS, clips))}
     unset = {name: value for name, value in fitted.items() if name not in config.model_fields_set}
-    return config.model_copy(update=unset)
+    config = config.model_copy(update=unset)
+    if bulk and config.speculation == "auto" and config.concurrent_clips >= UNDRAFTED_CLIPS:
+        return config.model_copy(update={"speculation": "off"})
+    return config

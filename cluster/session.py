@@ -130,7 +130,7 @@ def cluster_nodes() -> list[Node]:
     return nodes_of(ray.nodes(), ray_internals.node_groups())
 
 
-def fit_engine_here(config: EngineConfig, engines_per_gpu: int) -> EngineConfig:
+def fit_engine_here(config: EngineConfig, engines_per_gpu: int, *, bulk: bool = False) -> EngineConfig:
     """``fit_engine`` for the GPU of the node that this actor is on."""
     import ray
 
@@ -138,7 +138,7 @@ def fit_engine_here(config: EngineConfig, engines_per_gpu: int) -> EngineConfig:
         return config
     kind = ray.get_runtime_context().get_node_labels().get(ACCELERATOR_LABEL, "")
     memory_gib = next((gpu.memory_gib for gpu in find_gpus()), MEMORY_GIB.get(kind))
-    return fit_engine(config, engines_per_gpu, memory_gib)
+    return fit_engine(config, engines_per_gpu, memory_gib, bulk=bulk)
 
 
 def kill_children_and_exit() -> NoReturn:

@@ -145,7 +145,7 @@ class Transcribe:
         attempts: Any,
         output: Output,
     ) -> None:
-        engine, family = fit_engine_here(rules[model], engines_per_gpu), rules[model].family
+        engine, family = fit_engine_here(rules[model], engines_per_gpu, bulk=True), rules[model].family
         self._rules, self._position = rules, model
         self._output = output
         self._model = engine.model

@@ -9,6 +9,7 @@ are one in vLLM, gets the audio as an array.
 """
 
 import asyncio
+import contextlib
 import os
 from dataclasses import replace
 from functools import cached_property
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.dtype import cpu_dtype
+from speech.engines.gpu_start import alone_on_gpu
 from speech.engines.speculation import DRAFT_TOKENS, ctc_can_help, method_for
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.granite import plugin
@@ -29,7 +31,7 @@ from speech.transcript import Usage, Word
 
 if TYPE_CHECKING:
     from speech.engines.batching import Batching
-    from speech.granite.frontend import EncodedClip
+    from speech.granite.frontend import EncodedClip, FrontEnd
 
 # Set before vLLM is imported, where the user has not set them.
 _ENVIRONMENT = {
@@ -39,6 +41,15 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 GIB = 1 << 30
+# Tokens of a step on a GPU, at most. At RTFx 3,000 clips of 15 s bring 38,000 tokens of prompt a second, and 512 clips
+# that get 3.5 tokens for each second of audio make 20 steps in it: vLLM's default, 2048, is less. With drafts that
+# default stays, since each draft token has a row of logits, 1 MB of its vocabulary's.
+STEP_TOKENS, DRAFTED_STEP_TOKENS = 8192, 2048
+# CUDA graphs that vLLM captures by default, in clips (0.32; of a step that has no prompts in it).
+DEFAULT_GRAPHS = 512
+# How long the encoder waits for more clips while the language model has enough, by kind of device. A pass of any size
+# is hundreds of kernels to launch, which take a GPU of today some 15 ms of Python: estimated, not measured.
+GATHER_S = {"cpu": 0.0, "cuda": 0.05}
 
 
 class VllmEngine:
@@ -53,11 +64,15 @@ class VllmEngine:
         self._family = family
         self._method = method_for(config.speculation, family, "vllm")
         self._adaptive = config.speculation == "auto"
-        arguments = self._arguments(config, on_cpu=current_platform.is_cpu())
+        self._concurrent_clips = config.concurrent_clips
+        self._decoding = 0  # clips that the language model has
+        on_cpu = current_platform.is_cpu()
+        arguments = self._arguments(config, on_cpu)
         try:
-            with plugin.enabled():
-                self._llm = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments))
-            self._front_end = self._new_front_end(config.model) if isinstance(family, Granite) else None
+            with contextlib.nullcontext() if on_cpu else alone_on_gpu():
+                with plugin.enabled():
+                    self._llm = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**arguments))
+                self._front_end = self._new_front_end(config.model) if isinstance(family, Granite) else None
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"vLLM cannot load {config.model!r}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
@@ -69,14 +84,22 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         from speech.engines.batching import Batching
-        from speech.granite.frontend import FrontEnd
 
+        device = torch.device(current_platform.device_type)
         try:
-            device = torch.device(current_platform.device_type)
-            return Batching(FrontEnd.load(model, device, self._llm.model_config.dtype))
+            front_end = self._load_front_end(model, device)
         except BaseException:
             self._llm.shutdown()
             raise
+        return Batching(front_end, GATHER_S[device.type], may_gather=self._has_enough_to_decode)
+
+    def _load_front_end(self, model: str, device: Any) -> "FrontEnd":
+        from speech.granite.frontend import FrontEnd
+
+        return FrontEnd.load(model, device, self._llm.model_config.dtype)
+
+    def _has_enough_to_decode(self) -> bool:
+        return 2 * self._decoding >= self._concurrent_clips
 
     def _arguments(self, config: EngineConfig, on_cpu: bool) -> dict[str, Any]:
         """vLLM's engine arguments."""
@@ -105,8 +128,22 @@ class VllmEngine:
                 "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
             }
         else:
-            arguments |= {"gpu_memory_utilization": config.gpu_memory}
+            arguments |= self._gpu_arguments(config)
         return arguments | self._speculative_arguments(config)
+
+    def _gpu_arguments(self, config: EngineConfig) -> dict[str, Any]:
+        """vLLM's engine arguments on a GPU.
+
+        Asynchronous scheduling is not among them: vLLM turns it on where there are no drafts, and has none with ours.
+        """
+        arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory}
+        if self._method is None:
+            arguments["max_num_batched_tokens"] = max(STEP_TOKENS, config.concurrent_clips)
+            if config.concurrent_clips > DEFAULT_GRAPHS:
+                arguments["max_cudagraph_capture_size"] = config.concurrent_clips
+        else:
+            arguments["max_num_batched_tokens"] = max(DRAFTED_STEP_TOKENS, config.concurrent_clips)
+        return arguments
 
     def _speculative_arguments(self, config: EngineConfig) -> dict[str, Any]:
         """vLLM's engine arguments for speculative decoding."""
@@ -135,7 +172,11 @@ class VllmEngine:
         log_posteriors = encoded.hypothesis.log_posteriors.cpu() if clip.options.word_timestamps else None
         hypothesis, audio_tokens = encoded.hypothesis.transcript(clip.options.language), len(encoded.embeddings)
         del encoded  # of a GPU's memory, while the language model decodes
-        output = await self._generate(clip, prompt, self._sampling(clip, draft))
+        self._decoding += 1
+        try:
+            output = await self._generate(clip, prompt, self._sampling(clip, draft))
+        finally:
+            self._decoding -= 1
         result = replace(self._result(clip, output, audio_tokens), hypothesis=hypothesis)
         if drafts:
             self._drafts.learn(result.text)
@@ -279,7 +320,7 @@ class VllmEngine:
         embeddings = encoded.embeddings.new_zeros(len(tokens), encoded.embeddings.shape[1])
         embeddings[start : start + length] = encoded.embeddings
         is_text = [not start <= position < start + length for position in range(len(tokens))]
-        return embeds_input(embeddings.cpu(), prompt_token_ids=tokens, is_token_ids=is_text)
+        return embeds_input(embeddings, prompt_token_ids=tokens, is_token_ids=is_text)
 
     def _whisper_prompt(self, clip: ClipRequest, decoder_prompt: dict[str, Any]) -> Any:
         """Whisper is an encoder-decoder: the audio is the encoder's whole prompt."""

@@ -53,7 +53,7 @@ def test_an_optional_check_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> Non
     ("gpus", "settings", "expected"),
     [
         ([], {}, "1 engine on the CPU"),
-        (GPU * 8, {}, "8 engines on H200, 90% of its memory, 256 clips at once"),
+        (GPU * 8, {}, "8 engines on H200, 90% of its memory, 1024 clips at once"),
         ([Gpu("Tesla T4", 15.0, "570.1")], {}, "1 engine on T4, 83% of its memory"),
         (GPU, {"engines": 2, "listeners": 5}, "5 Listeners at most, 2 engines on H200, 2 to a GPU, 45% of its memory"),
         ([Gpu("Odd 5", 8.0, "570.1")], {}, "1 engine on GPUs, 69% of its memory, 17 clips at once"),

@@ -1,6 +1,7 @@
 """GPUs, as nvidia-smi lists them, and what an engine takes of their memory."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,13 @@ def test_kinds_have_ray_s_names(name: str, accelerator: str) -> None:
 @pytest.mark.parametrize(
     ("memory_gib", "engines", "clips", "share"),
     [
-        (MEMORY_GIB["T4"], 1, 170, 0.833),
-        (MEMORY_GIB["L4"], 1, 256, 0.889),
-        (MEMORY_GIB["A100"], 1, 256, 0.9),
-        (MEMORY_GIB["H100"], 1, 256, 0.9),
-        (MEMORY_GIB["L4"], 2, 88, 0.389),
-        (MEMORY_GIB["H100"], 4, 256, 0.219),
+        (MEMORY_GIB["T4"], 1, 167, 0.833),
+        (MEMORY_GIB["L4"], 1, 328, 0.889),
+        (MEMORY_GIB["A100"], 1, 670, 0.9),
+        (MEMORY_GIB["H100"], 1, 1024, 0.9),
+        (MEMORY_GIB["H200"], 2, 1024, 0.45),
+        (MEMORY_GIB["L4"], 2, 87, 0.389),
+        (MEMORY_GIB["H100"], 4, 272, 0.219),
         (None, 2, 64, 0.45),
     ],
 )
@@ -50,6 +52,7 @@ def test_an_engine_fits_its_gpu(memory_gib: float | None, engines: int, clips: i
     assert fitted.concurrent_clips == pytest.approx(clips, abs=2)
     assert fitted.gpu_memory == pytest.approx(share, abs=0.002)
     assert engines * fitted.gpu_memory <= 0.9  # the front ends have the rest
+    assert fitted.speculation == "auto"
 
 
 def test_what_the_user_sets_of_an_engine_wins() -> None:
@@ -60,3 +63,19 @@ def test_what_the_user_sets_of_an_engine_wins() -> None:
 def test_other_engines_are_as_the_user_has_them() -> None:
     assert fit_engine(EngineConfig(), 0, None) == EngineConfig()  # on a CPU
     assert fit_engine(EngineConfig(engine="transformers"), 1, 80.0) == EngineConfig(engine="transformers")
+
+
+@pytest.mark.parametrize(
+    ("given", "memory_gib", "bulk", "speculation"),
+    [
+        ({}, MEMORY_GIB["H200"], True, "off"),
+        ({}, MEMORY_GIB["H200"], False, "auto"),
+        ({}, MEMORY_GIB["T4"], True, "auto"),  # fewer clips at once
+        ({"concurrent_clips": 64}, MEMORY_GIB["H200"], True, "auto"),
+        ({"speculation": "ctc"}, MEMORY_GIB["H200"], True, "ctc"),
+    ],
+)
+def test_a_full_batch_of_a_job_has_no_drafts(
+    given: dict[str, Any], memory_gib: float, bulk: bool, speculation: str
+) -> None:
+    assert fit_engine(EngineConfig(**given), 1, memory_gib, bulk=bulk).speculation == speculation
