@@ -38,12 +38,12 @@ LANGUAGE_MODEL_GIB = 4.7
 CLIP_GIB = 600 * 80 / (1 << 20) + 100_353 * 10 / (1 << 30)
 # The default of speech.engines.base.EngineConfig.
 MAX_GPU_MEMORY = 0.9
-# What vLLM itself decodes at once on GPUs of 70 GiB and more (0.32). The fixed part of a step, weights to read and kernels
-# to launch, takes milliseconds, the keys and values of a clip about 5 microseconds: more clips gain little.
+# What vLLM itself decodes at once on GPUs of 70 GiB and more (0.32). The fixed part of a step, weights to read and
+# kernels to launch, takes milliseconds, keys and values of a clip about 5 microseconds: more clips gain little.
 MAX_CONCURRENT_CLIPS = 1024
 # Clips at once from which a job's engine has no drafts under ``--speculation auto``. The fixed part of a step costs as
-# much as 256 tokens or so (speech.granite.draft_length, not measured yet): with as many clips an accepted token saves no
-# more than one token's arithmetic, and without drafts vLLM schedules asynchronously and takes longer steps.
+# much as 256 tokens or so (speech.granite.draft_length, not measured yet): with as many clips an accepted token saves
+# no more than one token's arithmetic, and without drafts vLLM schedules asynchronously and takes longer steps.
 UNDRAFTED_CLIPS = 256
 MIN_GPU_MEMORY = 0.05
 
