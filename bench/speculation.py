@@ -207,16 +207,16 @@ def _measurement(
         drafts_accepted=sum(each.usage.accepted_draft_tokens for each in decodings) / drafted if drafted else 0.0,
         rtfx=statistics.median(run.rtfx for run in runs),
         rtfx_to_off=statistics.median(run.rtfx / off.rtfx for run, off in zip(runs, plain, strict=True)),
-        wer=_word_error_rate(clips, decodings, references),
+        wer=word_error_rate(clips, [each.text for each in decodings], references),
         same_as_off=statistics.mean(same),
     )
 
 
-def _word_error_rate(clips: list[ClipRequest], decodings: list[DecodingResult], references: dict[str, str]) -> float:
+def word_error_rate(clips: Sequence[ClipRequest], decoded: Sequence[str], references: dict[str, str]) -> float:
     """Over the recordings that have a reference, each once."""
     texts: dict[str, dict[str, str]] = {}
-    for clip, decoding in zip(clips, decodings, strict=True):
-        texts.setdefault(clip.id.rpartition("/")[0], {}).setdefault(clip.id, decoding.text)
+    for clip, text in zip(clips, decoded, strict=True):
+        texts.setdefault(clip.id.rpartition("/")[0], {}).setdefault(clip.id, text)
     english = {clip.id.rpartition("/")[0] for clip in clips if clip.options.language == "en"}
     scores = [
         score(name, references[name], " ".join(parts.values()), name in english)

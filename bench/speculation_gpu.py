@@ -103,8 +103,11 @@ class FixedLengthEngine(VllmEngine):
     def _sampling(self, clip: ClipRequest, draft: dict[str, Any]) -> Any:
         given = {"draft": self.drafts[int(clip.id.partition("/")[0])]} if self.drafts else {}
         sampling = super()._sampling(clip, given)
-        sampling.ignore_eos, sampling.max_tokens = True, self.tokens
+        sampling.ignore_eos, sampling.max_tokens = True, self._tokens_of(clip)
         return sampling
+
+    def _tokens_of(self, clip: ClipRequest) -> int:
+        return self.tokens
 
 
 class DummyWeightsEngine(FixedLengthEngine):
@@ -210,11 +213,12 @@ def _print(measurements: list[Measurement], step_cost_tokens: float) -> None:
 def noise(count: int, seconds: float) -> list[ClipRequest]:
     """Clips of noise, all different."""
     rng = np.random.default_rng(0)
-    size = int(seconds * SAMPLE_RATE)
-    return [
-        ClipRequest((rng.standard_normal(size) * 3000).astype(np.int16), Options(), str(number))
-        for number in range(count)
-    ]
+    return [noise_clip(rng, seconds, number) for number in range(count)]
+
+
+def noise_clip(rng: np.random.Generator, seconds: float, number: int) -> ClipRequest:
+    samples = (rng.standard_normal(int(seconds * SAMPLE_RATE), np.float32) * 3000).astype(np.int16)
+    return ClipRequest(samples, Options(), str(number))
 
 
 @contextmanager
