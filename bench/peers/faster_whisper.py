@@ -38,7 +38,8 @@ def _load(parsed: argparse.Namespace) -> Callable[[], Answer]:
     options |= {"compression_ratio_threshold": None, "log_prob_threshold": None}
     if parsed.tokens:
         end = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task="transcribe", language="en").eot
-        options |= {"max_new_tokens": parsed.tokens, "suppress_tokens": [end]}
+        # CTranslate2 ends a clip at half the length that it is given, of prompt (4 tokens) and text, less one.
+        options |= {"max_new_tokens": 2 * (parsed.tokens + 1) - 4, "suppress_tokens": [end]}
     if parsed.batch_size:
         pipeline = BatchedInferencePipeline(model)
         return lambda: _batched(pipeline, clips, options | {"batch_size": parsed.batch_size})

@@ -3,9 +3,9 @@
     python -m bench.peers.granite [--model demo/model] [--manifest demo/samples/manifest.jsonl] [--rounds 3]
 
 All get the same clips, cut by our Listener from the manifest's English recordings. The card's loop decodes one clip
-after another; Ray Data's ``map_batches`` gives an actor with the same Transformers model batches of 8, padded to the longest,
-and is timed from the actor's readiness. float32 on a CPU, the checkpoint's dtype on a GPU. Each contender has a process
-of its own; loading and a first round are in no figure.
+after another; Ray Data's ``map_batches`` gives an actor with the same Transformers model batches of 8, padded to the
+longest, and is timed from the actor's readiness. float32 on a CPU, the checkpoint's dtype on a GPU. Each contender has
+a process of its own; loading and a first round are in no figure.
 
 Prints RTFx, the ratio to ours and the word error rate of each, medians of the rounds; last, a line of JSON.
 """

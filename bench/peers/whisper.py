@@ -5,9 +5,9 @@
 
 ``--whisper`` is a checkpoint in Hugging Face's form, ``--ctranslate`` the same one as ``ct2-transformers-converter``
 writes it (with ``--copy_files tokenizer.json preprocessor_config.json``). The clips are those that our Listener cuts
-from the manifest's English recordings. faster-whisper runs in int8 and in float32, clip by clip and batched, with its voice
-activity detection off. Each contender has a process of its own with all cores; loading and a first round are in no
-figure. ``--peer-python`` is an interpreter that has faster-whisper, where this one has not.
+from the manifest's English recordings. faster-whisper runs in int8 and in float32, clip by clip and batched, with its
+voice activity detection off. Each contender has a process of its own with all cores; loading and a first round are in
+no figure. ``--peer-python`` is an interpreter that has faster-whisper, where this one has not.
 
 ``--random TOKENS`` makes a small Whisper with random weights and lets all write TOKENS tokens a clip: it shows that the
 scripts run, and nothing of Whisper's speed or text.
@@ -83,8 +83,8 @@ def _random_checkpoint(folder: str, peer_python: str) -> tuple[str, str | None]:
 
     whisper, converted = Path(folder, "whisper"), Path(folder, "ctranslate")
     random_whisper(whisper)
-    files = ["--copy_files", "tokenizer.json", "preprocessor_config.json"]
-    command = [peer_python, "-c", CONVERTER, "--model", str(whisper), "--output_dir", str(converted), *files]
+    written = ["--output_dir", str(converted), "--copy_files", "tokenizer.json"]
+    command = [peer_python, "-c", CONVERTER, "--model", str(whisper), *written]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode and "No module named" not in ended.stderr:
         raise SystemExit(f"ct2-transformers-converter has failed:\n{ended.stderr[-3000:]}")
