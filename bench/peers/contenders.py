@@ -116,7 +116,8 @@ class CardLoop:
             output = self._model.generate(**inputs, max_new_tokens=CARD_TOKENS, do_sample=False, num_beams=1)
         new = output[:, inputs["input_ids"].shape[1] :]
         tokenizer = self._processor.tokenizer
-        tokens = int((new != tokenizer.pad_token_id).sum())
+        # With the token that ends a text, as others count, and which is the padding too.
+        tokens = int(((new != tokenizer.pad_token_id).sum(1) + 1).clamp(max=new.shape[1]).sum())
         return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)], tokens
 
 

@@ -122,7 +122,10 @@ class Contender:
         if not line:
             self._process.wait()
             self._errors.seek(0)
-            raise SystemExit(f"{self.name} has failed:\n{self._errors.read()[-3000:]}")
+            errors = self._errors.read()
+            if (last := errors.strip().rpartition("\n")[2]).startswith("ModuleNotFoundError"):
+                return {"skipped": last}
+            raise SystemExit(f"{self.name} has failed:\n{errors[-3000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
