@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the Listener against its peers.")
     parser.add_argument("files", nargs="*", type=Path, help="recordings (default: those of demo/samples)")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-codecs", action="store_true", help="leave out the second table")
     arguments = parser.parse_args()
     paths = arguments.files or sorted(path for path in SAMPLES.rglob("*.*") if path.suffix not in NOT_AUDIO)
     listener = Listener(clip_s=CLIP_S)
@@ -151,8 +152,9 @@ def main() -> None:
         theirs / ours for theirs, ours in zip(spent["faster-whisper"], spent["listener mix"], strict=True)
     )
     print(f"listener mix over faster-whisper: {ratio:.2f}\n")
-    by_codec = codec_rates(listener, arguments.rounds)
-    print(f"{'x real time':<16}{'mono':>10}{'stereo':>10}")
+    by_codec = {} if arguments.no_codecs else codec_rates(listener, arguments.rounds)
+    if by_codec:
+        print(f"{'x real time':<16}{'mono':>10}{'stereo':>10}")
     for codec, forms in by_codec.items():
         print(f"{codec:<16}" + "".join(f"{forms[form] * 3600:>10.0f}" for form in ("mono", "stereo") if form in forms))
     print()

@@ -33,7 +33,7 @@ def speculation_ratios(figures: Any) -> dict[str, float]:
 
 RUNS = (
     Run(
-        "listener --rounds 1",
+        "listener --rounds 1 --no-codecs",
         lambda figures: {"Listener over faster-whisper's decoder and VAD": figures["ratio_to_faster_whisper"]},
     ),
     Run(
@@ -42,7 +42,7 @@ RUNS = (
     ),
     Run("speculation --modes off,auto --concurrency 16 --rounds 1", speculation_ratios),
     Run(
-        "pipeline --copies 4 --rounds 1",
+        "pipeline --copies 2 --rounds 1",
         lambda figures: {"job over the engine alone": figures["median_ratio"]},
     ),
 )
