@@ -84,7 +84,8 @@ class SpeechLengthEngine(DummyWeightsEngine):
 
         async def generate(number: int, clip: ClipRequest, prompt: Any) -> None:
             async with slots:
-                await self._generate(replace(clip, id=f"{number}/{clip.id}"), prompt, {})
+                numbered = replace(clip, id=f"{number}/{clip.id}")
+                await self._generate(numbered, prompt, self._sampling(numbered, {}))
 
         await asyncio.gather(*(generate(number, *each) for number, each in enumerate(prompts)))
 
