@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import sys
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from cluster.nodes import Layout
 from cluster.session import cluster_layout, fit_engine_here, kill_children_and_exit
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
 from serve.backend import ListenSummary
+from serve.growing_file import LocalFile
 from serve.http_server import HttpServer
 from serve.listener_process import ListenerProcess, ListenerSettings
 from serve.metrics import EngineMetrics, RequestMetrics
@@ -78,19 +80,20 @@ class ListenerReplica:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listener")
 
     async def listen(
-        self, recording: Recording, audio: np.ndarray
+        self, recording: Recording, audio: np.ndarray | LocalFile
     ) -> AsyncGenerator[ListenSummary | RayscribeError, None]:
         """Decodes an upload and cuts its speech.
 
         Args:
             recording: what is asked for.
-            audio: uint8, the bytes of its file, in shared memory.
+            audio: its file on this machine, which may be growing; or uint8, the bytes of it, in shared memory.
 
         Yields:
             Summaries of parts, whose handles are references to each ``ListenResult`` in the object store; an error is
             the last item.
         """
-        limit_s = min(self._timeout_s, MIN_LISTEN_S + LISTEN_S_PER_BYTE * audio.nbytes)
+        size = audio.size if isinstance(audio, LocalFile) else audio.nbytes
+        limit_s = min(self._timeout_s, MIN_LISTEN_S + LISTEN_S_PER_BYTE * size)
         loop = asyncio.get_running_loop()
         parts = self._process.stream(recording, audio, limit_s)
         try:
@@ -184,7 +187,11 @@ class EndpointReplica:
     def __init__(
         self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle, own_server: bool
     ) -> None:
-        self._service = TranscriptionService(settings, ServeBackend(listener, transcriber), RequestMetrics())
+        self._service = TranscriptionService(
+            settings,
+            ServeBackend(listener, transcriber, local=own_server and sys.platform == "linux"),
+            RequestMetrics(),
+        )
         self._app = http_app(settings, self._service)
         self._server = HttpServer(TracedRequests(self._app), settings.host, settings.port) if own_server else None
 

@@ -27,10 +27,17 @@ class ListenSummary:
 
 
 class Backend(Protocol):
-    """Listener and Transcriber. Each method raises as the class behind it does; cancelling a call cancels its work."""
+    """Listener and Transcriber. Each method raises as the class behind it does; cancelling a call cancels its work.
 
-    def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
-        """``speech.listener.Listener.stream``"""
+    Attributes:
+        local: whether the Listener is on this machine, and can listen to an upload that is arriving.
+    """
+
+    @property
+    def local(self) -> bool: ...
+
+    def listen(self, recording: Recording, audio: BinaryIO, size: int) -> AsyncGenerator[ListenSummary, None]:
+        """``speech.listener.Listener.stream``. ``size``: the bytes of ``audio``, those that are to come included."""
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         """All clips of a part."""

@@ -16,24 +16,24 @@ class ReadAhead(Generic[T]):
     """Reads an asynchronous generator to its end in a task, however fast its items are taken."""
 
     def __init__(self, source: AsyncGenerator[T, None]) -> None:
+        self.error: Exception | None = None  # of the source, which has ended with it
         self._items: asyncio.Queue[T | _End] = asyncio.Queue()
         self._task = asyncio.create_task(self._read(source))
 
     async def _read(self, source: AsyncGenerator[T, None]) -> None:
-        error = None
         try:
             async with contextlib.aclosing(source):
                 async for item in source:
                     self._items.put_nowait(item)
-        except Exception as failure:
-            error = failure
-        self._items.put_nowait(_End(error))
+        except Exception as error:
+            self.error = error
+        self._items.put_nowait(_END)
 
     async def __aiter__(self) -> AsyncIterator[T]:
         while not isinstance(item := await self._items.get(), _End):
             yield item
-        if item.error:
-            raise item.error
+        if self.error:
+            raise self.error
 
     async def aclose(self) -> None:
         """Closes the source, in the midst of it or after its end."""
@@ -43,8 +43,10 @@ class ReadAhead(Generic[T]):
 
 
 class _End:
-    def __init__(self, error: Exception | None) -> None:
-        self.error = error
+    """Behind the last item."""
+
+
+_END = _End()
 
 
 class Decoding:
@@ -79,6 +81,10 @@ class Decoding:
         """What is known of the recording so far; all of it when all clips are there."""
         assert self._listened is not None, "there is a part before there is a clip, and one at the end in any case"
         return self._listened
+
+    @property
+    def listening_failed(self) -> bool:
+        return self._parts.error is not None
 
     async def clips(self) -> AsyncGenerator[ClipTranscript, None]:
         """Raises what listening and decoding raise, where the first clip would be that is not there."""

@@ -3,7 +3,8 @@
 Decoders are written in C. The child has limits on memory, CPU time and wall time; when it dies, or reaches one, another
 takes its place. Its environment holds no credentials, and its answers are parsed as data, never unpickled.
 
-    request    a line of JSON on stdin: the recording. Its audio is in a file that both processes have open.
+    request    a line of JSON on stdin: the recording, and where its audio is: a file of this machine, or the one that
+               both processes have open
     answers    of each part a line of JSON on stdout, ``_Answer``, and the samples of its clips; one line at the end
 
 Limit: the child runs as the same user, with the same files and network. Those a container restricts.
@@ -27,6 +28,7 @@ from typing import IO, BinaryIO, Self
 import numpy as np
 from pydantic import BaseModel, Field
 
+from serve.growing_file import LocalFile
 from speech.audio import SAMPLE_RATE
 from speech.audio.clips import Clip
 from speech.errors import AUDIO_CODES, AudioError
@@ -64,28 +66,31 @@ class ListenerProcess:
         self._audio = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
         self._child = _Child(settings, self._audio)
 
-    def stream(self, recording: Recording, audio: np.ndarray, limit_s: float) -> Iterator[ListenResult]:
+    def stream(self, recording: Recording, audio: np.ndarray | LocalFile, limit_s: float) -> Iterator[ListenResult]:
         """As ``Listener.stream``, of an upload. Who stops before its end must ``kill``.
 
         Args:
             recording: its range and options; ``audio`` is its name in messages.
-            audio: uint8, the bytes of its file.
+            audio: its file, or the bytes of it, uint8.
             limit_s: the child is killed when this time has passed.
 
         Raises:
             AudioError: as of ``Listener.stream``; ``listen_timeout``; ``poison`` if the child died.
         """
-        self._audio.seek(0)
-        self._audio.truncate()
-        self._audio.write(audio.data)
-        self._audio.flush()
+        file = audio if isinstance(audio, LocalFile) else None
+        size = audio.nbytes if isinstance(audio, np.ndarray) else audio.size
+        if isinstance(audio, np.ndarray):
+            self._audio.seek(0)
+            self._audio.truncate()
+            self._audio.write(audio.data)
+            self._audio.flush()
         if self._child.exit_code is not None:  # killed while it was idle
             self._child = _Child(self._settings, self._audio)
         child = self._child
         child.wait_ready()
         start = time.monotonic()
         try:
-            yield from child.exchange(recording, limit_s)
+            yield from child.exchange(recording, file, limit_s)
         except AudioError:
             raise
         except (OSError, ValueError) as error:  # it has died, or its answer is malformed
@@ -96,7 +101,7 @@ class ListenerProcess:
                     "listen_timeout", f"{recording.audio} took over {limit_s:.0f} s to decode, the limit for its size"
                 ) from error
             cause = _cause(child.exit_code)
-            log.error("decoding %d bytes has ended the Listener's process: %s", audio.nbytes, cause)
+            log.error("decoding %d bytes has ended the Listener's process: %s", size, cause)
             raise AudioError(
                 "poison", f"decoding {recording.audio} has ended the process that decodes ({cause})"
             ) from error
@@ -155,15 +160,20 @@ class _Child:
         if not self._ready:
             raise RuntimeError("the Listener's process does not start")
 
-    def exchange(self, recording: Recording, limit_s: float) -> Iterator[ListenResult]:
+    def exchange(self, recording: Recording, file: LocalFile | None, limit_s: float) -> Iterator[ListenResult]:
         """Sends a recording and yields its answers.
+
+        Args:
+            recording: what is asked for.
+            file: its audio; None where it is in the file that both processes have open.
+            limit_s: as of ``ListenerProcess.stream``.
 
         Raises:
             AudioError: the child's answer.
             OSError, ValueError: the child has died, or its answer is malformed.
         """
         with self._killed_after(limit_s):
-            self._requests.write(_Request.of(recording, limit_s).model_dump_json().encode() + b"\n")
+            self._requests.write(_Request.of(recording, file, limit_s).model_dump_json().encode() + b"\n")
             self._requests.flush()
             while not (answer := _Answer.model_validate_json(self._answers.readline())).end:
                 if answer.error:
@@ -182,10 +192,11 @@ class _Child:
 
 class _Request(BaseModel):
     recording: Recording
+    file: LocalFile | None
     limit_s: float
 
     @classmethod
-    def of(cls, recording: Recording, limit_s: float) -> Self:
+    def of(cls, recording: Recording, file: LocalFile | None, limit_s: float) -> Self:
         """What a Listener needs of a recording; keywords and metadata stay here."""
         options = Options(channels=recording.options.channels, raw_format=recording.options.raw_format)
         reduced = Recording(
@@ -196,7 +207,7 @@ class _Request(BaseModel):
             speakers=recording.speakers,
             options=options,
         )
-        return cls(recording=reduced, limit_s=limit_s)
+        return cls(recording=reduced, file=file, limit_s=limit_s)
 
 
 class _Error(BaseModel):
@@ -277,11 +288,12 @@ def main(settings: ListenerSettings, audio_descriptor: int) -> None:
     for line in sys.stdin.buffer:
         request = _Request.model_validate_json(line)
         _limit_cpu(request.limit_s)
-        for answer, clips in _answers(listener, request.recording, audio):
-            answers.write(answer.model_dump_json().encode() + b"\n")
-            for clip in clips:
-                answers.write(clip.samples.data)
-            answers.flush()
+        with request.file.open() if request.file else contextlib.nullcontext(audio) as source:
+            for answer, clips in _answers(listener, request.recording, source):
+                answers.write(answer.model_dump_json().encode() + b"\n")
+                for clip in clips:
+                    answers.write(clip.samples.data)
+                answers.flush()
 
 
 def _limit_cpu(limit_s: float) -> None:

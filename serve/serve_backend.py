@@ -1,6 +1,7 @@
 """``serve.backend.Backend`` over two Ray Serve deployments.
 
-An upload is copied once, from disk into Ray's object store. The Listener replica answers with a summary and a
+On one machine the Listener reads an upload from the file that it arrives in; on a cluster it is copied once, from disk
+into Ray's object store. The Listener replica answers with a summary and a
 reference to its result, which is resolved in the Transcriber replica: samples never enter the Endpoint. The
 replica that put the result owns it; where the replica dies first, the reference is lost, and the request is
 answered ``replica_died`` (503) as for any other replica that dies.
@@ -21,6 +22,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 
 from serve.backend import ListenSummary
+from serve.growing_file import LocalFile
 from speech.errors import EngineDied, RayscribeError, RequestError
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript
@@ -34,10 +36,11 @@ class ServeBackend:
 
     listener: DeploymentHandle
     transcriber: DeploymentHandle
+    local: bool = False
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
-        stored = await asyncio.to_thread(_put_file, audio)
-        async for summary in _items(self.listener.options(stream=True).listen.remote(recording, stored)):
+    async def listen(self, recording: Recording, audio: BinaryIO, size: int) -> AsyncGenerator[ListenSummary, None]:
+        source = LocalFile.of(audio, size) if self.local else await asyncio.to_thread(_put_file, audio)
+        async for summary in _items(self.listener.options(stream=True).listen.remote(recording, source)):
             yield summary
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:

@@ -30,7 +30,7 @@ from serve.live_session import LiveSession
 from serve.metrics import LIVE, RequestMetrics
 from serve.responses import Capabilities, ModelEntry, SegmentPart, TextDelta, TextDone
 from serve.settings import MIB, ServeSettings
-from serve.upload import receive_form
+from serve.upload import Form, Upload, receive_form
 from speech.audio.silero import load_silero
 from speech.errors import RayscribeError, RequestError
 from speech.formats import CONTENT_TYPES, render_transcript, token_usage
@@ -83,15 +83,12 @@ class TranscriptionService:
         try:
             async with contextlib.AsyncExitStack() as resources:
                 resources.enter_context(self._requests.acquire(_key_id(request)))
-                form, name, audio = await resources.enter_async_context(
+                upload = await resources.enter_async_context(
                     receive_form(request, self._settings, task, self._upload_budget)
                 )
-                headers = {WARNING_HEADER: form.warning} if form.warning else {}
+                form, recording, decoding = await self._begin(upload, resources)
                 start = time.perf_counter()
-                recording = self._recording(form, name)
-                decode = self._backend.stream if form.stream else self._whole_parts
-                decoding = Decoding(self._backend.listen(recording, audio), functools.partial(decode, recording))
-                await resources.enter_async_context(contextlib.aclosing(decoding))
+                headers = {WARNING_HEADER: form.warning} if form.warning else {}
                 clips = decoding.clips()
                 if form.stream:
                     await resources.enter_async_context(contextlib.aclosing(clips))
@@ -108,6 +105,35 @@ class TranscriptionService:
         except RayscribeError as error:
             self._metrics.refused(task, error.code)
             raise
+
+    async def _begin(
+        self, upload: Upload, resources: contextlib.AsyncExitStack
+    ) -> tuple[SpeechForm, Recording, Decoding]:
+        """Begins to decode an upload, while it arrives if it can; returns when it is complete.
+
+        Args:
+            upload: the form.
+            resources: close the decoding.
+        """
+        early, decoding = await upload.early() if self._backend.local else None, None
+        if early is not None:
+            with contextlib.suppress(RequestError):  # the complete form may be another one
+                recording = self._recording(early.fields, early.name)
+                decoding = self._decoding(early, recording)
+                resources.push_async_callback(decoding.aclose)
+        form = await upload.complete()
+        if decoding is None or form != early or decoding.listening_failed:
+            if decoding is not None:
+                await decoding.aclose()
+            recording = self._recording(form.fields, form.name)
+            decoding = self._decoding(form, recording)
+            resources.push_async_callback(decoding.aclose)
+        return form.fields, recording, decoding
+
+    def _decoding(self, form: Form, recording: Recording) -> Decoding:
+        decode = self._backend.stream if form.fields.stream else self._whole_parts
+        parts = self._backend.listen(recording, form.audio, form.size)
+        return Decoding(parts, functools.partial(decode, recording))
 
     async def _whole_parts(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
         """The clips of a part, all in one message."""

@@ -209,11 +209,16 @@ def without_id3(file: Source, size: int) -> tuple[Source, int]:
     rest, end = file, size
     while 0 < (start := headers.id3v2_end(rest)) < end:
         rest, end = SourceRange(rest, start), end - start
+    container = identify(rest, end)
+    if container in (MPEG_SYNC, UNKNOWN):
+        return file, size
+    if container.declared_end and container.declared_end(rest, end) == end:
+        return rest, end  # nothing is behind; the end of a file that is being uploaded would have to be waited for
     rest.seek(max(0, end - headers.ID3V1_BYTES))
     if rest.read(3) == b"TAG":
         end -= headers.ID3V1_BYTES
         rest = SourceRange(rest, 0, end)
-    return (file, size) if identify(rest, end) in (MPEG_SYNC, UNKNOWN) else (rest, end)
+    return rest, end
 
 
 def missing_bytes(container: Container, file: Source, size: int) -> int:

@@ -35,6 +35,8 @@ class CannedBackend:
         cancelled: set when a client has disconnected.
     """
 
+    local = False
+
     def __init__(self, segments: Sequence[Segment], duration_s: float) -> None:
         self.segments = segments
         self.duration_s = duration_s
@@ -46,7 +48,7 @@ class CannedBackend:
         self.go_on.set()
         self.cancelled = threading.Event()
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
+    async def listen(self, recording: Recording, audio: BinaryIO, size: int) -> AsyncGenerator[ListenSummary, None]:
         self.requests.append(recording)
         self.uploads.append(audio.read())
         if self.failure and self.refuses:

@@ -1,12 +1,14 @@
 """The endpoint without Ray: its HTTP in this process, over the real Listener and a given engine."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any, BinaryIO
 
 from starlette.testclient import TestClient
 
 from serve.backend import ListenSummary
+from serve.growing_file import LocalFile
 from serve.metrics import RequestMetrics
 from serve.routes import http_app
 from serve.service import TranscriptionService
@@ -26,7 +28,8 @@ MODEL = "demo/model"
 class DirectBackend:
     """``serve.backend.Backend`` in this process."""
 
-    def __init__(self, engine: Engine, max_audio_s: float = 3600.0) -> None:
+    def __init__(self, engine: Engine, max_audio_s: float = 3600.0, local: bool = False) -> None:
+        self.local = local
         self.listener = Listener(clip_s=GRANITE_4_0.clip_s, max_duration_s=max_audio_s)
         self._engine = engine
         self._transcriber: Transcriber | None = None
@@ -37,10 +40,11 @@ class DirectBackend:
             self._transcriber = Transcriber(self._engine, GRANITE_4_0, MODEL, concurrent_clips=8)
         return self._transcriber
 
-    async def listen(self, recording: Recording, audio: BinaryIO) -> AsyncGenerator[ListenSummary, None]:
-        parts = self.listener.stream(recording, audio)
-        while (part := await asyncio.to_thread(next, parts, None)) is not None:
-            yield ListenSummary.of(part, part)
+    async def listen(self, recording: Recording, audio: BinaryIO, size: int) -> AsyncGenerator[ListenSummary, None]:
+        with LocalFile.of(audio, size).open() if self.local else contextlib.nullcontext(audio) as source:
+            parts = self.listener.stream(recording, source)
+            while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                yield ListenSummary.of(part, part)
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         return [clip async for clip in self.transcriber.stream(recording, handle)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def backend(ray_here: None) -> Iterator[ServeBackend]:
 
 
 async def listen(backend: ServeBackend, audio: BinaryIO) -> list[ListenSummary]:
-    return [part async for part in backend.listen(RECORDING, audio)]
+    return [part async for part in backend.listen(RECORDING, audio, audio.seek(0, os.SEEK_END))]
 
 
 def object_store_bytes() -> int:

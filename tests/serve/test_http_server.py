@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 from websockets.sync.client import connect
@@ -25,6 +27,7 @@ from serve.service import TranscriptionService
 from serve.settings import MIB, ServeSettings
 from speech.engines.base import ClipRequest
 from speech.engines.fake import FakeEngine
+from testing.synthetic_audio import call, sndfile
 from tests.pipelines.jobs import scripted_engine
 from tests.serve.conftest import free_port
 from tests.serve.direct import CALL, MODEL, DirectBackend
@@ -36,13 +39,13 @@ WAIT_S = 20.0
 
 
 @contextlib.contextmanager
-def served(engine: FakeEngine | None = None, **settings: Any) -> Iterator[str]:
+def served(engine: FakeEngine | None = None, *, local: bool = False, **settings: Any) -> Iterator[str]:
     """Serves in a thread of this process; yields the URL."""
     port, ready, ended = free_port(), threading.Event(), threading.Event()
 
     async def serve() -> None:
         asked = ServeSettings.from_settings({"model": MODEL, "port": port, **settings})
-        service = TranscriptionService(asked, DirectBackend(engine or scripted_engine()), RequestMetrics())
+        service = TranscriptionService(asked, DirectBackend(engine or scripted_engine(), local=local), RequestMetrics())
         server = HttpServer(http_app(asked, service), asked.host, asked.port)
         ready.set()
         while not ended.is_set():
@@ -59,8 +62,9 @@ def served(engine: FakeEngine | None = None, **settings: Any) -> Iterator[str]:
         thread.join(WAIT_S)
 
 
-def post(url: str, body: Iterator[bytes] | bytes) -> httpx.Response:
-    return httpx.post(f"{url}/v1/audio/transcriptions", content=body, headers=FORM, timeout=WAIT_S)
+def post(url: str, body: Iterator[bytes] | bytes, size: int | None = None) -> httpx.Response:
+    headers = FORM | ({} if size is None else {"content-length": str(size)})
+    return httpx.post(f"{url}/v1/audio/transcriptions", content=body, headers=headers, timeout=WAIT_S)
 
 
 @pytest.mark.parametrize("stream", [b"", b"true"])
@@ -212,3 +216,82 @@ def test_an_upload_over_the_limit_is_refused_before_it_is_sent() -> None:
         assert answer.status_code == 413
         assert post(url, body()).status_code == 413
         assert process.memory_full_info().uss - before < 16 * MIB
+
+
+MODEL_FIELD = f'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\n{MODEL}\r\n'.encode()
+END = b"\r\n--b--\r\n"
+LONG_CALL = sndfile(np.concatenate([call(exchanges=2)[0]] * 12), "WAV", "PCM_16")
+
+
+@pytest.fixture(params=[b"", b"true"], ids=["whole", "stream"])
+def streamed(request: pytest.FixtureRequest) -> bytes:
+    return b'--b\r\ncontent-disposition: form-data; name="stream"\r\n\r\n' + (request.param or b"false") + b"\r\n"
+
+
+def test_the_first_clips_are_decoded_while_the_rest_arrives(streamed: bytes) -> None:
+    """The upload's second half is sent when the engine has a clip of the first."""
+    decoding = threading.Event()
+
+    async def note(clip: ClipRequest) -> None:
+        decoding.set()
+
+    body = MODEL_FIELD + streamed + HEAD + LONG_CALL + END
+
+    def halves() -> Iterator[bytes]:
+        yield body[: len(body) // 2]
+        assert decoding.wait(WAIT_S)
+        yield body[len(body) // 2 :]
+
+    with served(FakeEngine(before=note), local=True) as url:
+        early = post(url, halves(), len(body))
+        assert early.status_code == 200
+    with served(FakeEngine()) as url:
+        assert texts_of(early) == texts_of(post(url, body))
+
+
+def texts_of(answer: httpx.Response) -> list[str]:
+    """Without the ids of recordings, which differ."""
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        return re.findall(r"\d+\.\d\d seconds", answer.json()["text"])
+    *deltas, done = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    texts = re.findall(r"\d+\.\d\d seconds", done["text"])
+    assert texts == [text for delta in deltas for text in re.findall(r"\d+\.\d\d seconds", delta["delta"])]
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("head", "tail"),
+    [
+        (HEAD, TAIL),  # the model is not known before
+        (MODEL_FIELD + HEAD, TAIL.replace(b'"model"', b'"keywords"')),  # known before, but not all
+        (MODEL_FIELD + HEAD, b"\r\n--b--"),  # two bytes fewer than most clients send
+    ],
+    ids=["model behind", "keywords behind", "short end"],
+)
+def test_what_follows_the_file_counts(head: bytes, tail: bytes) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield head + LONG_CALL[: len(LONG_CALL) * 3 // 4]
+        yield LONG_CALL[len(LONG_CALL) * 3 // 4 :] + tail
+
+    engine, size = FakeEngine(), len(head) + len(LONG_CALL) + len(tail)
+    with served(engine, local=True) as url:
+        answer = post(url, pieces(), size)
+        assert answer.status_code == 200, answer.text
+        assert engine.requests[-1].options.keywords == ((MODEL,) if b'"keywords"' in tail else ())
+        assert texts_of(answer) == texts_of(post(url, MODEL_FIELD + HEAD + LONG_CALL + END))
+
+
+def test_an_upload_that_takes_long_holds_no_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest would take longer than SOON_S at the rate of the first piece."""
+    monkeypatch.setattr(upload, "SOON_S", 0.0)
+    engine = FakeEngine()
+    body = MODEL_FIELD + HEAD + LONG_CALL + END
+
+    def pieces() -> Iterator[bytes]:
+        yield body[: len(body) // 2]
+        assert not engine.requests
+        yield body[len(body) // 2 :]
+
+    with served(engine, local=True) as url:
+        assert post(url, pieces(), len(body)).status_code == 200
+    assert engine.requests

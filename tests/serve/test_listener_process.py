@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from serve.app import ListenerReplica
+from serve.growing_file import LocalFile
 from serve.listener_process import ListenerProcess, ListenerSettings, _answers, _cause
 from serve.settings import ServeSettings
 from speech.errors import AudioError
@@ -75,6 +77,13 @@ def test_it_answers_what_a_listener_answers(process: ListenerProcess, tmp_path: 
         for clip, same in zip(listened.clips, expected.clips, strict=True):
             assert (clip.channel, clip.start_s, clip.end_s) == (same.channel, same.start_s, same.end_s)
             assert np.array_equal(clip.samples, same.samples)
+
+
+def test_it_reads_a_file_of_this_machine(process: ListenerProcess) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(CALL)
+        parts = list(process.stream(RECORDING, LocalFile.of(file, len(CALL)), LIMIT_S))
+    assert len(join_parts(parts).clips) == len(listen(process, RECORDING, as_array(CALL), LIMIT_S).clips)
 
 
 def test_errors_are_those_of_the_listener(process: ListenerProcess) -> None:
