@@ -4,10 +4,10 @@
 
 Starts ``rayscribe serve``, sends it the manifest's recordings over and over with 1, 8 and 32 clients at a time,
 and prints throughput and latencies, beside those of Listener and Transcriber in this process: one recording after
-another, and all at once, as in the job. Then twice as many clients as
-``--max-requests`` send at once: every response must be 200 or 503. Short requests are sent one after another, alone
-and beside a recording of 16 minutes. With --peer the same load goes to
-``vllm serve`` on the same checkpoint, which takes no recording longer than its clips and returns no times.
+another, and all at once, as in the job. Then twice as many clients as ``--max-requests`` send at once: every response
+must be 200 or 503. Short requests are sent one after another, alone and beside a recording of 16 minutes, which is also
+sent slowly: how long is its answer after its last byte? With --peer the same load goes to ``vllm serve`` on the same
+checkpoint, which takes no recording longer than its clips and returns no times.
 Loading the model is in no figure. Prints a table and, last, one line of JSON.
 """
 
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,8 @@ START_TIMEOUT_S = 600
 # How long a short request waits while a long recording is decoded: both in seconds, and how often it is measured.
 SHORT_S, LONG_S = 2.0, 960.0
 SHORT_REQUESTS = 20
+# Seconds in which the long recording is sent slowly, in so many pieces.
+SLOW_S, SLOW_PIECES = 8.0, 80
 # The settings of our own engine on a CPU, threads included.
 PEER = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(1 << 30)]
 PEER_THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -102,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         figures["endpoint, short beside long"] = asyncio.run(
             _short_beside_long(url, parsed.model, short_sample, long_sample)
         )
+        figures["endpoint, long"] = asyncio.run(_load(url, parsed.model, [long_sample], 3, 1))
+        figures["endpoint, long, after its last byte"] = asyncio.run(_slowly(url, parsed.model, long_sample, 3))
     if parsed.peer:
         # The module behind ``vllm serve``; that command requires a package named vllm, and the CPU build's is vllm-cpu.
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", parsed.model, "--port", "{port}", *PEER]
@@ -208,6 +212,33 @@ async def _short_beside_long(url: str, model: str, short: Sample, long: Sample) 
         await asyncio.wait([beside])
 
 
+async def _slowly(url: str, model: str, sample: Sample, requests: int) -> Figures:
+    """Of a recording that arrives in SLOW_S: seconds from its last byte to its answer."""
+    latencies = []
+    async with httpx.AsyncClient(base_url=url, timeout=600) as session:
+        for _ in range(requests):
+            whole = session.build_request(
+                "POST",
+                "/v1/audio/transcriptions",
+                data={"model": model, "language": sample.recording.options.language},
+                files={"file": ("long.wav", sample.audio)},
+            )
+            body, sent = await whole.aread(), 0.0
+
+            async def pieces(body: bytes) -> AsyncIterator[bytes]:
+                nonlocal sent
+                size = math.ceil(len(body) / SLOW_PIECES)
+                for start in range(0, len(body), size):
+                    await asyncio.sleep(SLOW_S / SLOW_PIECES)
+                    yield body[start : start + size]
+                sent = time.perf_counter()
+
+            answer = await session.post(whole.url, content=pieces(body), headers=whole.headers)
+            answer.raise_for_status()
+            latencies.append(time.perf_counter() - sent)
+    return _figures([sample] * requests, latencies, sum(latencies), Counter({"200": requests}))
+
+
 def _duration(sample: Sample) -> float:
     return sample.duration_s
 
@@ -282,6 +313,8 @@ def _print(figures: dict[str, Figures]) -> None:
         f"one client: {100 * ratios['overhead']:.1f} % longer than Listener and engine, p95 {ratios['p95_ratio']:.2f}"
     )
     print(f"{CLIENTS[-1]} clients: {ratios['throughput_ratio']:.2f} of the throughput of Listener and engine")
+    slow = figures["endpoint, long, after its last byte"].p50_s / figures["endpoint, long"].p50_s
+    print(f"the long recording's answer after its last byte, sent in {SLOW_S:g} s: {slow:.2f} of that sent at once")
     print(json.dumps({name: vars(load) for name, load in figures.items()} | ratios))
 
 
