@@ -102,7 +102,10 @@ def test_the_endpoint_receives_a_summary_and_a_reference_but_no_samples(backend:
 
 def listener_processes() -> dict[psutil.Process, float]:
     """The Listeners' processes, and the CPU time that each has used, in seconds."""
-    processes = [each for each in psutil.process_iter() if "serve.listener_process" in each.cmdline()]
+    # By ``info``, which is None of a process that has just ended, be it another program's.
+    processes = [
+        each for each in psutil.process_iter(["cmdline"]) if "serve.listener_process" in (each.info["cmdline"] or ())
+    ]
     return {process: process.cpu_times().user for process in processes}
 
 

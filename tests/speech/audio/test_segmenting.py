@@ -7,6 +7,7 @@ import pytest
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.segmenting import (
+    EARLY_S,
     MIN_SILENCE_S,
     ONSET_PROBABILITY,
     PADDING_S,
@@ -54,6 +55,23 @@ def test_turns_are_separate_and_padded() -> None:
     found = cut(windows(pause(2), speech(3), pause(1), speech(2), pause(2)))
     assert seconds(found) == near((2 - PADDING_S, 5 + PADDING_S), (6 - PADDING_S, 8 + PADDING_S))
     assert [part.speech / SAMPLE_RATE for part in found] == pytest.approx([3, 2], abs=0.035)
+
+
+@pytest.mark.parametrize("late", [(0.4, 0.2, -45.0), (0.4, 0.02, -40.0)], ids=["some probability", "loud"])
+def test_speech_before_a_late_onset_is_kept(late: tuple[float, float, float]) -> None:
+    [first, second] = cut(windows(pause(2), late, speech(3), pause(1), late, speech(2), pause(2)))
+    assert first.start / SAMPLE_RATE == pytest.approx(2 - PADDING_S, abs=0.035)
+    assert second.start / SAMPLE_RATE == pytest.approx(6.4 - PADDING_S, abs=0.07)
+
+
+def test_noise_before_an_onset_is_kept_for_a_moment_only() -> None:
+    [found] = cut(windows(pause(2), (3, 0.2, -45.0), speech(3), pause(2)))
+    assert found.start / SAMPLE_RATE == pytest.approx(5 - EARLY_S - PADDING_S, abs=0.035)
+
+
+def test_a_click_before_an_onset_is_no_region_but_may_be_its_start() -> None:
+    found = cut(windows(pause(2), (0.064, 0.9, -30.0), pause(MIN_SILENCE_S + 0.1), speech(2), pause(2)))
+    assert seconds(found) == near((2.064 + MIN_SILENCE_S + 0.1 - PADDING_S, 4.064 + MIN_SILENCE_S + 0.1 + PADDING_S))
 
 
 def test_a_short_pause_does_not_end_a_region() -> None:
