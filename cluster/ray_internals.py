@@ -8,6 +8,7 @@
     ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
     map_batches_internal   blocks as batches on GPUs, and Ray's own scheduling of actors
     get_cluster_config     the kinds of nodes that the autoscaler may add
+    drain_node             tells Ray that a node will be taken away; get_draining_nodes: which will
 
 Import it late: it imports Ray Data, which takes half a second. ``cluster.session.connect_ray`` calls ``check`` before
 Ray starts, so that a Ray without one of these parts is named at once and not as an AttributeError within a run.
@@ -15,6 +16,7 @@ Ray starts, so that a Ray without one of these parts is named at once and not as
 
 import inspect
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import CodeType
@@ -39,6 +41,8 @@ try:
     from ray._private import ray_constants
     from ray._private import state as ray_state
     from ray._private import worker as ray_worker
+    from ray._raylet import GcsClient, InnerGcsClient
+    from ray.core.generated import autoscaler_pb2
     from ray.data import ActorPoolStrategy, DataContext, Dataset
     from ray.data._internal.actor_autoscaler import AutoscalingActorPool
     from ray.data._internal.execution.backpressure_policy import (
@@ -56,6 +60,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor_state import Topology
 
+# The reason of a drain that Ray does not refuse, as it does another while the node has work.
+PREEMPTION = "DRAIN_NODE_REASON_PREEMPTION"
 # Between two operators. Each costs the driver 10 kB.
 MAX_QUEUED_BLOCKS = 1_000
 
@@ -99,8 +105,13 @@ def _missing() -> Iterator[str]:
             yield f"ray_constants.{name}"
     if "_worker_logs_enabled" not in ray_worker.print_worker_logs.__code__.co_names:
         yield "worker._worker_logs_enabled"
-    if not hasattr(ray_state.state, "get_cluster_config"):
-        yield "state.get_cluster_config"
+    for name in ("get_cluster_config", "get_draining_nodes"):
+        if not hasattr(ray_state.state, name):
+            yield f"state.{name}"
+    if not hasattr(InnerGcsClient, "drain_node"):  # to which GcsClient delegates
+        yield "GcsClient.drain_node"
+    if PREEMPTION not in autoscaler_pb2.DrainNodeReason.keys():
+        yield PREEMPTION
     init: CodeType = inspect.unwrap(ray.init).__code__
     if "_metrics_export_port" not in init.co_consts:
         yield "ray.init(_metrics_export_port)"
@@ -119,6 +130,24 @@ def node_groups() -> list[tuple[dict[str, float], int]]:
     config = ray_state.state.get_cluster_config()
     groups = config.node_group_configs if config else ()
     return [(dict(group.resources), max(0, group.max_count)) for group in groups]
+
+
+def draining_nodes() -> set[str]:
+    """The ids of the nodes that will be taken away: nothing more is scheduled on them."""
+    return {*ray_state.state.get_draining_nodes()}
+
+
+def on_draining_node() -> bool:
+    """Whether this process is on one of ``draining_nodes``."""
+    return ray.get_runtime_context().get_node_id() in draining_nodes()
+
+
+def drain_this_node(left_s: float) -> None:
+    """Tells Ray that the node of this process will be taken away in so many seconds. Ray itself does not end it then."""
+    context = ray.get_runtime_context()
+    reason = autoscaler_pb2.DrainNodeReason.Value(PREEMPTION)
+    ends_at_ms = int(1000 * (time.time() + left_s))
+    GcsClient(address=context.gcs_address).drain_node(context.get_node_id(), reason, "spot notice", ends_at_ms)
 
 
 def map_blocks(

@@ -14,6 +14,8 @@ run, and the others of its block are transcribed.
 
 import ray
 
+from cluster.ray_internals import draining_nodes
+
 MAX_ATTEMPTS = 2
 
 
@@ -60,8 +62,11 @@ class AttemptTracker:
             self._unended.pop(f"{stage}/{recording_id}", None)
 
     def _crashes(self, keys: list[str]) -> list[int]:
-        """How often each was begun and not ended, on nodes that are alive: the loss of a node is not counted."""
+        """How often each was begun and not ended, on nodes that stay: the loss of a node is not counted.
+
+        The processes of a node that is taken away may end before Ray counts it as lost; it drains meanwhile.
+        """
         if self._unended.keys().isdisjoint(keys):  # nearly always; saves the request to the cluster
             return [0] * len(keys)
-        alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
-        return [sum(node in alive for node in self._unended.get(key, [])) for key in keys]
+        staying = {each["NodeID"] for each in ray.nodes() if each["Alive"]} - draining_nodes()
+        return [sum(node in staying for node in self._unended.get(key, [])) for key in keys]

@@ -15,6 +15,9 @@ def configure_ray_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False  # pipelines.progress shows the job, not Ray's operators
     context.execution_options.verbose_progress = False
+    # Ray Data would fail a run that has waited half an hour for machines. Recordings, clips and engines that hang have
+    # time limits of their own.
+    context.execution_no_progress_timeout_s = -1
     bound_driver_memory(context)
     log = logging.getLogger("ray.data")
     log.setLevel(logging.ERROR)

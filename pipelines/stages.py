@@ -25,6 +25,7 @@ import pyarrow as pa
 import ray
 from aiorwlock import RWLock
 
+from cluster.preemption import DrainWatch, notice_here
 from cluster.session import fit_engine_here, kill_children_and_exit
 from pipelines.blocks import LISTENED_BYTES
 from pipelines.output import Output
@@ -72,8 +73,13 @@ class Listen:
         self._node = ray.get_runtime_context().get_node_id()
         self._timeout_s = timeout_s
         self._dump = open(os.devnull, "w")  # noqa: SIM115 - must stay open for faulthandler
+        self._watch = DrainWatch(notice_here())
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        with self._watch.call():
+            yield from self._listen_all(work)
+
+    def _listen_all(self, work: pa.Table) -> Iterator[pa.Table]:
         pending: list[ListenedRow] = []
         for cells in work.to_pylist():
             previous = pending[-1].recording.id if pending else None
@@ -164,8 +170,13 @@ class Transcribe:
         )
         asyncio.run_coroutine_threadsafe(self._transcriber.warm_up(), self._loop).result()
         self._ready_at = datetime.now(UTC)
+        self._watch = DrainWatch(notice_here())  # not before: Ray does not restart an actor that ends as it starts
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        with self._watch.call():
+            return self._transcribe_and_commit(table)
+
+    def _transcribe_and_commit(self, table: pa.Table) -> pa.Table:
         listened = listened_rows(table)
         block = asyncio.run_coroutine_threadsafe(self._transcribe_block(listened), self._loop).result()
         rows = [each.to_row() for each in block if isinstance(each, Transcript)]

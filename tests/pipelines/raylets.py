@@ -64,13 +64,49 @@ def start_waiting(config: EngineConfig, family: Family, flag: Path) -> FakeEngin
     return start_fake(config, family, say_node, partial(wait_for_late, flag=flag))
 
 
+def decoded_file(flag: Path) -> Path:
+    return flag.with_suffix(".decoded")
+
+
+async def leave_going(clip: ClipRequest, flag: Path, notice: bool) -> None:
+    """The node "going" finishes what it has; "staying" waits for the file ``flag``, which the node "late" makes.
+
+    Args:
+        notice: whether the engine of "going" drains its node, as upon a cloud's notice, with its first clip.
+    """
+    from cluster import ray_internals
+
+    if clip.id == WARM_UP_ID:
+        return
+    node = say_node(clip)
+    if node == "going" and not asked_file(flag).exists():
+        if notice:
+            ray_internals.drain_this_node(120)
+        asked_file(flag).touch()
+    if node == "late":
+        flag.touch()
+    while node == "staying" and not flag.exists():
+        await asyncio.sleep(0.05)
+    with decoded_file(flag).open("a") as file:
+        file.write(f"{clip.recording_id}\n")
+
+
+def start_leaving(config: EngineConfig, family: Family, flag: Path, notice: bool) -> FakeEngine:
+    return start_fake(config, family, say_node, partial(leave_going, flag=flag, notice=notice))
+
+
 def transcribe_on(address: str, **settings: Any) -> Placed:
     """Runs the job in a driver process on the cluster at ``address``."""
     return placed(start_driver(address, **settings))
 
 
 def start_driver(address: str, what: str = "run", **settings: Any) -> "subprocess.Popen[str]":
-    """Starts the job in a driver process. ``what``: "run", or "run_waiting" for engines that ``wait_for_late``."""
+    """Starts the job in a driver process.
+
+    Args:
+        what: "run"; "run_waiting" with engines that ``wait_for_late``; "run_leaving" and "run_draining" with those that
+            ``leave_going``, the second on a notice.
+    """
     command = [sys.executable, "-m", "tests.pipelines.raylets", what, json.dumps({"address": address, **settings})]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -100,6 +136,10 @@ def _run(settings: dict[str, Any], start: EngineStarter = start_on_node) -> Any:
 
 def _run_waiting(settings: dict[str, Any]) -> Any:
     return _run(settings, partial(start_waiting, flag=flag_of(settings["output"])))
+
+
+def _run_leaving(settings: dict[str, Any], notice: bool = False) -> Any:
+    return _run(settings, partial(start_leaving, flag=flag_of(settings["output"]), notice=notice))
 
 
 def _place(settings: dict[str, Any]) -> Any:
@@ -134,7 +174,14 @@ def _nodes_of_actors(stage: str) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     what, settings = arguments
-    print(json.dumps({"run": _run, "run_waiting": _run_waiting, "place": _place}[what](json.loads(settings))))
+    functions = {
+        "run": _run,
+        "run_waiting": _run_waiting,
+        "run_leaving": _run_leaving,
+        "run_draining": partial(_run_leaving, notice=True),
+        "place": _place,
+    }
+    print(json.dumps(functions[what](json.loads(settings))))
 
 
 if __name__ == "__main__":

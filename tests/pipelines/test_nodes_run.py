@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.pipelines.jobs import answers_in, make_calls, manifest_of
-from tests.pipelines.raylets import asked_file, flag_of, place_listeners, placed, start_driver, transcribe_on
+from tests.pipelines.raylets import asked_file, decoded_file, flag_of, place_listeners, placed, start_driver, transcribe_on
 
 CALLS = 40
 
@@ -64,7 +65,33 @@ def test_listeners_fill_nodes_without_engines_before_those_with(address: str) ->
 
 
 GPU = {"num_gpus": 1, "num_cpus": 4}
+ENGINE_ALONE = {"num_gpus": 1, "num_cpus": 0}
 T4 = {"ray.io/accelerator-type": "T4"}
+
+
+def await_file(path: Path, driver: "subprocess.Popen[str]") -> None:
+    """Returns when a run has made the file."""
+    while not path.exists():
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.1)
+
+
+def nodes_there(cluster: Any) -> set[str]:
+    return {node["Labels"].get("name", "head") for node in cluster.global_state.node_table() if node["Alive"]}
+
+
+@contextlib.contextmanager
+def started_by_command(address: str, name: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A node with a GPU, by the command that Kubernetes' pods run."""
+    labels = ",".join(f"{key}={value}" for key, value in {"name": name, **T4}.items())
+    options = [f"--address={address}", "--num-cpus=0", "--num-gpus=1", f"--labels={labels}", "--block"]
+    ray = Path(sys.executable).with_name("ray")
+    process = subprocess.Popen([ray, "start", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
 
 
 @contextlib.contextmanager
@@ -138,3 +165,33 @@ def test_listeners_are_on_gpu_nodes_where_there_are_no_others(needs_ray: None, m
     assert (placed_at.listeners, placed_at.engines) == ({"gpu"}, {"gpu"})
     assert len(answers_in(tmp_path / "out")) == CALLS
     assert "limited by" in placed_at.shown
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["a cloud's notice", "SIGTERM"])
+def test_engines_leave_a_node_that_is_taken_away(how: str, needs_ray: None, manifest: str, tmp_path: Path) -> None:
+    """They finish what they have, which nobody repeats, and go on on another node; their own node ends."""
+    output = str(tmp_path / "out")
+    with head_alone() as cluster, contextlib.ExitStack() as stack:
+        cluster.add_node(num_cpus=4, labels={"name": "cpu"})
+        cluster.add_node(**ENGINE_ALONE, labels={"name": "staying", **T4})
+        going = stack.enter_context(started_by_command(cluster.address, "going"))
+        while "going" not in nodes_there(cluster):
+            time.sleep(0.1)
+        what = "run_leaving" if how == "SIGTERM" else "run_draining"
+        driver = start_driver(cluster.address, what, manifest=manifest, output=output, engines=2, listeners=2)
+        await_file(asked_file(flag_of(output)), driver)
+        if how == "SIGTERM":
+            going.terminate()
+        while "going" in nodes_there(cluster):
+            assert driver.poll() is None, driver.communicate()
+            time.sleep(0.1)
+        cluster.add_node(**ENGINE_ALONE, labels={"name": "late", **T4})
+        ended = placed(driver)
+    assert ended.engines == {"staying", "late"}
+    answers = answers_in(tmp_path / "out")
+    assert {answer["text"].split()[0] for answer in answers} == {"going", "staying", "late"}
+    ids = sorted(f"call-{number}" for number in range(CALLS))
+    assert sorted(answer["recording_id"] for answer in answers) == ids
+    assert {(answer["status"], answer["attempt"]) for answer in answers} == {("ok", 1)}
+    assert sorted(decoded_file(flag_of(output)).read_text().split()) == ids

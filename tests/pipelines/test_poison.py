@@ -3,12 +3,14 @@
 import pytest
 import ray
 
+from pipelines import poison
 from pipelines.poison import AttemptTracker
 
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster that has lost one of two nodes."""
+    monkeypatch.setattr(poison, "draining_nodes", set)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "here", "Alive": True}, {"NodeID": "lost", "Alive": False}])
 
 
@@ -34,3 +36,13 @@ def test_the_loss_of_a_node_counts_for_no_recording(two_nodes: None) -> None:
     for _ in range(5):
         assert attempts.start_batch("engine", ["a"], "lost") == set()
         assert attempts.begin("listener", "a", "lost")
+
+
+def test_the_end_of_a_process_on_a_node_that_drains_counts_for_no_recording(
+    two_nodes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be noticed before the loss of its node is."""
+    monkeypatch.setattr(poison, "draining_nodes", lambda: {"here"})
+    attempts = AttemptTracker()
+    for _ in range(5):
+        assert attempts.start_batch("engine", ["a"], "here") == set()

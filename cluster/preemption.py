@@ -1,0 +1,125 @@
+"""Nodes that are taken away: the notice of a cloud's spot machines, and what an actor on such a node does.
+
+    notice    AWS and Google announce the end of a spot machine by its metadata service
+    drain     Ray schedules nothing more on the node, and Ray Data gives its actors no further block
+    leave     an actor that has finished the blocks that it had ends its process: Ray starts it on another node
+
+Kubernetes announces it by SIGTERM to the pod, on which ``ray start --block`` drains the node itself.
+"""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cluster.session import kill_children_and_exit
+
+log = logging.getLogger("rayscribe")
+
+POLL_S = 5.0
+# After its last call an actor's result is still on its way to the driver for a moment; if it were lost, Ray would repeat
+# the call.
+IDLE_S = 2.0
+REQUEST_TIMEOUT_S = 2.0
+# docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html: two minutes before. A token is
+# needed by version 2 of the service.
+AWS = "http://169.254.169.254"
+# docs.cloud.google.com/compute/docs/instances/create-use-preemptible: 30 s before.
+GOOGLE = "http://metadata.google.internal"
+GOOGLE_NOTICE_S = 30.0
+DMI = Path("/sys/class/dmi/id")
+
+Notice = Callable[[], float | None]  # seconds until the machine ends; None: not announced
+
+
+def notice_here(dmi: Path = DMI) -> Notice | None:
+    """How to ask this machine's cloud, which its firmware tells; None on other machines, where nothing is asked."""
+    known = {"sys_vendor": ("Amazon EC2", aws_notice), "product_name": ("Google Compute Engine", google_notice)}
+    for file, (name, notice) in known.items():
+        with contextlib.suppress(OSError):
+            if (dmi / file).read_text().strip() == name:
+                return notice
+    return None
+
+
+def aws_notice(service: str = AWS) -> float | None:
+    """Seconds until this EC2 instance is taken back, if that is announced."""
+    token = _request(f"{service}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
+    answer = _request(f"{service}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
+    if not answer:
+        return None
+    ends_at = datetime.fromisoformat(json.loads(answer)["time"])
+    return max(0.0, (ends_at - datetime.now(UTC)).total_seconds())
+
+
+def google_notice(service: str = GOOGLE) -> float | None:
+    """Seconds until this instance of Compute Engine is taken back, if that is announced."""
+    answer = _request(f"{service}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    return GOOGLE_NOTICE_S if answer == "TRUE" else None
+
+
+def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
+    """The answer of a metadata service; empty where there is none, as before a notice (404)."""
+    request = urllib.request.Request(url, headers=dict(headers), method=method)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the address is this machine's own
+    try:
+        with direct.open(request, timeout=REQUEST_TIMEOUT_S) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+class DrainWatch:
+    """Ends the process of an actor whose node drains, once its calls have ended; drains the node on a cloud's notice.
+
+    Ray Data gives the actor no further block, but keeps it, and with it the node, which may be empty for days. Ended,
+    it is started elsewhere, as after a crash; nothing that it has begun is unfinished.
+
+    Args:
+        notice: asks the cloud; None where there is none to ask.
+    """
+
+    def __init__(self, notice: Notice | None = None) -> None:
+        self._notice = notice
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._ended_at = time.monotonic()  # the last call
+        threading.Thread(target=self._watch, daemon=True, name="drain-watch").start()
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """Held while the actor works on a block."""
+        with self._lock:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._ended_at = time.monotonic()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(POLL_S)
+            try:
+                self._look()
+            except Exception:  # Ray's or the metadata service's: the work goes on, and so does the watch
+                log.exception("asking whether this node is taken away")
+
+    def _look(self) -> None:
+        from cluster import ray_internals
+
+        if self._notice and (left_s := self._notice()) is not None:
+            log.warning("this node is taken away in %.0f s", left_s)
+            ray_internals.drain_this_node(left_s)
+            self._notice = None
+        with self._lock:  # no call can begin until the process has ended
+            idle = not self._calls and time.monotonic() - self._ended_at >= IDLE_S
+            if idle and ray_internals.on_draining_node():  # only the idle ask, so that thousands of actors may
+                kill_children_and_exit()
