@@ -23,8 +23,7 @@ from cluster.session import kill_children_and_exit
 log = logging.getLogger("rayscribe")
 
 POLL_S = 5.0
-# After its last call an actor's result is still on its way to the driver for a moment; if it were lost, Ray would repeat
-# the call.
+# For a moment after a call its result is on the way to the driver; if it were lost, Ray would repeat the call.
 IDLE_S = 2.0
 REQUEST_TIMEOUT_S = 2.0
 # docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html: two minutes before. A token is

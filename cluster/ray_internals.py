@@ -41,7 +41,7 @@ try:
     from ray._private import ray_constants
     from ray._private import state as ray_state
     from ray._private import worker as ray_worker
-    from ray._raylet import GcsClient, InnerGcsClient
+    from ray._raylet import GcsClient, InnerGcsClient  # type: ignore[attr-defined]
     from ray.core.generated import autoscaler_pb2
     from ray.data import ActorPoolStrategy, DataContext, Dataset
     from ray.data._internal.actor_autoscaler import AutoscalingActorPool
@@ -110,7 +110,7 @@ def _missing() -> Iterator[str]:
             yield f"state.{name}"
     if not hasattr(InnerGcsClient, "drain_node"):  # to which GcsClient delegates
         yield "GcsClient.drain_node"
-    if PREEMPTION not in autoscaler_pb2.DrainNodeReason.keys():
+    if PREEMPTION not in dict(autoscaler_pb2.DrainNodeReason.items()):
         yield PREEMPTION
     init: CodeType = inspect.unwrap(ray.init).__code__
     if "_metrics_export_port" not in init.co_consts:
@@ -143,7 +143,7 @@ def on_draining_node() -> bool:
 
 
 def drain_this_node(left_s: float) -> None:
-    """Tells Ray that the node of this process will be taken away in so many seconds. Ray itself does not end it then."""
+    """Tells Ray that this process's node will be taken away in so many seconds. Ray does not end it then."""
     context = ray.get_runtime_context()
     reason = autoscaler_pb2.DrainNodeReason.Value(PREEMPTION)
     ends_at_ms = int(1000 * (time.time() + left_s))

@@ -22,13 +22,22 @@ from typing import Any, Self
 from tests.k8s.rendered import ROOT, Pod, in_bytes
 
 TOOLS = ("unshare", "setpriv", "ip", "nsenter", "mount", "chroot")
-MISSING = [tool for tool in TOOLS if not shutil.which(tool)]
-RUNNABLE = os.name == "posix" and os.geteuid() == 0 and not MISSING
-WHY_NOT = "needs root, for namespaces" if not MISSING else f"needs {', '.join(MISSING)}"
 # Of the machine's files, what programs need. The rest, other users' homes among it, is not in a pod.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
 ETC = ("group", "hosts", "ld.so.cache", "nsswitch.conf", "ssl", "localtime", "alternatives")
 DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+def why_not() -> str:
+    """Why no pod can run here; empty if one can."""
+    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
+        return f"needs {', '.join(missing)}"
+    if os.geteuid() != 0:
+        return "needs root, for namespaces"
+    # A container's root has not always the right to (CAP_SYS_ADMIN).
+    probe = ["unshare", "--mount", "--ipc", "--uts", "--pid", "--net", "--fork", "mount", "--make-rprivate", "/"]
+    tried = subprocess.run(probe, capture_output=True, text=True)
+    return "" if tried.returncode == 0 else f"namespaces are not permitted here: {tried.stderr.strip()}"
 
 
 @dataclass

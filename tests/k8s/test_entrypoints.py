@@ -14,13 +14,14 @@ import pytest
 
 from pipelines.output import Output
 from storage.filesystem import Storage
-from tests.k8s.pod_runner import RUNNABLE, WHY_NOT, Cluster, Network, Running
+from tests.k8s.pod_runner import Cluster, Network, Running, why_not
 from tests.k8s.rendered import ROOT, Pod, document, in_bytes, in_cores, pods, render
 
+WHY_NOT = why_not()
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.engine,
-    pytest.mark.skipif(not RUNNABLE, reason=WHY_NOT),
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
 # What docker build --target demo puts into the image.
 DEMO_IMAGE = {"/opt/demo/model": ROOT / "demo" / "model", "/opt/demo/samples": ROOT / "demo" / "samples"}

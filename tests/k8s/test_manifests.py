@@ -272,7 +272,7 @@ def test_a_model_in_a_folder_is_mounted_or_in_the_image(overlay: str) -> None:
         mounted = {mount["name"]: mount for mount in pod.spec["containers"][0]["volumeMounts"]}
         assert settings["model"].startswith(mounted["weights"]["mountPath"])
         assert mounted["weights"]["readOnly"]
-        assert pod.spec["containers"][0]["env"] == [{"name": "HF_HUB_OFFLINE", "value": "1"}]
+        assert {"name": "HF_HUB_OFFLINE", "value": "1"} in pod.spec["containers"][0]["env"]
 
 
 def test_the_weights_are_downloaded_to_where_they_are_sought() -> None:
@@ -429,3 +429,10 @@ def test_alerts_are_valid_for_prometheus(tmp_path: Path) -> None:
     rules.write_text(yaml.safe_dump(document("overlays/production/job", "PrometheusRule")["spec"]))
     checked = subprocess.run(["promtool", "check", "rules", str(rules)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr + checked.stdout
+
+
+@pytest.mark.parametrize("overlay", JOBS)
+def test_ray_ends_its_drain_before_kubernetes_ends_the_pod(overlay: str) -> None:
+    for group in (each for each in pods(overlay) if each.name in ("listeners", "engines", "workers")):
+        told = {each["name"]: each["value"] for each in group.spec["containers"][0]["env"]}
+        assert 30 < float(told["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < group.spec["terminationGracePeriodSeconds"]

@@ -7,7 +7,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,7 +174,7 @@ def _nodes_of_actors(stage: str) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     what, settings = arguments
-    functions = {
+    functions: dict[str, Callable[[dict[str, Any]], Any]] = {
         "run": _run,
         "run_waiting": _run_waiting,
         "run_leaving": _run_leaving,

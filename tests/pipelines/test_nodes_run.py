@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from tests.pipelines.jobs import answers_in, make_calls, manifest_of
-from tests.pipelines.raylets import asked_file, decoded_file, flag_of, place_listeners, placed, start_driver, transcribe_on
+from tests.pipelines.raylets import (
+    asked_file,
+    decoded_file,
+    flag_of,
+    place_listeners,
+    placed,
+    start_driver,
+    transcribe_on,
+)
 
 CALLS = 40
 
