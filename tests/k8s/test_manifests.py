@@ -19,6 +19,8 @@ import pytest
 import yaml
 
 import rayscribe
+from cluster.nodes import Node, plan_layout
+from cluster.settings import ClusterConfig
 from pipelines.job import Job
 from tests.k8s.rendered import (
     FOLDERS,
@@ -247,12 +249,12 @@ def test_shared_memory_fits_into_the_memory_of_its_pod(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", ["overlays/small/job", "overlays/production/job", "overlays/production/kueue"])
-def test_the_plan_has_the_actors_that_the_pods_hold(overlay: str) -> None:
+def test_engines_are_on_gpus_that_may_come_later(overlay: str) -> None:
     told = yaml.safe_load(document(overlay, "ConfigMap")["data"]["job.yaml"])
     listeners, engines = _pod(overlay, "listeners"), _pod(overlay, "engines")
-    assert told["engines"] == engines.group["replicas"] * int(_limit(engines, "nvidia.com/gpu"))
-    assert told["listeners"] == listeners.group["maxReplicas"] * in_cores(_limit(listeners, "cpu"))
-    assert engines.group["minReplicas"] == engines.group["maxReplicas"]  # the GPUs are counted when the job begins
+    assert told["gpus_per_engine"] == 1  # without, a job that begins before its GPUs would run on CPUs
+    assert not {"engines", "listeners"} & told.keys()  # as many as there is room for
+    assert _limit(engines, "nvidia.com/gpu") == "1"
     assert _limit(listeners, "nvidia.com/gpu") == "0"
     assert _pod(overlay, "head").group["rayStartParams"]["num-cpus"] == "0"
 
@@ -350,7 +352,9 @@ def test_the_service_asks_for_what_its_pods_hold(overlay: str) -> None:
     told = {deployment.name: deployment for deployment in application.deployments}
     endpoints = told["Endpoint"].num_replicas
     assert told["Endpoint"].ray_actor_options.num_cpus == 1  # where there are CPUs there are the keys, too
-    assert (told["Transcriber"].ray_actor_options.num_gpus, told["Transcriber"].ray_actor_options.num_cpus) == (1, 0)
+    where = {name: application.args[name] for name in ClusterConfig.model_fields if name in application.args}
+    layout = plan_layout([Node(cpus=0, head=True)], ClusterConfig(**where | {"address": "auto"}))
+    assert (layout.gpus_per_engine, layout.cpus_per_engine) == (1, 0)  # before any pod but the head's is there
     assert application.args["engines"] == engines.group["maxReplicas"] * int(_limit(engines, "nvidia.com/gpu"))
     assert application.args["min_engines"] >= engines.group["minReplicas"]  # else a GPU is kept for nobody
     cpus = listeners.group["maxReplicas"] * in_cores(_limit(listeners, "cpu"))

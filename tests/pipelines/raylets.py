@@ -4,7 +4,9 @@ A driver joins it as it would join a real one. Not the tests' own process: that 
 """
 
 import asyncio
+import contextlib
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,11 +15,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipelines.job import Job
 from speech.engines.base import ClipRequest, EngineConfig, EngineStarter
-from speech.engines.fake import FakeEngine, start_fake
+from speech.engines.fake import FakeEngine, reply_with_length, start_fake
 from speech.models.families import Family
 from speech.transcriber import WARM_UP_ID
+from testing.pacing import paced
+from tests.pipelines.jobs import wait_for_turn
+
+# Seconds of speech a second of an engine, and of one clip.
+PACE = 20.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,33 @@ def start_leaving(config: EngineConfig, family: Family, flag: Path, notice: bool
     return start_fake(config, family, say_node, partial(leave_going, flag=flag, notice=notice))
 
 
+async def take_turns(clip: ClipRequest, flag: Path) -> None:
+    """Recordings whose number is not below that in the file ``flag`` wait."""
+    if clip.id != WARM_UP_ID:
+        await wait_for_turn(clip, flag)
+        with decoded_file(flag).open("a") as file:
+            file.write(f"{clip.recording_id}\n")
+
+
+def start_turns(config: EngineConfig, family: Family, flag: Path) -> FakeEngine:
+    return start_fake(config, family, reply_with_length, partial(take_turns, flag=flag))
+
+
+def kill_all(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL to a process and to all that it has started, as the loss of its machine would."""
+    for each in [*children_of(process), process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+
+
+def children_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def transcribe_on(address: str, **settings: Any) -> Placed:
     """Runs the job in a driver process on the cluster at ``address``."""
     return placed(start_driver(address, **settings))
@@ -105,7 +141,8 @@ def start_driver(address: str, what: str = "run", **settings: Any) -> "subproces
 
     Args:
         what: "run"; "run_waiting" with engines that ``wait_for_late``; "run_leaving" and "run_draining" with those that
-            ``leave_going``, the second on a notice.
+            ``leave_going``, the second on a notice; "run_in_turns" and "run_elsewhere" with those that ``take_turns``,
+            the second as if on another machine; "run_paced" with those that take as long as ``PACE`` has it.
     """
     command = [sys.executable, "-m", "tests.pipelines.raylets", what, json.dumps({"address": address, **settings})]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -140,6 +177,12 @@ def _run_waiting(settings: dict[str, Any]) -> Any:
 
 def _run_leaving(settings: dict[str, Any], notice: bool = False) -> Any:
     return _run(settings, partial(start_leaving, flag=flag_of(settings["output"]), notice=notice))
+
+
+def _run_in_turns(settings: dict[str, Any], host: str | None = None) -> Any:
+    if host:  # what the lease calls this machine
+        socket.gethostname = lambda: host
+    return _run(settings, partial(start_turns, flag=flag_of(settings["output"])))
 
 
 def _place(settings: dict[str, Any]) -> Any:
@@ -179,6 +222,9 @@ def main(arguments: Sequence[str]) -> None:
         "run_waiting": _run_waiting,
         "run_leaving": _run_leaving,
         "run_draining": partial(_run_leaving, notice=True),
+        "run_in_turns": _run_in_turns,
+        "run_elsewhere": partial(_run_in_turns, host="another-machine"),
+        "run_paced": partial(_run, start=paced(*PACE)),
         "place": _place,
     }
     print(json.dumps(functions[what](json.loads(settings))))

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from testing.ports import free_port
 from tests.serve.collector import Collector
 
 START_S = 240.0
@@ -47,13 +47,6 @@ class Served:
     def wait(self) -> tuple[int, str]:
         output, _ = self.process.communicate(timeout=120)
         return self.process.returncode, output
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def served(*command: str, settings: Callable[[str, object], list[str]], env: Mapping[str, str] = {}) -> Served:

@@ -27,8 +27,9 @@ from speech.errors import AudioError, EngineDied
 from speech.listener import Listener, ListenResult
 from speech.models.families import Family
 from speech.recording import Recording
+from testing.ports import free_port
 from testing.synthetic_audio import RATE, sndfile
-from tests.serve.conftest import MAX_WAIT_S, eventually, free_port
+from tests.serve.conftest import MAX_WAIT_S, eventually
 from tests.serve.direct import CALL, MODEL
 
 RECORDING = Recording(id="one", audio="call.wav")

@@ -13,7 +13,7 @@ from speech.engines.base import EngineConfig
 from speech.engines.fake import FakeEngine
 from speech.errors import RayscribeError
 from speech.models.families import Family
-from tests.serve.conftest import free_port
+from testing.ports import free_port
 from tests.serve.direct import MODEL
 
 

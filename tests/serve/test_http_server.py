@@ -27,9 +27,9 @@ from serve.service import TranscriptionService
 from serve.settings import MIB, ServeSettings
 from speech.engines.base import ClipRequest
 from speech.engines.fake import FakeEngine
+from testing.ports import free_port
 from testing.synthetic_audio import call, sndfile
 from tests.pipelines.jobs import scripted_engine
-from tests.serve.conftest import free_port
 from tests.serve.direct import CALL, MODEL, DirectBackend
 
 HEAD = b'--b\r\ncontent-disposition: form-data; name="file"; filename="call.wav"\r\n\r\n'
