@@ -28,7 +28,7 @@ def test_rtfx_of_a_gpu_at_a_small_size() -> None:
 
 
 def test_peers_of_granite() -> None:
-    rows = last_line("bench.peers.granite", "--clips", "8", "--rounds", "1")["rows"]
+    rows = last_line("bench.peers.granite", "--recordings", "2", "--rounds", "1")["rows"]
     ours, card, ray_data = (row["rtfx"] for row in rows)
     assert min(ours, card, ray_data) > 0
     assert rows[0]["tokens"] == rows[1]["tokens"]
@@ -36,7 +36,7 @@ def test_peers_of_granite() -> None:
 
 
 def test_peers_of_whisper_write_as_many_tokens() -> None:
-    result = last_line("bench.peers.whisper", "--random", "8", "--rounds", "1")
+    result = last_line("bench.peers.whisper", "--random", "8", "--recordings", "2", "--rounds", "1")
     assert len({row["tokens"] for row in result["rows"]}) == 1
     assert len(result["rows"]) + len(result["skipped"]) == 6
     assert "random weights" in result["title"]

@@ -30,11 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="demo/model")
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clips", type=int, help="only so many")
+    parser.add_argument("--recordings", type=int, help="only so many")
     parsed = parser.parse_args(arguments)
-    material = material_of(parsed.manifest, parsed.model)
-    if parsed.clips:
-        del material.requests[parsed.clips :]
+    material = material_of(parsed.manifest, parsed.model, parsed.recordings)
     with tempfile.TemporaryDirectory() as folder:
         clips = save_clips(folder, material.samples)
         command = [sys.executable, "-m", "bench.peers.contenders"]

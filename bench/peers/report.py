@@ -29,12 +29,19 @@ class Material:
         return sum(request.seconds for request in self.requests)
 
 
-def material_of(manifest: str, model: str) -> Material:
-    """What can be asked of all contenders: transcriptions of English without keywords."""
+def material_of(manifest: str, model: str, recordings: int | None = None) -> Material:
+    """What can be asked of all contenders: transcriptions of English without keywords.
+
+    Args:
+        manifest: of recordings.
+        model: whose clip limit the Listener cuts to.
+        recordings: so many of the manifest's; None for all.
+    """
     references, clips = clips_of(manifest, model)
     asked = [clip for clip in clips if clip.options.task == "transcribe" and clip.options.language == "en"]
     asked = [clip for clip in asked if not clip.options.keywords]
-    kept = {clip.recording_id for clip in asked}
+    kept = list(dict.fromkeys(clip.recording_id for clip in asked))[:recordings]
+    asked = [clip for clip in asked if clip.recording_id in kept]
     return Material(asked, {name: text for name, text in references.items() if name in kept})
 
 

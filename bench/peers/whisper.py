@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--manifest", default="demo/samples/manifest.jsonl")
     parser.add_argument("--concurrency", type=int, default=16, help="clips that an engine decodes at once")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--recordings", type=int, help="only so many")
     parsed = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if parsed.random:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"skipped: {reason}")
             print(json.dumps({"skipped": reason}))
             return
-        material = material_of(parsed.manifest, parsed.whisper)
+        material = material_of(parsed.manifest, parsed.whisper, parsed.recordings)
         contenders = _contenders(parsed, save_clips(folder, material.samples))
         running = run_in_turns(contenders, parsed.rounds)
     report(_title(parsed, material), contenders, running, material)
