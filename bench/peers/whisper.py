@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _title(parsed: argparse.Namespace, material: Material) -> str:
-    title = f"{parsed.whisper}, {len(material.requests)} clips, {parsed.rounds} rounds"
-    if not parsed.random:
-        return title
-    return f"a small Whisper with random weights, {parsed.random} tokens a clip: not Whisper's speed, {title}"
+    model = parsed.whisper
+    if parsed.random:
+        model = f"a small Whisper with random weights, {parsed.random} tokens a clip: not Whisper's speed"
+    return f"{model}; {len(material.requests)} clips, {parsed.rounds} rounds"
 
 
 def _contenders(parsed: argparse.Namespace, clips: str) -> list[Contender]:
