@@ -140,10 +140,10 @@ class RayTranscriber:
         self._ready_at = time.time()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        texts, _ = self._loop.texts(list(batch["samples"]))
+        texts, tokens = self._loop.texts(list(batch["samples"]))
         count = len(texts)
         times = {"ready_at": np.full(count, self._ready_at), "finished_at": np.full(count, time.time())}
-        return {"number": batch["number"], "text": np.array(texts), **times}
+        return {"number": batch["number"], "text": np.array(texts), "tokens": np.full(count, tokens / count), **times}
 
 
 def _ray_data(parsed: argparse.Namespace, clips: Clips) -> Callable[[], Answer]:
@@ -170,7 +170,8 @@ def _ray_data(parsed: argparse.Namespace, clips: Clips) -> Callable[[], Answer]:
         )
         found = sorted(transcribed.take_all(), key=lambda row: int(row["number"]))
         seconds = max(row["finished_at"] for row in found) - min(row["ready_at"] for row in found)
-        return Answer([str(row["text"]) for row in found], seconds=seconds)
+        tokens = round(sum(row["tokens"] for row in found))
+        return Answer([str(row["text"]) for row in found], tokens, seconds)
 
     return transcribe
 
