@@ -212,7 +212,9 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
     )
 
 
-def share_engines(waiting: Sequence[float], places: int, held: Sequence[int] = ()) -> list[int]:
+def share_engines(
+    waiting: Sequence[float], places: int, held: Sequence[int] = (), limits: Sequence[int] = ()
+) -> list[int]:
     """Divides the places of engines between models, by the work that waits for each.
 
     Each model with work has a place while there are enough; where there are not, those with most work. Each further
@@ -222,13 +224,16 @@ def share_engines(waiting: Sequence[float], places: int, held: Sequence[int] = (
         waiting: work that waits for each model, in any unit.
         places: engines that there is room for.
         held: engines that each model has already, which it keeps.
+        limits: the most engines of each model.
 
     Returns:
         The engines of each model; 0 for one that has to wait.
     """
     shares = list(held) or [0] * len(waiting)
     for _ in range(places - sum(shares)):
-        wanting = [model for model, work in enumerate(waiting) if work > 0]
+        wanting = [
+            model for model, work in enumerate(waiting) if work > 0 and (not limits or shares[model] < limits[model])
+        ]
         if not wanting:
             break
         # Without an engine first.

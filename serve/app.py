@@ -1,8 +1,8 @@
-"""The endpoint as a Ray Serve application: three deployments, which scale independently.
+"""The endpoint as a Ray Serve application: deployments that scale independently.
 
     Endpoint      HTTP: forms, limits, answers (serve.routes)
     Listener      CPU: speech.listener.Listener, one recording at a time
-    Transcriber   engine: speech.transcriber.Transcriber, all requests in one batch
+    Transcriber   engine: speech.transcriber.Transcriber, all requests in one batch; one for each model
 
 Errors travel between deployments as values: Serve would log each that is raised, with the name of the file.
 """
@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -25,7 +26,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.nodes import Layout
 from cluster.session import cluster_layout, fit_engine_here, kill_children_and_exit
-from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio
+from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio, engine_bounds
 from serve.backend import ListenSummary
 from serve.growing_file import LocalFile
 from serve.http_server import HttpServer
@@ -34,13 +35,12 @@ from serve.metrics import EngineMetrics, RequestMetrics
 from serve.routes import http_app
 from serve.serve_backend import ServeBackend
 from serve.service import TranscriptionService
-from serve.settings import ServeSettings
+from serve.settings import ServedModel, ServeSettings
 from serve.tracing import TracedRequests
 from speech.engines.base import EngineStarter, start_engine
 from speech.engines.start_limit import start_within_limit
 from speech.errors import EngineDied, RayscribeError
 from speech.listener import ListenResult
-from speech.models.checkpoint import family_of
 from speech.preflight import preflight
 from speech.recording import Recording
 from speech.transcriber import ClipTranscript, Transcriber
@@ -72,7 +72,7 @@ class ListenerReplica:
         self._timeout_s = settings.listen_timeout_s
         self._process = ListenerProcess(
             ListenerSettings(
-                clip_s=family_of(settings.engine_config.model, settings.engine_config.engine).clip_s,
+                clip_s=min(rule.family.clip_s for rule in settings.rules),
                 max_duration_s=settings.max_audio_s,
                 max_channel_s=FULL_LENGTH_CHANNELS * settings.max_audio_s,
             )
@@ -118,9 +118,8 @@ def _next_summary(parts: Iterator[ListenResult]) -> ListenSummary | None:
 class TranscriberReplica:
     """Runs a ``Transcriber``. Exits its process when the engine has died, so that Serve starts another."""
 
-    def __init__(self, settings: ServeSettings, engines_per_gpu: int, start: EngineStarter) -> None:
-        config = fit_engine_here(settings.engine_config, engines_per_gpu)
-        family = family_of(config.model, config.engine)
+    def __init__(self, served: ServedModel, engines_per_gpu: int, start: EngineStarter) -> None:
+        config, family = fit_engine_here(served, engines_per_gpu), served.family
         engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
             engine,
@@ -132,6 +131,15 @@ class TranscriberReplica:
         )
         self._metrics = EngineMetrics()
         self._warm = False
+
+    async def detect_language(self, recording: Recording, listened: ListenResult) -> Recording | RayscribeError:
+        """The recording in its language."""
+        try:
+            return await self._transcriber.detect_language(recording, listened)
+        except EngineDied as died:
+            _exit(died)
+        except RayscribeError as error:
+            return error
 
     async def transcribe(self, recording: Recording, listened: ListenResult) -> list[ClipTranscript] | RayscribeError:
         """All clips in one answer, which costs less than one a clip."""
@@ -180,18 +188,20 @@ class EndpointReplica:
 
     Args:
         settings: of the endpoint.
-        listener, transcriber: the other deployments.
+        listener, transcribers: the other deployments; the latter by model.
         own_server: whether to listen on the settings' host and port; otherwise requests come from Serve's proxies.
     """
 
     def __init__(
-        self, settings: ServeSettings, listener: DeploymentHandle, transcriber: DeploymentHandle, own_server: bool
+        self,
+        settings: ServeSettings,
+        listener: DeploymentHandle,
+        transcribers: Mapping[str, DeploymentHandle],
+        own_server: bool,
     ) -> None:
-        self._service = TranscriptionService(
-            settings,
-            ServeBackend(listener, transcriber, local=own_server and sys.platform == "linux"),
-            RequestMetrics(),
-        )
+        local = own_server and sys.platform == "linux"
+        backends = {model: ServeBackend(listener, each, local=local) for model, each in transcribers.items()}
+        self._service = TranscriptionService(settings, backends, RequestMetrics())
         self._app = http_app(settings, self._service)
         self._server = HttpServer(TracedRequests(self._app), settings.host, settings.port) if own_server else None
 
@@ -217,7 +227,8 @@ def build(settings: ServeSettings) -> serve.Application:
     Raises:
         UsageError: as of ``preflight``.
     """
-    preflight(settings.engine_config, loads_here=False)
+    for rule in settings.rules:
+        preflight(rule, loads_here=False)
     on_cluster = settings.cluster.model_copy(update={"address": "auto"})
     return application(settings, cluster_layout(on_cluster))
 
@@ -232,6 +243,9 @@ def application(
         layout: the maximum numbers of replicas, and the resources of each.
         start: starts the engine in its replica; tests of the endpoint pass a fake engine's.
         own_server: whether the one Endpoint replica is its own HTTP server, in place of Serve's proxies.
+
+    Raises:
+        UsageError: as of ``engine_bounds``.
     """
     lifecycle = {"graceful_shutdown_timeout_s": settings.drain_s, "health_check_period_s": HEALTH_CHECK_S}
     listeners = settings.cluster.listeners or max(MIN_LISTENERS, layout.listeners)
@@ -247,14 +261,18 @@ def application(
         ),
         **lifecycle,
     )(ListenerReplica)
-    transcriber = serve.deployment(
-        name="Transcriber",
-        max_ongoing_requests=UNBOUNDED,
-        max_constructor_retry_count=3,
-        ray_actor_options=_engine_resources(layout),
-        autoscaling_config=_engine_autoscaling(settings, layout.engines),
-        **lifecycle,
-    )(TranscriberReplica)
+    bounds = engine_bounds(settings.rules, settings.min_engines, layout.engines)
+    transcribers = {
+        served.model: serve.deployment(
+            name=_deployment_name(settings, served),
+            max_ongoing_requests=UNBOUNDED,
+            max_constructor_retry_count=3,
+            ray_actor_options=_engine_resources(layout),
+            autoscaling_config=_engine_autoscaling(settings, *each),
+            **lifecycle,
+        )(TranscriberReplica).bind(served, layout.engines_per_gpu, start)
+        for served, each in zip(settings.rules, bounds, strict=True)
+    }
     endpoint = serve.deployment(
         name="Endpoint",
         # Well above max_requests, so that the excess is refused by the Endpoint, with an error of OpenAI's shape.
@@ -263,14 +281,17 @@ def application(
         ray_actor_options={"num_cpus": 0},
         **lifecycle,
     )(serve.ingress()(EndpointReplica))
-    return endpoint.bind(
-        settings, listener.bind(settings), transcriber.bind(settings, layout.engines_per_gpu, start), own_server
-    )
+    return endpoint.bind(settings, listener.bind(settings), transcribers, own_server)
 
 
-def _engine_autoscaling(settings: ServeSettings, max_engines: int) -> AutoscalingConfig:
+def _deployment_name(settings: ServeSettings, served: ServedModel) -> str:
+    """``Transcriber``, and the model's name where there are several."""
+    return "-".join(["Transcriber", *re.findall(r"[\w.]+", served.model)]) if settings.models else "Transcriber"
+
+
+def _engine_autoscaling(settings: ServeSettings, min_engines: int, max_engines: int) -> AutoscalingConfig:
     return AutoscalingConfig(
-        min_replicas=max_engines if settings.min_engines is None else min(settings.min_engines, max_engines),
+        min_replicas=min_engines,
         max_replicas=max_engines,
         downscale_delay_s=settings.engine_idle_s,
         policy=AutoscalingPolicy(policy_function=ByQueuedAudio, policy_kwargs={"target_s": settings.queued_audio_s}),

@@ -7,12 +7,44 @@ replicas it starts one at the first request.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
+from cluster.nodes import share_engines
+from serve.settings import ServedModel
+from speech.errors import UsageError
+
 QUEUED_AUDIO = "queued_audio_s"
+
+
+def engine_bounds(models: Sequence[ServedModel], min_engines: int | None, places: int) -> list[tuple[int, int]]:
+    """The least and the most engine replicas of each model.
+
+    Args:
+        models: of the endpoint.
+        min_engines: of models that do not say; None: an equal part of the places.
+        places: engines that there is room for.
+
+    Raises:
+        UsageError: ``bad_option``: some model would never have an engine.
+    """
+    given = [min_engines if model.min_engines is None else model.min_engines for model in models]
+    held = [0 if least is None else min(least, places) for least in given]
+    wanting = [float(least is None) for least in given]
+    limits = [places if model.engines is None else min(model.engines, places) for model in models]
+    least = share_engines(wanting, places, held, limits)
+    bounds = [(few, max(few, min(limit, places - sum(least) + few))) for few, limit in zip(least, limits, strict=True)]
+    if sum(least) > places or any(
+        most < 1 or (want and not few) for (few, most), want in zip(bounds, wanting, strict=True)
+    ):
+        raise UsageError(
+            "bad_option",
+            f"there is room for {places} engines, and {len(models)} models: give more --engines, or 'min_engines: 0' "
+            "to models that may wait until others are idle",
+        )
+    return bounds
 
 
 def engines_for(queued_audio_s: Iterable[float], waiting: float, target_s: float) -> int:

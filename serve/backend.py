@@ -39,6 +39,9 @@ class Backend(Protocol):
     def listen(self, recording: Recording, audio: BinaryIO, size: int) -> AsyncGenerator[ListenSummary, None]:
         """``speech.listener.Listener.stream``. ``size``: the bytes of ``audio``, those that are to come included."""
 
+    async def detect_language(self, recording: Recording, handle: Any) -> Recording:
+        """``speech.transcriber.Transcriber.detect_language``"""
+
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         """All clips of a part."""
 

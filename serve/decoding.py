@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 from serve.backend import ListenSummary
 from speech.listener import ListenResult
+from speech.recording import AUTO, Recording
 from speech.transcriber import ClipTranscript
 
 T = TypeVar("T")
@@ -52,16 +53,27 @@ _END = _End()
 class Decoding:
     """The clips of a recording, in time order, from parts that are decoded all at once.
 
+    Where the language is to be detected, this is done with the first part in which somebody speaks.
+
     Args:
+        recording: what is asked for.
         parts: from ``Backend.listen``.
         decode: decodes the part behind a handle.
+        detect_language: of ``Backend``.
+
+    Attributes:
+        recording: in its language, once that has been detected.
     """
 
     def __init__(
         self,
+        recording: Recording,
         parts: AsyncGenerator[ListenSummary, None],
-        decode: Callable[[Any], AsyncGenerator[ClipTranscript, None]],
+        decode: Callable[[Recording, Any], AsyncGenerator[ClipTranscript, None]],
+        detect_language: Callable[[Recording, Any], Awaitable[Recording]],
     ) -> None:
+        self.recording = recording
+        self._detect_language = detect_language
         self._listened: ListenResult | None = None
         self._decode = decode
         self._started: list[ReadAhead[ClipTranscript]] = []
@@ -73,7 +85,9 @@ class Decoding:
         async with contextlib.aclosing(parts):
             async for part in parts:
                 self._listened = part.listened
-                self._started.append(ReadAhead(self._decode(part.handle)))
+                if self.recording.options.language == AUTO:
+                    self.recording = await self._detect_language(self.recording, part.handle)
+                self._started.append(ReadAhead(self._decode(self.recording, part.handle)))
                 yield self._started[-1]
 
     @property

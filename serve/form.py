@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from speech.errors import RequestError, first_error
 from speech.formats import TranscriptFormat
-from speech.recording import Options, Recording, Task, as_list, clean_keywords
+from speech.models.families import Family
+from speech.recording import AUTO, Options, Recording, Task, as_list, clean_keywords
 
 KEYWORDS_PROMPT = "keywords:"
 # The subtags after the language in a BCP 47 tag, as in en-US or pt_BR.
@@ -38,6 +39,9 @@ class SpeechForm(Options):
     Decoding is greedy, so ``temperature`` is accepted and has no effect.
     """
 
+    language: str = Field(
+        AUTO, description="language spoken, as an ISO 639-1 code; auto: detected, where the model can"
+    )
     model: str = Field(description="one of GET /v1/models")
     prompt: str = Field("", description="'Keywords: a, b'; other text has no effect: the models follow no prompt")
     response_format: TranscriptFormat = "json"
@@ -140,9 +144,19 @@ class SpeechForm(Options):
         """All warnings in one line of ASCII; empty without any."""
         return "; ".join(self.warnings)
 
-    def recording(self, request_id: str, audio: str) -> Recording:
-        """The request as the bulk job has it; ``audio`` is the upload's file name."""
-        options = Options(**self.model_dump(include=set(Options.model_fields)))
+    def recording(self, request_id: str, audio: str, family: Family) -> Recording:
+        """The request as the bulk job has it.
+
+        Args:
+            request_id: its id.
+            audio: the upload's file name.
+            family: of its model. Where it cannot detect the language, and none is given, it is the job's default.
+
+        Raises:
+            RequestError: a code of ``Options``.
+        """
+        given = self.model_dump(include=set(Options.model_fields), exclude_unset=not family.detects_language)
+        options = Options(**{**given, "task": self.task})
         return Recording(id=request_id, audio=audio, speakers=self.speakers, options=options)
 
 

@@ -73,9 +73,8 @@ class LiveSession:
 
     Args:
         websocket: not yet accepted.
-        backend: decodes the clips.
-        recording_for: the recording that a form describes; raises RequestError for an unknown model, or one that
-            does not support what is asked for.
+        recording_for: the recording that a form describes, and the backend that decodes its clips; raises RequestError
+            for an unknown model, or one that does not support what is asked for.
         clip_s: the longest clip that the model takes.
         vad: of ``speech.audio.silero.load_silero``.
         max_audio_s: seconds of audio, after which the session is closed.
@@ -85,22 +84,21 @@ class LiveSession:
     def __init__(
         self,
         websocket: WebSocket,
-        backend: Backend,
-        recording_for: Callable[[SpeechForm], Recording],
+        recording_for: Callable[[SpeechForm], tuple[Recording, Backend]],
         clip_s: float,
         vad: Silero,
         max_audio_s: float,
         max_session_s: float,
     ) -> None:
         self._websocket = websocket
-        self._backend = backend
         self._recording_for = recording_for
         self._new_segmenter = lambda format: LiveSegmenter(format, clip_s, vad)
         self._max_audio_s = max_audio_s
         self._max_session_s = max_session_s
         self._session = Session()
         self._segmenter = self._new_segmenter(self._session.audio.input.format.live())
-        self._recording: Recording  # the settings in force; set before session.created
+        self._recording: Recording  # the settings in force; set before session.created, as is the backend
+        self._backend: Backend
         self._warning: dict[str, str] = {}  # of settings without effect, for session.updated
         self._item: Item | None = None  # the utterance that has not ended
         self._uncommitted: list[Clip] = []  # without turn detection: clips since the last commit
@@ -120,7 +118,7 @@ class LiveSession:
         await self._websocket.accept("realtime" if "realtime" in offered else None)
         self._start_task(self._send_transcripts())
         try:
-            self._recording = self._recording_of_session(self._session)
+            self._recording, self._backend = self._recording_of_session(self._session)
             await self._send("session.created", session=self._session.model_dump())
             async with asyncio.timeout(self._max_session_s) as lifetime:
                 await self._handle_messages()
@@ -179,16 +177,16 @@ class LiveSession:
         if not isinstance(changes, dict):
             raise RequestError("bad_session", "session.update has no session")
         session = self._session.updated(changes)
-        recording = self._recording_of_session(session)
+        recording, backend = self._recording_of_session(session)
         if session.audio.input.format != self._session.audio.input.format:
             if self._segmenter.received_s:
                 raise RequestError("bad_session", "the format cannot change after the first audio")
             self._segmenter = self._new_segmenter(session.audio.input.format.live())
-        self._session, self._recording = session, recording
+        self._session, self._recording, self._backend = session, recording, backend
         await self._send("session.updated", session=session.model_dump(), **self._warning)
 
-    def _recording_of_session(self, session: Session) -> Recording:
-        """A session's settings, as a recording."""
+    def _recording_of_session(self, session: Session) -> tuple[Recording, Backend]:
+        """A session's settings, as a recording, and the backend of its model."""
         transcription = session.audio.input.transcription
         model = transcription.model or self._websocket.query_params.get("model") or ""
         form = SpeechForm(
@@ -197,9 +195,9 @@ class LiveSession:
             prompt=transcription.prompt,
             keywords=transcription.keywords,
         )
-        recording = self._recording_for(form)
+        found = self._recording_for(form)
         self._warning = {"warning": form.warning} if form.warning else {}
-        return recording
+        return found
 
     async def _append(self, data: bytes) -> None:
         clips = await asyncio.to_thread(self._segmenter.push, data)

@@ -58,6 +58,7 @@ class Capabilities(BaseModel):
     languages: list[str]  # ISO 639-1
     translations: list[tuple[str, str]]  # (source, target)
     capabilities: list[str]  # keywords, punctuation, word_timestamps, speaker_tags
+    detects_language: bool  # language may be auto, or left out
     max_upload_bytes: int
     max_audio_s: float
 
@@ -68,6 +69,7 @@ class Capabilities(BaseModel):
             languages=sorted(family.languages),
             translations=sorted(family.translations),
             capabilities=sorted(family.capabilities),
+            detects_language=family.detects_language,
             max_upload_bytes=max_upload_bytes,
             max_audio_s=max_audio_s,
         )

@@ -43,6 +43,10 @@ class ServeBackend:
         async for summary in _items(self.listener.options(stream=True).listen.remote(recording, source)):
             yield summary
 
+    async def detect_language(self, recording: Recording, handle: Any) -> Recording:
+        told: Recording = await _result(self.transcriber.detect_language.remote(recording, handle))
+        return told
+
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         clips: list[ClipTranscript] = await _result(self.transcriber.transcribe.remote(recording, handle))
         return clips

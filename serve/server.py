@@ -20,18 +20,19 @@ def run(settings: ServeSettings, start: EngineStarter = start_engine) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
     Raises:
-        UsageError: the model is unknown or not available, or the keys cannot be read.
+        UsageError: a model is unknown or not available, there is no room for all, or the keys cannot be read.
         RayscribeError: ``ray_failed`` or ``deploy_failed``.
     """
-    preflight(settings.engine_config, loads_here=start is start_engine and not settings.cluster.address)
+    for rule in settings.rules:
+        preflight(rule, loads_here=start is start_engine and not settings.cluster.address)
     if settings.api_keys:
         ApiKeys(settings.api_keys)
     connect_ray(settings.cluster.address, metrics_port=settings.metrics_port, loopback=is_loopback(settings.host))
     try:
-        print(f"starting {settings.engine_config.model}", flush=True)
+        print(f"starting {' and '.join(rule.model for rule in settings.rules)}", flush=True)
         layout = cluster_layout(settings.cluster)
         on_this_cpu = not (layout.gpus_per_engine or settings.cluster.address)
-        if on_this_cpu and (warning := slow_dtype_warning(settings.engine_config.dtype)):
+        for warning in {slow_dtype_warning(rule.dtype) for rule in settings.rules if on_this_cpu} - {""}:
             print(f"warning: {warning}", flush=True)
         deploy(settings, layout, start)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

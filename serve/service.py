@@ -12,6 +12,7 @@ import functools
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.exceptions import WebSocketException
@@ -34,7 +35,7 @@ from serve.upload import Form, Upload, receive_form
 from speech.audio.silero import load_silero
 from speech.errors import RayscribeError, RequestError
 from speech.formats import CONTENT_TYPES, render_transcript, token_usage
-from speech.models.checkpoint import family_of
+from speech.models.families import Family
 from speech.recording import Recording, Task
 from speech.transcriber import ClipTranscript, segment_separator, whole_transcript
 from speech.transcript import Usage
@@ -43,29 +44,44 @@ from speech.transcript import Usage
 WARNING_HEADER = "x-rayscribe-warning"
 
 
+@dataclass(frozen=True)
+class _Model:
+    id: str
+    family: Family
+    backend: Backend
+
+
 class TranscriptionService:
-    """Answers requests, on a backend.
+    """Answers requests.
+
+    Args:
+        settings: of the endpoint.
+        backends: by model.
+        metrics: of requests.
 
     Raises:
-        UsageError: the model is unknown.
+        UsageError: a model is unknown.
     """
 
-    def __init__(self, settings: ServeSettings, backend: Backend, metrics: RequestMetrics) -> None:
+    def __init__(self, settings: ServeSettings, backends: Mapping[str, Backend], metrics: RequestMetrics) -> None:
         self._settings = settings
-        self._model = settings.engine_config.model
-        self._backend = backend
         self._metrics = metrics
-        self._family = family_of(self._model, settings.engine_config.engine)
+        self._models = {
+            name: _Model(rule.model, rule.family, backends[rule.model])
+            for rule in settings.rules
+            for name in (rule.model, *rule.names)
+        }
         self._vad = load_silero()
         self._requests = _limiter("requests", settings.max_requests, settings.max_requests_per_key, metrics.in_flight)
         self._sessions = _limiter(
             "live sessions", settings.max_live_sessions, settings.max_live_sessions_per_key, metrics.live_sessions
         )
         self._upload_budget = ByteBudget(settings.max_uploads_mib * MIB)
-        capabilities = Capabilities.of(self._family, settings.max_upload_bytes, settings.max_audio_s)
+        limits = settings.max_upload_bytes, settings.max_audio_s
         now = int(time.time())
         self.models = {
-            name: ModelEntry(id=name, created=now, rayscribe=capabilities) for name in (self._model, *settings.names)
+            name: ModelEntry(id=name, created=now, rayscribe=Capabilities.of(model.family, *limits))
+            for name, model in self._models.items()
         }
 
     def model(self, name: str) -> ModelEntry:
@@ -74,9 +90,13 @@ class TranscriptionService:
         Raises:
             RequestError: ``model_not_found``.
         """
-        if name not in self.models:
-            raise RequestError("model_not_found", f"there is no model {name!r}; there is {', '.join(self.models)}")
+        self._model(name)
         return self.models[name]
+
+    def _model(self, name: str) -> "_Model":
+        if name not in self._models:
+            raise RequestError("model_not_found", f"there is no model {name!r}; there is {', '.join(self._models)}")
+        return self._models[name]
 
     async def answer(self, request: Request, task: Task) -> Response:
         """Answers one request for a transcript, whole or as a stream."""
@@ -86,19 +106,20 @@ class TranscriptionService:
                 upload = await resources.enter_async_context(
                     receive_form(request, self._settings, task, self._upload_budget)
                 )
-                form, recording, decoding = await self._begin(upload, resources)
+                form, decoding = await self._begin(upload, resources)
                 start = time.perf_counter()
                 headers = {WARNING_HEADER: form.warning} if form.warning else {}
                 clips = decoding.clips()
                 if form.stream:
                     await resources.enter_async_context(contextlib.aclosing(clips))
                     first = await anext(clips, None)  # an error up to here has an HTTP status of its own
-                    events = self._events(recording, decoding, first, clips, start)
+                    events = self._events(decoding, first, clips, start)
                     await resources.enter_async_context(contextlib.aclosing(events))
                     return EventStream(events, resources.pop_all(), headers)
                 decoded = [clip async for clip in clips]
                 seconds = time.perf_counter() - start
-                transcript = whole_transcript(recording, self._model, decoding.listened, decoded, seconds)
+                model = self._model(form.model).id
+                transcript = whole_transcript(decoding.recording, model, decoding.listened, decoded, seconds)
                 self._metrics.answered(task, decoding.listened.duration_s, seconds)
                 content = render_transcript(transcript, form.response_format, form.warning)
                 return Response(content, headers=headers, media_type=CONTENT_TYPES[form.response_format])
@@ -106,39 +127,33 @@ class TranscriptionService:
             self._metrics.refused(task, error.code)
             raise
 
-    async def _begin(
-        self, upload: Upload, resources: contextlib.AsyncExitStack
-    ) -> tuple[SpeechForm, Recording, Decoding]:
+    async def _begin(self, upload: Upload, resources: contextlib.AsyncExitStack) -> tuple[SpeechForm, Decoding]:
         """Begins to decode an upload, while it arrives if it can; returns when it is complete.
 
         Args:
             upload: the form.
             resources: close the decoding.
         """
-        early, decoding = await upload.early() if self._backend.local else None, None
+        local = all(model.backend.local for model in self._models.values())
+        early, decoding = await upload.early() if local else None, None
         if early is not None:
             with contextlib.suppress(RequestError):  # the complete form may be another one
-                recording = self._recording(early.fields, early.name)
-                decoding = self._decoding(early, recording)
+                decoding = self._decoding(early)
                 resources.push_async_callback(decoding.aclose)
         form = await upload.complete()
         if decoding is None or form != early or decoding.listening_failed:
             if decoding is not None:
                 await decoding.aclose()
-            recording = self._recording(form.fields, form.name)
-            decoding = self._decoding(form, recording)
+            decoding = self._decoding(form)
             resources.push_async_callback(decoding.aclose)
-        return form.fields, recording, decoding
+        return form.fields, decoding
 
-    def _decoding(self, form: Form, recording: Recording) -> Decoding:
-        decode = self._backend.stream if form.fields.stream else self._whole_parts
-        parts = self._backend.listen(recording, form.audio, form.size)
-        return Decoding(parts, functools.partial(decode, recording))
-
-    async def _whole_parts(self, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
-        """The clips of a part, all in one message."""
-        for clip in await self._backend.transcribe(recording, handle):
-            yield clip
+    def _decoding(self, form: Form) -> Decoding:
+        recording, model = self._recording(form.fields, form.name)
+        backend = model.backend
+        decode = backend.stream if form.fields.stream else functools.partial(_whole_parts, backend)
+        parts = backend.listen(recording, form.audio, form.size)
+        return Decoding(recording, parts, decode, backend.detect_language)
 
     async def live(self, websocket: WebSocket) -> None:
         """Serves one session of live audio."""
@@ -146,9 +161,8 @@ class TranscriptionService:
             with self._sessions.acquire(_key_id(websocket)):
                 session = LiveSession(
                     websocket,
-                    self._backend,
                     self._live_recording,
-                    self._family.clip_s,
+                    min(model.family.clip_s for model in self._models.values()),
                     self._vad,
                     self._settings.max_audio_s,
                     self._settings.max_session_s,
@@ -165,22 +179,23 @@ class TranscriptionService:
         """Admits no more requests and sessions, and returns when all have ended."""
         await asyncio.gather(self._requests.close(), self._sessions.close())
 
-    def _live_recording(self, form: SpeechForm) -> Recording:
-        return self._recording(form if form.model else form.model_copy(update={"model": self._model}), LIVE)
+    def _live_recording(self, form: SpeechForm) -> tuple[Recording, Backend]:
+        named = form if form.model else form.model_copy(update={"model": next(iter(self._models))})
+        recording, model = self._recording(named, LIVE)
+        return recording, model.backend
 
-    def _recording(self, form: SpeechForm, name: str) -> Recording:
-        """The recording that a form describes, once the model is known to support what it asks for."""
-        self.model(form.model)
+    def _recording(self, form: SpeechForm, name: str) -> tuple[Recording, "_Model"]:
+        """The recording that a form describes, once the model is known to support what it asks for, and the model."""
+        model = self._model(form.model)
         subtitled = form.response_format in ("srt", "vtt") and form.task == "transcribe"
-        if subtitled and "word_timestamps" in self._family.capabilities:
+        if subtitled and "word_timestamps" in model.family.capabilities:
             form = form.model_copy(update={"word_timestamps": True})  # cues begin and end with words
-        recording = form.recording(uuid.uuid4().hex, name)
-        self._family.check(recording.options)
-        return recording
+        recording = form.recording(uuid.uuid4().hex, name, model.family)
+        model.family.check(recording.options)
+        return recording, model
 
     async def _events(
         self,
-        recording: Recording,
         decoding: Decoding,
         clip: ClipTranscript | None,
         rest: AsyncIterator[ClipTranscript],
@@ -189,6 +204,7 @@ class TranscriptionService:
         """A transcript as events; ``clip`` is the first, ``rest`` the others."""
         texts: list[str] = []
         usage = Usage()
+        recording = decoding.recording  # in its language by now
         separator = segment_separator(recording.options)
         self._metrics.first_text(time.perf_counter() - start)
         try:
@@ -236,6 +252,12 @@ def _limiter(what: str, most: int, per_key: int | None, observe: Callable[[int],
 
 def _key_id(connection: HTTPConnection) -> str | None:
     return getattr(connection.state, "key_id", None)
+
+
+async def _whole_parts(backend: Backend, recording: Recording, handle: Any) -> AsyncGenerator[ClipTranscript, None]:
+    """The clips of a part, all in one message."""
+    for clip in await backend.transcribe(recording, handle):
+        yield clip
 
 
 def _event(body: TextDelta | TextDone | ErrorBody) -> bytes:

@@ -1,22 +1,38 @@
 """The endpoint's settings: the flags of ``rayscribe serve``, or the ``args`` of a Serve config."""
 
 import ipaddress
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import Field, field_validator
 
-from cluster.settings import ClusterConfig, Settings
-from speech.engines.base import EngineConfig
+from cluster.settings import ClusterConfig, ModelSettings
 from speech.errors import UsageError
+from speech.model_rules import ModelRule
 
 MIB = 1 << 20
 
 
-class ServeSettings(Settings):
+class ServedModel(ModelRule):
+    """One of the models of an endpoint. A request names its model, so that its rules for rows have no effect."""
+
+    names: tuple[str, ...] = Field((), description="further names that the model answers to")
+    engines: int | None = Field(None, ge=1, description="engine replicas at most (default: all that others leave)")
+    min_engines: int | None = Field(None, ge=0, description="engine replicas at least (default: a part of --engines)")
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        return _listed(value)
+
+
+class ServeSettings(ModelSettings):
     """Everything that configures one endpoint."""
 
-    engine_config: EngineConfig = EngineConfig()
+    models: tuple[ServedModel, ...] = Field(
+        (), description="in the YAML alone, in place of model: entries with a model, its names and its engines"
+    )
     cluster: ClusterConfig = ClusterConfig()
 
     host: str = Field("127.0.0.1", description="address to listen on; beyond this machine it needs --api-keys")
@@ -69,7 +85,11 @@ class ServeSettings(Settings):
     @field_validator("names", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
-        return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
+        return _listed(value)
+
+    @property
+    def rules(self) -> tuple[ServedModel, ...]:
+        return self.models or (ServedModel(**dict(self.engine_config), names=self.names),)
 
     @property
     def max_upload_bytes(self) -> int:
@@ -83,6 +103,13 @@ class ServeSettings(Settings):
             UsageError: ``no_api_keys`` for an endpoint that anybody could use.
         """
         built = super().from_settings(settings)
+        if built.models and built.names:
+            raise UsageError("bad_option", "--names are of one model: give each entry of 'models' its 'names'")
+        names = Counter(name for rule in built.rules for name in dict.fromkeys((rule.model, *rule.names)))
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise UsageError(
+                "bad_option", f"two entries of 'models' answer to {repeated[0]!r}: give each its own names"
+            )
         if built.api_keys is None and not is_loopback(built.host):
             raise UsageError(
                 "no_api_keys", f"anyone who can reach {built.host} could use the endpoint: give --api-keys FILE"
@@ -92,6 +119,10 @@ class ServeSettings(Settings):
                 "no_api_keys", "with --cors-origins '*' any web page could use the endpoint: give --api-keys FILE"
             )
         return built
+
+
+def _listed(value: Any) -> Any:
+    return tuple(name.strip() for name in value.split(",")) if isinstance(value, str) else value
 
 
 def is_loopback(host: str) -> bool:

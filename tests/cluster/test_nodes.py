@@ -204,6 +204,11 @@ def test_engines_are_shared_by_the_work_that_waits(
     assert share_engines(waiting, places, held) == shares
 
 
+def test_a_model_gets_no_more_engines_than_its_limit() -> None:
+    assert share_engines([100, 300], 8, limits=[8, 2]) == [6, 2]
+    assert share_engines([100, 300], 8, limits=[1, 2]) == [1, 2]
+
+
 def test_a_part_of_a_layout_has_as_many_of_the_listeners() -> None:
     whole = plan_layout([Node(cpus=64, gpus=8)], ClusterConfig())
     assert (whole.engines, whole.listeners) == (8, 48)

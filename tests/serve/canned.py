@@ -55,6 +55,9 @@ class CannedBackend:
             raise self.failure
         yield ListenSummary(ListenResult(self.duration_s, self.duration_s, 1, []), None)
 
+    async def detect_language(self, recording: Recording, handle: Any) -> Recording:
+        raise AssertionError("the page's model detects none")
+
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         raise AssertionError("the page requests only streams")
 
@@ -80,7 +83,9 @@ def _named(segment: Segment, recording: Recording) -> Segment:
 @contextlib.contextmanager
 def served(settings: ServeSettings, backend: CannedBackend) -> Iterator[str]:
     """Serves for the duration of the context; yields the URL."""
-    app = http_app(settings, TranscriptionService(settings, backend, Mock(spec=RequestMetrics)))
+    app = http_app(
+        settings, TranscriptionService(settings, {settings.engine_config.model: backend}, Mock(spec=RequestMetrics))
+    )
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.socket() as listening:  # queues connections until the server is up
         listening.bind(("127.0.0.1", 0))

@@ -75,8 +75,9 @@ def served(*command: str, settings: Callable[[str, object], list[str]], env: Map
 
 def served_scripted(folder: Path, *settings: str) -> Served:
     """An endpoint on engines that are controlled through a folder (``tests.serve.scripted``)."""
+    model = [] if any(setting.startswith("models=") for setting in settings) else ["model=demo/model"]
     return served(
-        *("-m", "tests.serve.scripted", str(folder), "model=demo/model", *settings),
+        *("-m", "tests.serve.scripted", str(folder), *model, *settings),
         settings=lambda name, value: [f"{name}={value}"],
     )
 

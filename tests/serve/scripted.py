@@ -3,11 +3,12 @@
     python -m tests.serve.scripted FOLDER NAME=VALUE …     settings by name
 
 The keyword ``wait`` makes an engine wait until FOLDER/go exists; ``die`` raises EngineDied; the others are those of
-``tests.pipelines.jobs``. An engine that waits
+``tests.pipelines.jobs``; ``which model`` is answered with the engine's model. An engine that waits
 creates FOLDER/waits-PID; a clip that is cancelled while it waits creates FOLDER/cancelled.
 """
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from serve.server import run
 from serve.settings import ServeSettings
-from speech.engines.base import ClipRequest
-from speech.engines.fake import reply_with_options, start_fake
+from speech.engines.base import ClipRequest, EngineConfig
+from speech.engines.fake import FakeEngine, reply_with_options
 from speech.errors import EngineDied
-from tests.pipelines.jobs import obey_keywords
+from speech.models.families import Family
+from tests.pipelines.jobs import obey_keywords, spoken
 
 
 async def obey_folder(clip: ClipRequest, folder: Path) -> None:
@@ -35,15 +37,22 @@ async def obey_folder(clip: ClipRequest, folder: Path) -> None:
         raise
 
 
+def start(config: EngineConfig, family: Family, folder: Path) -> FakeEngine:
+    def reply(clip: ClipRequest) -> str:
+        return config.model if "which model" in clip.options.keywords else reply_with_options(clip)
+
+    return FakeEngine(reply, before=partial(obey_folder, folder=folder), languages=spoken)
+
+
 def main() -> None:
     # As a script this module is __main__; replicas must import it by name.
     from tests.serve import scripted
 
     folder, *settings = sys.argv[1:]
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-    before = partial(scripted.obey_folder, folder=Path(folder))
-    start = partial(start_fake, reply=reply_with_options, before=before)
-    run(ServeSettings.from_settings(dict(setting.split("=") for setting in settings)), start)
+    values = dict(setting.split("=", 1) for setting in settings)
+    given = {name: json.loads(value) if value.startswith("[") else value for name, value in values.items()}
+    run(ServeSettings.from_settings(given), partial(scripted.start, folder=Path(folder)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from ray.serve.config import AutoscalingContext
 
-from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio, engines_for
+from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio, engine_bounds, engines_for
+from serve.settings import ServedModel
+from speech.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,31 @@ def test_the_policy_reads_the_replicas_reports() -> None:
 
 def test_an_engine_with_a_request_in_flight_stays() -> None:
     assert ByQueuedAudio(target_s=60.0)(context(total_num_requests=1.0)) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("models", "min_engines", "places", "bounds"),
+    [
+        ([{}], None, 4, [(4, 4)]),
+        ([{}], 0, 4, [(0, 4)]),
+        ([{}], 9, 4, [(4, 4)]),
+        ([{}, {}], None, 4, [(2, 2), (2, 2)]),
+        ([{}, {}], None, 3, [(2, 2), (1, 1)]),
+        ([{}, {}], 0, 1, [(0, 1), (0, 1)]),  # one at a time
+        ([{}, {"min_engines": 0}], 1, 4, [(1, 4), (0, 3)]),
+        ([{}, {"min_engines": 0}], None, 4, [(4, 4), (0, 0)]),
+        ([{"engines": 3}, {"min_engines": 0}], None, 4, [(3, 3), (0, 1)]),
+        ([{"engines": 1}, {"engines": 2}], None, 8, [(1, 1), (2, 2)]),
+        ([{}, {}], None, 1, [(1, 1), (0, 0)]),
+        ([{"min_engines": 2}, {"min_engines": 2}], None, 3, [(2, 2), (2, 2)]),
+    ],
+)
+def test_models_share_the_engines_there_is_room_for(
+    models: list[dict[str, int]], min_engines: int | None, places: int, bounds: list[tuple[int, int]]
+) -> None:
+    served = [ServedModel(**each) for each in models]
+    if any(most < 1 for _, most in bounds) or sum(least for least, _ in bounds) > places:
+        with pytest.raises(UsageError, match=f"room for {places} engines"):
+            engine_bounds(served, min_engines, places)
+    else:
+        assert engine_bounds(served, min_engines, places) == bounds

@@ -4,6 +4,7 @@ import pytest
 
 from serve.form import SpeechForm
 from speech.errors import RequestError
+from speech.models.families import GRANITE_4_0
 
 
 def form(*fields: tuple[str, str]) -> SpeechForm:
@@ -20,7 +21,7 @@ def form(*fields: tuple[str, str]) -> SpeechForm:
     ],
 )
 def test_speakers(fields: list[tuple[str, str]]) -> None:
-    assert form(*fields).recording("id", "a.wav").speakers == ("agent", "customer")
+    assert form(*fields).recording("id", "a.wav", GRANITE_4_0).speakers == ("agent", "customer")
 
 
 @pytest.mark.parametrize(

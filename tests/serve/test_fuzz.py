@@ -25,7 +25,10 @@ FILES = 60
 def test_no_request_made_from_the_openapi_description_is_a_server_error(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("sk-one\n")
     known = ServeSettings.from_settings({"model": MODEL, "api_keys": str(tmp_path / "keys")})
-    app = http_app(known, TranscriptionService(known, DirectBackend(scripted_engine()), RequestMetrics()))
+    app = http_app(
+        known,
+        TranscriptionService(known, {known.engine_config.model: DirectBackend(scripted_engine())}, RequestMetrics()),
+    )
     described = schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()
     operations = [found.ok() for found in described if isinstance(found, Ok)]
     assert len(operations) == 4

@@ -45,7 +45,8 @@ def served(engine: FakeEngine | None = None, *, local: bool = False, **settings:
 
     async def serve() -> None:
         asked = ServeSettings.from_settings({"model": MODEL, "port": port, **settings})
-        service = TranscriptionService(asked, DirectBackend(engine or scripted_engine(), local=local), RequestMetrics())
+        backend = DirectBackend(engine or scripted_engine(), local=local)
+        service = TranscriptionService(asked, {MODEL: backend}, RequestMetrics())
         server = HttpServer(http_app(asked, service), asked.host, asked.port)
         ready.set()
         while not ended.is_set():

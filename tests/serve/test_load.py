@@ -40,7 +40,7 @@ async def endpoint(
     engine: FakeEngine, **settings: Any
 ) -> AsyncIterator[Callable[..., Coroutine[None, None, httpx.Response]]]:
     asked = ServeSettings.from_settings({"model": MODEL, **settings})
-    service = TranscriptionService(asked, DirectBackend(engine), RequestMetrics())
+    service = TranscriptionService(asked, {asked.engine_config.model: DirectBackend(engine)}, RequestMetrics())
     app = http_app(asked, service)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 5000))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client:
