@@ -80,6 +80,7 @@ class ModelEntry(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
+    root: str  # the model that has this name, as in vLLM's list
     created: int  # seconds since 1970
     owned_by: str = "rayscribe"
     rayscribe: Capabilities

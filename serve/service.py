@@ -80,7 +80,7 @@ class TranscriptionService:
         limits = settings.max_upload_bytes, settings.max_audio_s
         now = int(time.time())
         self.models = {
-            name: ModelEntry(id=name, created=now, rayscribe=Capabilities.of(model.family, *limits))
+            name: ModelEntry(id=name, root=model.id, created=now, rayscribe=Capabilities.of(model.family, *limits))
             for name, model in self._models.items()
         }
 

@@ -9,8 +9,13 @@ from typing import Any
 
 import pyarrow.dataset as pads
 import pytest
+import yaml
 
 import rayscribe
+from pipelines.job import Job
+from speech.model_rules import ModelChoice
+from speech.preflight import preflight_models
+from speech.recording import Options
 from speech.transcript import parquet_schema
 from tests.readme import README, blocks
 
@@ -34,6 +39,19 @@ def test_every_command_ends_as_it_says(shell: dict[str, subprocess.CompletedProc
     transcribed = next(done for line, done in shell.items() if "transcribe" in line)
     assert "RTFx" in transcribed.stdout
     assert "out/readme/transcripts" in transcribed.stdout
+
+
+def test_the_rules_for_several_models_are_read_as_they_say() -> None:
+    [config] = blocks("yaml")
+    rules = Job.from_settings({"manifest": "m", "output": "o"} | yaml.safe_load(config)).rules
+    preflight_models(rules, Options(), loads_here=False)
+    asked: list[dict[str, str]] = [{}, {"tier": "cheap"}, {"language": "sv"}, {"language": "auto"}]
+    assert [rules[ModelChoice(rules, Options()).of(row)].model.rpartition("/")[2] for row in asked] == [
+        "granite-4.0-1b-speech",
+        "parakeet-tdt-0.6b-v3",
+        "whisper-large-v3",
+        "whisper-large-v3",
+    ]
 
 
 def test_every_python_block_runs(rows: dict[str, dict[str, Any]]) -> None:

@@ -12,7 +12,8 @@ const KEY = "rayscribe-api-key"; // in sessionStorage, of this tab only
 const player = new Player((segment) => view.activate(segment));
 const view = new TranscriptView($("lines"), (segment) => player.playFrom(segment));
 
-let model = null; // the server's ModelEntry, with its capabilities
+let models = []; // the server's ModelEntry of each model, with its capabilities
+let model = null; // the chosen one
 let file = null;
 let transcript = null;
 let running = null; // the AbortController of the request in flight
@@ -22,21 +23,31 @@ let recording = null;
 
 async function connect() {
   try {
-    [model] = await listModels(sessionStorage.getItem(KEY));
+    models = (await listModels(sessionStorage.getItem(KEY))).filter(({ id, root }) => id === root);
   } catch (error) {
     return fail(error);
   }
+  fill($("models"), models.map(({ id }) => [id, id]));
+  $("models").closest("label").hidden = models.length === 1;
+  showModel();
+}
+
+function showModel() {
+  model = models.find(({ id }) => id === $("models").value);
   $("model").textContent = model.id;
-  const { languages, capabilities } = model.rayscribe;
-  fill($("language"), languages.map((code) => [code, languageName(code)]).sort(([, a], [, b]) => a.localeCompare(b)));
-  $("language").value = languages.includes("en") ? "en" : languages[0];
+  const { languages, capabilities, detects_language } = model.rayscribe;
+  const named = languages.map((code) => [code, languageName(code)]).sort(([, a], [, b]) => a.localeCompare(b));
+  fill($("language"), detects_language ? [["auto", "Detect"], ...named] : named);
+  $("language").value = detects_language ? "auto" : languages.includes("en") ? "en" : languages[0];
   showTasks();
   $("keywords").disabled = !capabilities.includes("keywords");
   for (const name of ["punctuation", "speaker_tags"]) $(name).closest("label").hidden = !capabilities.includes(name);
 }
 
 function showTasks() {
-  const targets = model.rayscribe.translations.filter(([spoken]) => spoken === $("language").value).map(([, into]) => into);
+  const asked = $("language").value;
+  const pairs = model.rayscribe.translations.filter(([spoken]) => asked === "auto" || spoken === asked);
+  const targets = [...new Set(pairs.map(([, into]) => into))];
   const before = $("task").value;
   fill($("task"), [["", "Transcribe"], ...targets.map((into) => [into, `Translate to ${languageName(into)}`])]);
   $("task").value = targets.includes(before) ? before : "";
@@ -217,6 +228,7 @@ function download(format) {
 
 // Event handlers.
 
+$("models").addEventListener("change", showModel);
 $("language").addEventListener("change", showTasks);
 $("file").addEventListener("change", ({ target }) => target.files[0] && choose(target.files[0]));
 $("record").addEventListener("click", toggleRecording);

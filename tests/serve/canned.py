@@ -56,7 +56,7 @@ class CannedBackend:
         yield ListenSummary(ListenResult(self.duration_s, self.duration_s, 1, []), None)
 
     async def detect_language(self, recording: Recording, handle: Any) -> Recording:
-        raise AssertionError("the page's model detects none")
+        return recording.in_language("sv", 0.9)
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         raise AssertionError("the page requests only streams")
@@ -83,9 +83,8 @@ def _named(segment: Segment, recording: Recording) -> Segment:
 @contextlib.contextmanager
 def served(settings: ServeSettings, backend: CannedBackend) -> Iterator[str]:
     """Serves for the duration of the context; yields the URL."""
-    app = http_app(
-        settings, TranscriptionService(settings, {settings.engine_config.model: backend}, Mock(spec=RequestMetrics))
-    )
+    backends = dict.fromkeys((rule.model for rule in settings.rules), backend)
+    app = http_app(settings, TranscriptionService(settings, backends, Mock(spec=RequestMetrics)))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     with socket.socket() as listening:  # queues connections until the server is up
         listening.bind(("127.0.0.1", 0))

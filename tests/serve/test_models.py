@@ -65,7 +65,8 @@ def test_all_models_are_listed_with_what_they_can_do(client: TestClient) -> None
         "whisper-1": True,
     }
     assert "sv" in listed[WHISPER]["languages"]
-    assert client.get("/v1/models/whisper-1").json()["rayscribe"]["family"] == "Whisper"
+    alias = client.get("/v1/models/whisper-1").json()
+    assert (alias["root"], alias["rayscribe"]["family"]) == (WHISPER, "Whisper")
 
 
 @pytest.mark.parametrize("asked", [{}, {"language": "auto"}])

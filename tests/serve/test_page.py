@@ -162,6 +162,7 @@ def test_the_form_offers_what_the_model_supports_and_sends_it(page: Any, backend
     language, task = page.get_by_label("Language"), page.get_by_label("Task")
     offered = language.locator("option").evaluate_all("options => options.map((option) => option.value)")
     assert set(offered) == GRANITE_4_0.languages
+    _expect(page.get_by_label("Model")).to_be_hidden()  # there is one
     assert language.input_value() == "en"
     language.select_option(label="German")
     _expect(task.locator("option")).to_have_text(["Transcribe", "Translate to English"])
@@ -180,6 +181,25 @@ def test_the_form_offers_what_the_model_supports_and_sends_it(page: Any, backend
         "keywords": ("Kuhn", "Acorn Insurance"),
         "channels": "split",
     }
+
+
+def test_one_of_several_models_is_chosen_and_detects_the_language(
+    opened: Callable[..., Any], backend: CannedBackend, call: Path
+) -> None:
+    whisper = "openai/whisper-small"
+    settings = ServeSettings.from_settings({"models": [{"model": MODEL, "names": "granite"}, {"model": whisper}]})
+    with served(settings, backend) as address:
+        page = opened(address)
+        models, language = page.get_by_label("Model"), page.get_by_label("Language")
+        _expect(models.locator("option")).to_have_text([MODEL, whisper])
+        assert language.input_value() == "en"
+        models.select_option(label=whisper)
+        _expect(page.locator("#model")).to_have_text(whisper)
+        assert language.input_value() == "auto"
+        _expect(page.get_by_label("Task").locator("option")).to_have_text(["Transcribe", "Translate to English"])
+        _transcribe(page, call)
+        [asked] = backend.requests
+        assert asked.options.language == "auto"
 
 
 def test_clicking_a_line_plays_it(page: Any, call: Path) -> None:
