@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.settings import ClusterConfig, ModelSettings
 from speech.errors import UsageError
@@ -87,6 +87,17 @@ class ServeSettings(ModelSettings):
     def _split_list(cls, value: Any) -> Any:
         return _listed(value)
 
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if self.models and self.names:
+            raise UsageError("bad_option", "--names are of one model: give each entry of 'models' its 'names'")
+        names = Counter(name for rule in self.rules for name in dict.fromkeys((rule.model, *rule.names)))
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise UsageError(
+                "bad_option", f"two entries of 'models' answer to {repeated[0]!r}: give each its own names"
+            )
+        return self
+
     @property
     def rules(self) -> tuple[ServedModel, ...]:
         return self.models or (ServedModel(**dict(self.engine_config), names=self.names),)
@@ -103,13 +114,6 @@ class ServeSettings(ModelSettings):
             UsageError: ``no_api_keys`` for an endpoint that anybody could use.
         """
         built = super().from_settings(settings)
-        if built.models and built.names:
-            raise UsageError("bad_option", "--names are of one model: give each entry of 'models' its 'names'")
-        names = Counter(name for rule in built.rules for name in dict.fromkeys((rule.model, *rule.names)))
-        if repeated := [name for name, count in names.items() if count > 1]:
-            raise UsageError(
-                "bad_option", f"two entries of 'models' answer to {repeated[0]!r}: give each its own names"
-            )
         if built.api_keys is None and not is_loopback(built.host):
             raise UsageError(
                 "no_api_keys", f"anyone who can reach {built.host} could use the endpoint: give --api-keys FILE"

@@ -157,3 +157,33 @@ def test_an_engine_that_cannot_start_ends_the_run_of_all(calls: Path) -> None:
     with pytest.raises(RayscribeError, match="no such engine here"):
         run(job, refuse_whisper)
     assert read_status(str(calls / "out"), {}).ok < 100  # the other was stopped
+
+
+@pytest.mark.engine
+def test_real_engines_of_several_kinds_share_a_run(calls: Path) -> None:
+    """Granite in vLLM, its encoder alone, and Whisper, at once; Whisper detects the languages."""
+    from testing.whisper_checkpoint import random_whisper
+
+    whisper = str(calls / "whisper")
+    random_whisper(calls / "whisper")
+    models = [
+        {"model": "demo/model", "engine": "encoder", "where": {"tier": "cheap"}},
+        {"model": "demo/model", "languages": "en", "kv_cache_gb": 0.25},
+        {"model": whisper, "engine": "transformers"},
+    ]
+    rows: list[dict[str, object]] = [
+        {"audio": "agent.flac", "id": "cheap", "tier": "cheap"},
+        {"audio": "agent.flac", "id": "granite"},
+        {"audio": "agent.flac", "id": "whisper", "language": "sv", "duration": 2},
+        {"audio": "agent.flac", "id": "auto", "language": "auto", "duration": 2},
+    ]
+    run(job_of(manifest_of(calls, *rows), calls / "out", models=models, engines=3, concurrent_clips=4))
+    answers = {row["recording_id"]: row for row in answers_in(calls / "out")}
+    assert {row["status"] for row in answers.values()} == {"ok"}
+    assert answers["granite"]["model"] == answers["cheap"]["model"] == "demo/model"
+    assert answers["granite"]["usage"]["prompt_tokens"] > 0
+    assert answers["cheap"]["usage"]["prompt_tokens"] == 0  # no language model
+    assert answers["whisper"]["model"] == whisper
+    told = answers["auto"]
+    assert told["model"] == ("demo/model" if told["language"] == "en" else whisper)
+    assert 0.01 <= told["language_probability"] <= 1
