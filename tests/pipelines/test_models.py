@@ -1,6 +1,8 @@
 """Several models in one run, on a real Ray: each row by the right one, and so after resume and retry."""
 
+import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pipelines.job import Job
 from pipelines.output import Output
 from pipelines.run import retry, run
 from pipelines.status import read_status
-from speech.engines.base import EngineConfig
+from speech.engines.base import ClipRequest, EngineConfig
 from speech.engines.fake import FakeEngine
 from speech.errors import RayscribeError, UsageError
 from speech.models.families import Family
@@ -157,6 +159,27 @@ def test_an_engine_that_cannot_start_ends_the_run_of_all(calls: Path) -> None:
     with pytest.raises(RayscribeError, match="no such engine here"):
         run(job, refuse_whisper)
     assert read_status(str(calls / "out"), {}).ok < 100  # the other was stopped
+
+
+async def take_a_while(clip: ClipRequest) -> None:
+    await asyncio.sleep(0.1)
+
+
+def start_slow(config: EngineConfig, family: Family) -> FakeEngine:
+    return FakeEngine(lambda clip: str(os.getpid()), before=take_a_while)
+
+
+def test_a_model_gets_the_engines_of_another_that_has_ended(calls: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"audio": "agent.flac", "id": "first"},
+        *({"audio": "agent.flac", "id": f"{number}", "language": "sv", "duration": 1} for number in range(400)),
+    ]
+    job = job_of(manifest_of(calls, *rows), calls / "out", models=MODELS, engines=2, concurrent_clips=1)
+    run(job, start_slow)
+    processes: dict[str, set[str]] = {GRANITE: set(), WHISPER: set()}
+    for row in answers_in(calls / "out"):
+        processes[row["model"]] |= set(row["text"].split())
+    assert (len(processes[GRANITE]), len(processes[WHISPER])) == (1, 2)
 
 
 @pytest.mark.engine
