@@ -34,7 +34,6 @@ from pipelines.manifest import Manifest
 from pipelines.model_runs import run_models
 from pipelines.output import Attempts, Contents, Output
 from pipelines.progress import Progress
-from pipelines.routing import Routes
 from pipelines.rows import WORK
 from pipelines.summary import Summary
 from speech.engines.base import EngineStarter, start_engine
@@ -242,6 +241,7 @@ def _execute(
     # Importing Ray Data takes a second; a usage error should be shown before.
     from pipelines.graph import ModelDataset
     from pipelines.limits import Limits
+    from pipelines.routing import Routes
     from pipelines.stages import Listen, Transcribe
 
     received = Receipts()
@@ -264,7 +264,7 @@ def _execute(
         return datasets[model]
 
     while counts:
-        routes = Routes()
+        routes = Routes(WORK_ROWS_PER_BLOCK)
         with contextlib.closing(run_models(counts, layout.engines, begin)) as receipts:
             for model, batch in receipts:
                 lease.check()

@@ -89,7 +89,10 @@ def speaking(name: str, language: str, **cells: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("engines", [1, 2])
-def test_whisper_detects_the_language_and_granite_transcribes_its_own(calls: Path, engines: int) -> None:
+def test_whisper_detects_the_language_and_granite_transcribes_its_own(
+    calls: Path, engines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.run.WORK_ROWS_PER_BLOCK", 2)
     rows: list[dict[str, object]] = [
         *(speaking(f"en-{number}", "en") for number in range(3)),
         *(speaking(f"sv-{number}", "sv") for number in range(3)),
