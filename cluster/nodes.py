@@ -108,9 +108,13 @@ class Layout:
         return max(1, min(self.engines, sum(share.engines for share in self.shares if share.node.alive)))
 
     def share(self, engines: int) -> "Layout":
-        """The part that one of several models has, with ``engines`` of the engines and as many of the Listeners."""
-        listeners = max(1, self.listeners * engines // self.engines)
-        return replace(self, engines=engines, listeners=listeners)
+        """The part that one of several models has, with ``engines`` of the engines and as many of the Listeners.
+
+        Where it has less than one Listener, that takes less of a CPU: together they take no more than the layout's.
+        """
+        part = self.listeners * engines / self.engines
+        cpus = math.floor(1e4 * min(1.0, part) * self.cpus_per_listener) / 1e4  # Ray counts in steps of 1e-4
+        return replace(self, engines=engines, listeners=max(1, _whole(part)), cpus_per_listener=cpus)
 
     @property
     def engines_per_gpu(self) -> int:

@@ -214,4 +214,6 @@ def test_a_part_of_a_layout_has_as_many_of_the_listeners() -> None:
     assert (whole.engines, whole.listeners) == (8, 48)
     assert (whole.share(2).engines, whole.share(2).listeners) == (2, 12)
     assert whole.share(8) == whole
-    assert plan_layout([Node(cpus=2)], ClusterConfig(engines=3)).share(1).listeners == 1
+    few = plan_layout([LAPTOP], ClusterConfig(engines=3))
+    assert (few.listeners, few.cpus_per_listener) == (1, 1.0)
+    assert (few.share(1).listeners, few.share(1).cpus_per_listener) == (1, 0.3333)  # or no slot would be left
