@@ -25,7 +25,7 @@ from speech.audio.recording_segmenter import RecordingSegmenter
 from speech.audio.segmenting import Segmenter
 from speech.audio.silero import load_silero
 from speech.errors import AudioError
-from speech.recording import Recording
+from speech.recording import AUTO, Recording
 from speech.redaction import redact_uri
 
 # dBFS, of the loudest half second of a recording. Below QUIET_DB the VAD misses speech, so the recording is read again
@@ -117,8 +117,9 @@ class Listener:
         """As ``listen``, in parts, so that an engine can decode the first while the rest is cut.
 
         Each part has the clips since the part before, and otherwise what is known so far, the last of the whole. Parts
-        have clips of PART_S, or those of PART_AFTER_S of work. There is one part only where a decoder may find later
-        that the file has more channels (``AudioFile.fixed_format``), and of quiet recordings.
+        have clips of PART_S, or those of PART_AFTER_S of work; of PART_S only where the language is to be detected from
+        the first, so that it does not depend on the time it took. There is one part only where a decoder may find
+        later that the file has more channels (``AudioFile.fixed_format``), and of quiet recordings.
         """
         name = redact_uri(recording.audio)
         with (
@@ -181,7 +182,8 @@ class Listener:
             clips += segmenter.pop_clips()
             if not clips or segmenter.level_db < QUIET_DB:
                 continue
-            if sum(clip.end_s - clip.start_s for clip in clips) >= PART_S or time.monotonic() >= begun + PART_AFTER_S:
+            late = time.monotonic() >= begun + PART_AFTER_S and recording.options.language != AUTO
+            if late or sum(clip.end_s - clip.start_s for clip in clips) >= PART_S:
                 yield part(clips)
                 clips, begun = [], time.monotonic()
         segmenter.finish()

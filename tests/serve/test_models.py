@@ -73,7 +73,7 @@ def test_all_models_are_listed_with_what_they_can_do(client: TestClient) -> None
 def test_whisper_tells_the_language(client: TestClient, asked: dict[str, str]) -> None:
     fields: dict[str, Any] = {"model": "whisper-1", "keywords[]": "speaks de", **asked}
     answer = post(client, response_format="verbose_json", **fields).json()
-    assert (answer["language"], answer["language_probability"]) == ("de", pytest.approx(1.0, abs=0.1))
+    assert (answer["language"], answer["language_probability"]) == ("de", pytest.approx(0.95, abs=0.06))
     assert answer["text"].startswith("de speaks de")
     assert b"de speaks de" in post(client, stream="true", **fields).content
     translated = post(client, "translations", response_format="verbose_json", **fields).json()

@@ -279,3 +279,14 @@ def test_what_the_rest_of_a_file_may_change_comes_at_once(
 ) -> None:
     [whole] = listener.stream(RECORDING, io.BytesIO(sndfile(samples, container, coding)))
     assert len(whole.clips) > len(TURNS)
+
+
+@pytest.mark.parametrize(("language", "several"), [("en", True), ("auto", False)])
+def test_a_first_part_does_not_depend_on_time_where_the_language_is_detected(
+    listener: Listener, language: str, several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speech.listener.PART_AFTER_S", 0.0)
+    recording = Recording(id="call", audio="call.wav", options=Options(language=language))
+    parts = list(listener.stream(recording, io.BytesIO(sndfile(CALL, "WAV", "ULAW"))))
+    assert (len(parts) > 1) == several
+    assert sum(len(part.clips) for part in parts) == len(TURNS)
