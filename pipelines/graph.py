@@ -10,7 +10,7 @@ from ray.data import ActorPoolStrategy
 from cluster.nodes import Layout
 from cluster.ray_internals import StageLoad, StageWatch, map_blocks
 from cluster.session import last_error_line
-from pipelines.blocks import BLOCKS_PER_ENGINE, recordings_per_block
+from pipelines.blocks import BLOCKS_PER_ENGINE, listened_bytes, recordings_per_block
 from pipelines.job import Job
 from pipelines.output import Output
 from pipelines.poison import AttemptTracker
@@ -101,7 +101,15 @@ class ModelDataset:
         listened = map_blocks(
             work,
             Listen,
-            (self._job.options, self._job.rules, self._model, self._storage, attempts, self._job.listen_timeout_s),
+            (
+                self._job.options,
+                self._job.rules,
+                self._model,
+                self._storage,
+                attempts,
+                self._job.listen_timeout_s,
+                listened_bytes(layout.engines),
+            ),
             ActorPoolStrategy(min_size=1, max_size=self._most_listeners(layout)),
             **listener_resources(layout),
         )

@@ -27,7 +27,7 @@ from aiorwlock import RWLock
 
 from cluster.preemption import DrainWatch, notice_here
 from cluster.session import fit_engine_here, kill_children_and_exit
-from pipelines.blocks import LISTENED_BYTES
+from pipelines.in_flight import InFlight
 from pipelines.output import Output
 from pipelines.poison import MAX_ATTEMPTS
 from pipelines.rows import RECEIPT, ListenedRow, Routed, listened_rows, listened_table
@@ -55,6 +55,7 @@ class Listen:
         storage: opens the audio.
         attempts: handle of the actor ``pipelines.poison.AttemptTracker``.
         timeout_s: a recording that takes longer ends the process, as nothing else stops a decoder that loops in C.
+        table_bytes: of samples, at which a table is complete.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class Listen:
         storage: Storage,
         attempts: Any,
         timeout_s: float,
+        table_bytes: int,
     ) -> None:
         self._defaults = defaults
         self._rules = rules
         self._listener = Listener(clip_s=rules[model].family.clip_s, open_audio=storage.open_audio)
-        self._attempts = attempts
-        self._node = ray.get_runtime_context().get_node_id()
+        self._in_flight = InFlight(attempts)
         self._timeout_s = timeout_s
+        self._table_bytes = table_bytes
         self._dump = open(os.devnull, "w")  # noqa: SIM115 - must stay open for faulthandler
         self._watch = DrainWatch(notice_here())
 
@@ -80,32 +82,36 @@ class Listen:
             yield from self._listen_all(work)
 
     def _listen_all(self, work: pa.Table) -> Iterator[pa.Table]:
+        ids = work["recording_id"].to_pylist()
+        if not ids:
+            return
+        poison = self._in_flight.begin_block(ids)
         pending: list[ListenedRow] = []
         for cells in work.to_pylist():
-            previous = pending[-1].recording.id if pending else None
-            pending.append(self._listen(cells, previous))
-            if sum(each.nbytes for each in pending) >= LISTENED_BYTES:
+            pending.append(self._listen(cells, cells["recording_id"] in poison))
+            if sum(each.nbytes for each in pending) >= self._table_bytes:
                 yield self._flush(pending)
+        self._in_flight.end_block(ids[0])
         if pending:
             yield self._flush(pending)
 
     def _flush(self, pending: list[ListenedRow]) -> pa.Table:
-        """The pending rows as a table. Ends the last of them: the next recording may begin much later."""
-        self._attempts.end.remote("listen", [pending[-1].recording.id])
+        """The pending rows as a table. No recording is in flight then: the next may begin much later."""
+        self._in_flight.end()
         table = listened_table(pending)
         pending.clear()
         return table
 
-    def _listen(self, work: dict[str, Any], previous: str | None) -> ListenedRow:
+    def _listen(self, work: dict[str, Any], poison: bool) -> ListenedRow:
         start, computed = time.perf_counter(), computing_s()
         recording_id = work["recording_id"]
         # The row's own id stays, if it has one: from_row rejects one that is not UTF-8.
         row = {"id": recording_id} | json.loads(work["row"])
         recording, listened, error = None, None, None
-        may_try = ray.get(self._attempts.begin.remote("listen", recording_id, self._node, ended=previous))
+        self._in_flight.begin(recording_id)
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=self._dump)
         try:
-            if not may_try:
+            if poison:
                 raise AudioError("poison", _poison_message("listening to", recording_id, self._timeout_s))
             recording = Recording.from_row(row, self._defaults)
             if work["language"] is not None:
@@ -206,21 +212,21 @@ class Transcribe:
         rows = [row for row in listened if row.listened is not None]
         async with self._lock.reader_lock:
             ids = [row.recording.id for row in rows]
-            suspects = await self._attempts.start_batch.remote("transcribe", ids, self._node)
+            suspects = await self._attempts.start_batch.remote(ids, self._node)
             together = [row for row in rows if row.recording.id not in suspects]
             transcripts += await asyncio.gather(*(self._transcribe(row) for row in together))
-            self._attempts.end.remote("transcribe", [row.recording.id for row in together])
+            self._attempts.end.remote([row.recording.id for row in together])
         alone = [row for row in rows if row.recording.id in suspects]
         return transcripts + [await self._transcribe_alone(row) for row in alone]
 
     async def _transcribe_alone(self, row: ListenedRow) -> Transcript | Routed:
         """Retries a suspect, or fails it as poison."""
         async with self._lock.writer_lock:
-            if not await self._attempts.begin.remote("transcribe", row.recording.id, self._node):
+            if not await self._attempts.begin.remote(row.recording.id, self._node):
                 message = _poison_message("transcribing", row.recording.id, self._timeout_s)
                 return self._failed(row, EngineError("poison", message))
             transcript = await self._transcribe(row)
-        self._attempts.end.remote("transcribe", [row.recording.id])
+        self._attempts.end.remote([row.recording.id])
         return transcript
 
     async def _transcribe(self, row: ListenedRow) -> Transcript | Routed:

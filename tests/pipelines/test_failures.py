@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,38 @@ def test_poison_in_one_block_is_tried_twice_each(calls: Path, tmp_path: Path) ->
     assert (summary.ok, summary.failed) == (len(ids) - 2, {"poison": 2})
     assert sorted(row["recording_id"] for row in answers_in(output) if row["error"]) == poison
     assert max(Counter(deaths.read_text().split()).values()) <= MAX_ATTEMPTS
+
+
+def test_recordings_of_one_block_that_hang_are_tried_twice_each(calls: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    over = threading.Event()
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            over.wait()
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    rows: list[dict[str, object]] = [
+        {"audio": "agent.flac", "id": f"call-{number:02}", "duration": 2}
+        for number in range(24)  # three to a block
+    ]
+    for number in (1, 2):
+        rows[number] = {"audio": f"http://127.0.0.1:{server.server_port}/{number}.wav", "id": f"call-{number:02}"}
+    web = {"allow_scheme": "http", "allow_private_hosts": True}
+    try:
+        answers = transcribe(manifest_of(calls, *rows), tmp_path / "out", listen_timeout_s=3, **web)
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+    codes = {row["recording_id"]: row["error"]["code"] for row in answers if row["error"]}
+    assert (len(answers), codes) == (len(rows), {"call-01": "poison", "call-02": "poison"})
+    assert Counter(asked) == {"/1.wav": MAX_ATTEMPTS, "/2.wav": MAX_ATTEMPTS}
 
 
 # The command line with an engine that transcribes only the recordings below a limit, and keeps the others waiting:
