@@ -11,7 +11,9 @@ from speech.recording import Options, as_list
 class Job(ModelSettings):
     """Everything that configures one run of ``rayscribe transcribe``."""
 
-    manifest: str = Field(min_length=1, description="JSONL, CSV or Parquet, or a folder or glob of audio files")
+    manifest: str = Field(
+        min_length=1, description="JSONL, CSV or Parquet; or a folder, prefix or glob of such files, or of audio"
+    )
     output: str = Field(min_length=1, description="folder for the transcripts, on a disk or in a bucket")
     options: Options = Options()
     cluster: ClusterConfig = ClusterConfig()

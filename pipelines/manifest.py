@@ -3,7 +3,7 @@
     calls.jsonl  .ndjson  .json    one JSON object a line              (also .gz)
     calls.csv    .tsv              with a header; an empty cell is absent   (also .gz)
     calls.parquet                  a file
-    calls/                         a folder of audio, searched recursively; or of manifest files
+    calls/                         a folder or prefix of audio, searched recursively; or of manifest files
     s3://bucket/2026/*.wav         a glob, of either
 
 Rows are streamed as unvalidated dicts. ``Recording.from_row`` validates each row later, so that an
@@ -29,7 +29,8 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, cast
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -39,7 +40,7 @@ from speech.raw_format import RAW_SUFFIXES
 from speech.recording import escape_surrogates, row_id
 from speech.redaction import redact_uri
 from storage.filesystem import Storage
-from storage.uris import is_glob, parent, resolve
+from storage.uris import absolute, is_glob, parent, resolve
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +55,7 @@ AUDIO_SUFFIXES = (
     *(".wave", ".webm", ".wma", ".wmv", ".wv"),
     *(f".{name}" for name in sorted(RAW_SUFFIXES)),
 )
-KINDS = ".jsonl .ndjson .json .csv .tsv (each also .gz), .parquet, a folder of audio, or a glob"
+KINDS = ".jsonl .ndjson .json .csv .tsv (each also .gz), .parquet; a folder or glob of these, or of audio"
 _AUDIO_COLUMNS = ("audio", "audio_filepath")
 _NEMO_NAMES = {"source_lang": "language", "target_lang": "target_language", "taskname": "task"}
 _NEMO_TASKS = {"asr": "transcribe", "ast": "translate", "s2t_translation": "translate"}
@@ -69,6 +70,15 @@ _REPEATS_SHOWN = 5
 
 Row = dict[str, Any]
 NumberedRows = Iterator[tuple[int, Row]]  # by line, or by row where there are no lines
+Span = tuple[int, int] | None
+Reader = Callable[[str, Storage, Span], NumberedRows]
+
+
+class Part(NamedTuple):
+    """A part of a manifest's rows: a file, or a stretch of one."""
+
+    file: str
+    span: Span = None  # of JSON lines: bytes, from and to; of Parquet: row groups
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,50 @@ class Manifest:
     skipped: list[str]  # files of the folder or glob that are neither
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        return _checked(self.uri, self.files, self.storage)
+        hashes = array("q")
+        for _, _, row in _rows(self.uri, self.files, self.storage):
+            recording_id = row_id(row)
+            hashes.append(id_hash(recording_id))
+            yield recording_id, row
+        self.check_ids(np.frombuffer(hashes, np.int64) if hashes else np.empty(0, np.int64))
+
+    @property
+    def is_audio(self) -> bool:
+        """Whether it is recordings, and not files that name them."""
+        return _is_audio(self.files[0])
+
+    def sizes(self) -> dict[str, int]:
+        """The sizes of its files, in bytes."""
+        if self.files == [self.uri]:
+            return {self.uri: self.storage.size(self.uri)}
+        sizes = self.storage.sizes(self.uri)
+        return {file: sizes.get(file, 0) for file in self.files}
+
+    def part(self, part: Part) -> Iterator[tuple[str, Row]]:
+        """The rows of one part, of which the ids are not checked."""
+        for _, _, row in _rows(self.uri, [part.file], self.storage, part.span):
+            yield row_id(row), row
+
+    def check_ids(self, hashes: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        """Returns if there are rows, and none has the id of another.
+
+        Args:
+            hashes: the ``id_hash`` of every row. Equal ids have equal hashes.
+
+        Raises:
+            UsageError: ``bad_manifest`` or ``duplicate_id``.
+        """
+        if not len(hashes):
+            raise UsageError("bad_manifest", f"{redact_uri(self.uri)} holds no rows: write one row a recording")
+        ordered = np.sort(hashes)
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(repeated):
+            _check_repeated(self.uri, self.files, self.storage, set(repeated.tolist()))
+
+
+def id_hash(recording_id: str) -> int:
+    """64 bits, the same in every process."""
+    return int.from_bytes(blake2b(recording_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def read(uri: str, storage: Storage) -> Manifest:
@@ -99,21 +152,6 @@ def read(uri: str, storage: Storage) -> Manifest:
     return Manifest(uri, storage, files, skipped)
 
 
-def _checked(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, Row]]:
-    ids = array("q")  # hashes: equal ids have equal hashes, so without equal hashes there are no equal ids
-    for _, _, row in _rows(uri, files, storage):
-        recording_id = row_id(row)
-        ids.append(hash(recording_id))
-        yield recording_id, row
-    if not ids:
-        raise UsageError("bad_manifest", f"{redact_uri(uri)} holds no rows: write one row a recording")
-    hashes = np.frombuffer(ids, np.int64)
-    hashes.sort()  # in place, without a copy
-    repeated = hashes[1:][hashes[1:] == hashes[:-1]]
-    if len(repeated):
-        _check_repeated(uri, files, storage, set(repeated.tolist()))
-
-
 def _check_repeated(uri: str, files: list[str], storage: Storage, suspects: set[int]) -> None:
     """Reads the manifest again and raises ``duplicate_id`` with the lines, unless only the hashes are equal."""
     first: dict[str, tuple[str, Row]] = {}
@@ -121,7 +159,7 @@ def _check_repeated(uri: str, files: list[str], storage: Storage, suspects: set[
     shown: list[str] = []
     for file, number, row in _rows(uri, files, storage):
         recording_id = row_id(row)
-        if hash(recording_id) not in suspects:
+        if id_hash(recording_id) not in suspects:
             continue
         place = f"{_place(file)} {number}"
         if recording_id not in first:
@@ -150,8 +188,16 @@ def _files(uri: str, storage: Storage) -> tuple[list[str], list[str]]:
         return [uri], []
     found = storage.list(uri)
     visible = [file for file in found if not posixpath.basename(file).startswith((".", "_"))]
-    # Beside audio files, a .json or .csv is taken for notes on a recording, not for a manifest.
-    files = [file for file in visible if _is_audio(file)] or [file for file in visible if _reader(file)]
+    audio = [file for file in visible if _is_audio(file)]
+    manifests = [file for file in visible if _reader(file)]
+    # Beside audio files, a .json is taken for notes on a recording.
+    if audio and (tables := [file for file in manifests if _suffix(file)[0] != ".json"]):
+        raise UsageError(
+            "bad_manifest",
+            f"{redact_uri(uri)} holds {len(audio)} audio files and {len(tables)} manifests ({redact_uri(tables[0])}): "
+            "name one of them, or give a glob that matches one kind, as calls/*.wav, calls/**/*.wav or calls/*.jsonl",
+        )
+    files = audio or manifests
     if not found:
         raise UsageError("not_found", f"no file is at {redact_uri(uri)}")
     if not files:
@@ -164,18 +210,18 @@ def _files(uri: str, storage: Storage) -> tuple[list[str], list[str]]:
     return files, [file for file in visible if file not in taken]
 
 
-def _rows(uri: str, files: list[str], storage: Storage) -> Iterator[tuple[str, int, Row]]:
-    """All rows as (file, line or row number, row)."""
-    folder = None if files == [uri] else uri
+def _rows(uri: str, files: list[str], storage: Storage, span: Span = None) -> Iterator[tuple[str, int, Row]]:
+    """All rows as (file, line or row number, row). Numbers count from the beginning of ``span``."""
     for file in files:
+        folder = None if file == uri else uri
         if _is_audio(file):
             yield file, 1, {"audio": resolve(file, ".")}
             continue
         reader = _reader(file)
         assert reader is not None  # _files returns only such files
-        base = folder if folder is not None and not is_glob(folder) else parent(file)
+        base = absolute(folder if folder is not None and not is_glob(folder) else parent(file))
         with storage.map_errors(UsageError, file):
-            for number, row in reader(file, storage):
+            for number, row in reader(file, storage, span):
                 yield file, number, _normalized(row, base)
 
 
@@ -191,9 +237,9 @@ def _normalized(row: Row, folder: str) -> Row:
     return row
 
 
-def _json_lines(file: str, storage: Storage) -> NumberedRows:
-    with _open(file, storage) as lines:
-        for number, line in enumerate(lines, 1):
+def _json_lines(file: str, storage: Storage, span: Span) -> NumberedRows:
+    with _open(file, storage) as opened:
+        for number, line in enumerate(_lines_within(opened, span) if span else opened, 1):
             line = line.removeprefix(b"\xef\xbb\xbf").strip()
             if not line:
                 continue
@@ -207,6 +253,17 @@ def _json_lines(file: str, storage: Storage) -> NumberedRows:
                 _raise_bad_line(file, number, f"is nested more than {_MAX_NESTING} levels deep")
             if row:
                 yield number, row
+
+
+def _lines_within(file: BinaryIO, span: tuple[int, int]) -> Iterator[bytes]:
+    """The lines that begin within a range of bytes."""
+    at, end = span
+    if at:
+        file.seek(at - 1)
+        at += len(file.readline()) - 1  # the rest of the line that begins before; a line's end, if one begins here
+    while at < end and (line := file.readline()):
+        at += len(line)
+        yield line
 
 
 def _is_nested(row: Row, levels: int) -> bool:
@@ -240,15 +297,15 @@ def _separated(file: str, storage: Storage, delimiter: str) -> NumberedRows:
             _raise_bad_line(file, reader.line_num, f"is not CSV ({error}); check its quotes", error)
 
 
-def _comma_separated(file: str, storage: Storage) -> NumberedRows:
+def _comma_separated(file: str, storage: Storage, span: Span) -> NumberedRows:
     return _separated(file, storage, ",")
 
 
-def _tab_separated(file: str, storage: Storage) -> NumberedRows:
+def _tab_separated(file: str, storage: Storage, span: Span) -> NumberedRows:
     return _separated(file, storage, "\t")
 
 
-def _parquet(file: str, storage: Storage) -> NumberedRows:
+def _parquet(file: str, storage: Storage, span: Span) -> NumberedRows:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
@@ -257,7 +314,8 @@ def _parquet(file: str, storage: Storage) -> NumberedRows:
             table = ParquetFile(source)
             _check_columns(file, table.schema_arrow.names)
             number = 0
-            for batch in table.iter_batches(_PARQUET_ROWS):
+            groups = range(*span) if span else None
+            for batch in table.iter_batches(_PARQUET_ROWS, row_groups=groups):
                 for row in _batch_rows(batch):
                     number += 1
                     if cells := {name: cell for name, cell in row.items() if cell is not None}:
@@ -283,7 +341,7 @@ def _cells(column: "pa.Array") -> list[Any]:
     return [cell and cell.decode(errors=_NOT_UTF8) for cell in column.cast(pa.large_binary()).to_pylist()]
 
 
-_READERS: dict[str, Callable[[str, Storage], NumberedRows]] = {
+_READERS: dict[str, Reader] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json_lines,
@@ -293,9 +351,18 @@ _READERS: dict[str, Callable[[str, Storage], NumberedRows]] = {
 }
 
 
-def _reader(file: str) -> Callable[[str, Storage], NumberedRows] | None:
+def _reader(file: str) -> "Reader | None":
     suffix, gzipped = _suffix(file)
     return None if gzipped and suffix == ".parquet" else _READERS.get(suffix)
+
+
+def is_lines(file: str) -> bool:
+    """Whether a manifest's file is JSON lines, not compressed."""
+    return _reader(file) is _json_lines and not _suffix(file)[1]
+
+
+def is_parquet(file: str) -> bool:
+    return _reader(file) is _parquet
 
 
 def _is_audio(file: str) -> bool:

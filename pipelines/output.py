@@ -35,7 +35,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.commits import Commit, CommitLog
+from pipelines.manifest import id_hash
 from speech.errors import RayscribeError, UsageError
+from speech.recording import escape_surrogates
 from speech.redaction import redact_uri
 from speech.transcript import parquet_schema
 from storage.filesystem import Storage
@@ -354,8 +356,8 @@ class _Row(NamedTuple):
 
 
 def _audio_hash(recording_id: str, audio: str) -> int:
-    """The hash, in this process, of a recording's id and audio. A presigned link's query is not part of it."""
-    return hash((recording_id, redact_uri(audio.strip())))
+    """The hash of a recording's id and audio. A presigned link's query is not part of it."""
+    return id_hash(f"{recording_id}\0{escape_surrogates(redact_uri(audio.strip()))}")
 
 
 def _status(name: str) -> str:

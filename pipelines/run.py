@@ -14,11 +14,8 @@ run, and a manifest with new rows costs only those.
 """
 
 import contextlib
-import json
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,12 +27,12 @@ from pipelines import manifest
 from pipelines.breaker import CircuitBreaker
 from pipelines.job import Job
 from pipelines.lease import Lease
-from pipelines.manifest import Manifest
+from pipelines.manifest_parts import parts_of
 from pipelines.model_runs import run_models
-from pipelines.output import Attempts, Contents, Output
+from pipelines.output import Contents, Output
 from pipelines.progress import Progress
-from pipelines.rows import WORK
 from pipelines.summary import Summary
+from pipelines.work_list import Choose, Work, choose_failed, choose_new, read_in_tasks, work_tables
 from speech.engines.base import EngineStarter, start_engine
 from speech.engines.dtype import slow_dtype_warning
 from speech.errors import RayscribeError, UsageError
@@ -46,33 +43,11 @@ from storage.filesystem import Storage
 from storage.retry import RETRY_FOR_S
 from storage.uris import protocol_of
 
-# Rows of the work list in one block of the object store. They are only text.
-WORK_ROWS_PER_BLOCK = 10_000
 # The share of ``listen_timeout_s`` for which opening a recording is retried, so that one whose storage does not respond
 # fails because of that and not as poison.
 RETRY_SHARE = 0.25
 # How long a commit is retried while the output's storage fails. An error ends the run, so minutes are worth waiting.
 COMMIT_RETRY_FOR_S = 600.0
-CHANGED_SHOWN = 5  # ids in a message
-
-AttemptOf = Callable[[str], int | None]  # recording id → number of its next attempt; None: not to be transcribed
-Choose = Callable[[Attempts], AttemptOf]
-
-
-@dataclass
-class Work:
-    """The recordings to transcribe, and counts of what else the manifest names."""
-
-    skipped_files: int
-    # By the position of the model in the job's rules: references to WORK tables in Ray's object store, and their rows.
-    blocks: dict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    counts: Counter[int] = field(default_factory=Counter)
-    count: int = 0
-    retried: int = 0  # of them, those that failed before
-    recordings: int = 0  # rows of the manifest
-    done_before: int = 0  # rows that the output has, transcribed
-    failed_before: int = 0  # rows that the output has, failed, and that are not tried again
-    changed: list[str] = field(default_factory=list)  # ids with other audio than in the output
 
 
 class Receipts:
@@ -111,20 +86,12 @@ def run(job: Job, start: EngineStarter = start_engine) -> Summary:
             holds the output; nothing was transcribed.
         RayscribeError: the run failed; what is committed is kept.
     """
-    return _run(job, start, _choose_new)
+    return _run(job, start, choose_new)
 
 
 def retry(job: Job, start: EngineStarter = start_engine) -> Summary:
     """Transcribes the recordings that failed before, and no others. Arguments and errors as of ``run``."""
-    return _run(job, start, _choose_failed)
-
-
-def _choose_new(recorded: Attempts) -> AttemptOf:
-    return lambda recording_id: None if any(recording_id in ids for ids in recorded.values()) else 1
-
-
-def _choose_failed(recorded: Attempts) -> AttemptOf:
-    return {recording_id: attempt + 1 for recording_id, attempt in recorded["failed"].items()}.get
+    return _run(job, start, choose_failed)
 
 
 def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
@@ -172,24 +139,30 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
     """Reads the manifest and puts the work list into Ray's object store.
 
     Ray is joined or started for the first block: a manifest that is wrong within it is refused without, and a run that
-    has nothing to do needs none.
+    has nothing to do needs none. A large manifest is read by Ray's tasks.
     """
     progress.say("reading the manifest")
     rows = manifest.read(job.manifest, storage)
     if rows.skipped:
         progress.say(f"{len(rows.skipped)} files skipped, whose suffixes are not of audio")
-    work, attempt_of = Work(len(rows.skipped)), choose(contents.attempts)
-    for model, table in _tables(rows, contents, attempt_of, ModelChoice(job.rules, job.options), work):
-        if not work.blocks:
-            progress.say(f"joining Ray at {job.cluster.address}" if job.cluster.address else "starting Ray")
-            connect_ray(job.cluster.address)
+    choice, attempt_of = ModelChoice(job.rules, job.options), choose(contents.attempts)
+    work = None
+    if tasks := parts_of(rows):
+        _connect(job, progress)
+        work = read_in_tasks(rows, tasks, contents, choose, choice, len(job.rules))
+    if work is None:
+        work = Work(len(rows.skipped))
+        for model, table in work_tables(rows, contents, attempt_of, choice, work):
+            if not work.blocks:
+                _connect(job, progress)
             import ray
-        work.blocks[model].append(ray.put(table))  # the driver holds none
+
+            work.blocks[model].append(ray.put(table))  # the driver holds none
     output.update_job(recordings=work.recordings)
     if work.changed:
-        shown = ", ".join(map(repr, work.changed[:CHANGED_SHOWN])) + (" …" if len(work.changed) > CHANGED_SHOWN else "")
+        shown = ", ".join(map(repr, work.changed_shown)) + (" …" if work.changed > len(work.changed_shown) else "")
         progress.warn(
-            f"the manifest now names other audio for {len(work.changed)} ids that the output has ({shown}): these rows "
+            f"the manifest now names other audio for {work.changed} ids that the output has ({shown}): these rows "
             "are not transcribed again. Give changed rows a new id, or choose another output"
         )
     to_retry = sum(attempt_of(recording_id) is not None for recording_id in contents.attempts["failed"])
@@ -201,30 +174,9 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
     return work
 
 
-def _tables(
-    rows: Manifest, contents: Contents, attempt_of: AttemptOf, choice: ModelChoice, work: Work
-) -> Iterator[tuple[int, pa.Table]]:
-    """The rows to transcribe as WORK tables, each of one model; counts all rows into ``work``."""
-    batches: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for recording_id, row in rows:
-        work.recordings += 1
-        attempt = attempt_of(recording_id)
-        if attempt is None:
-            work.done_before += recording_id in contents.attempts["ok"]
-            work.failed_before += recording_id in contents.attempts["failed"]
-            if contents.has_other_audio(recording_id, row):
-                work.changed.append(recording_id)
-            continue
-        work.count += 1
-        work.retried += attempt > 1
-        model = choice.of(row)
-        work.counts[model] += 1
-        # ASCII: Arrow rejects lone surrogates.
-        batches[model].append({"recording_id": recording_id, "row": json.dumps(row, default=str), "attempt": attempt})
-        if len(batches[model]) == WORK_ROWS_PER_BLOCK:
-            yield model, pa.Table.from_pylist(batches.pop(model), schema=WORK)
-    for model, batch in batches.items():
-        yield model, pa.Table.from_pylist(batch, schema=WORK)
+def _connect(job: Job, progress: Progress) -> None:
+    progress.say(f"joining Ray at {job.cluster.address}" if job.cluster.address else "starting Ray")
+    connect_ray(job.cluster.address)
 
 
 def _execute(

@@ -172,21 +172,25 @@ class Storage:
 
         Empty if the folder does not exist.
         """
+        return [*self.sizes(uri)]
+
+    def sizes(self, uri: str) -> dict[str, int]:
+        """The sizes in bytes of the files that ``list`` finds, by URI and in order."""
         with self.map_errors(UsageError, uri):
             filesystem, path = self.filesystem(uri)
-            if is_glob(uri) and not self.is_folder(uri):
-                matches = self._retried(uri, filesystem.glob, path, detail=True)
-                found = [name for name, info in matches.items() if info["type"] == "file"]
-            else:
-                found = self._retried(uri, filesystem.find, path)
-            return sorted(uri_like(name, uri) for name in found)
+            listing = filesystem.glob if is_glob(uri) and not self.is_folder(uri) else filesystem.find
+            found = self._retried(uri, listing, path, detail=True)
+            files = {name: info for name, info in sorted(found.items()) if info["type"] == "file"}
+            return {uri_like(name, uri): info.get("size") or 0 for name, info in files.items()}
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """The sizes in bytes of all files below a folder, recursively, by URI and in order."""
-        with self.map_errors(UsageError, folder):
-            filesystem, path = self.filesystem(folder)
-            found = self._retried(folder, filesystem.find, path, detail=True)
-            return {uri_like(name, folder): info["size"] for name, info in sorted(found.items())}
+    def size(self, uri: str) -> int:
+        """The size of a file, in bytes.
+
+        Raises:
+            UsageError: as of ``open``.
+        """
+        with self.open(uri) as file, self.map_errors(UsageError, uri):
+            return file.seek(0, os.SEEK_END)
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Writes a small file atomically, replacing any that exists.

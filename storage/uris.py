@@ -33,6 +33,14 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def absolute(folder: str) -> str:
+    """A local folder as an absolute path, because workers have other working directories; any other unchanged."""
+    scheme = SCHEME.match(folder)
+    if not is_local(folder):
+        return folder
+    return unquote(folder[scheme.end() :]) if scheme else os.path.abspath(folder)
+
+
 def resolve(audio: str, folder: str) -> str:
     """A manifest's ``audio`` as a URI: a relative path is joined to ``folder``, all else is returned unchanged.
 
@@ -42,7 +50,7 @@ def resolve(audio: str, folder: str) -> str:
         return audio
     scheme = SCHEME.match(folder)
     if not scheme or is_local(folder):
-        base = unquote(folder[scheme.end() :]) if scheme else os.path.abspath(folder)
+        base = folder if os.path.isabs(folder) else absolute(folder)  # of a million rows the same
         return posixpath.normpath(posixpath.join(base, audio))
     return scheme[0] + posixpath.normpath(posixpath.join(folder[scheme.end() :], audio))
 

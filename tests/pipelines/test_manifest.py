@@ -166,6 +166,28 @@ def test_a_folder_of_parquet_parts(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"audio": f"{tmp_path}/0.wav"}, {"audio": f"{tmp_path}/1.wav"}]
 
 
+def test_a_folder_of_manifests_of_every_kind(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"audio": "1.wav"}\n')
+    write(tmp_path / "night-2" / "b.csv.gz", gzip.compress(b"audio\n2.wav\n"))
+    pa.parquet.write_table(pa.table({"audio": ["/3.wav"]}), tmp_path / "night-2" / "c.parquet")
+    read = [{"audio": f"{tmp_path}/1.wav"}, {"audio": f"{tmp_path}/2.wav"}, {"audio": "/3.wav"}]
+    assert rows(tmp_path) == read
+    assert rows(f"{tmp_path}/**/*.parquet") == read[2:]
+    write(tmp_path / "a2.jsonl", '{"audio": "1.wav"}\n')
+    assert "a2.jsonl line 1" in error_message(tmp_path, "duplicate_id")
+
+
+def test_a_folder_of_audio_and_manifests_is_refused_and_a_glob_is_not(tmp_path: Path) -> None:
+    for name in ("1.wav", "night/2.wav", "calls.csv"):
+        write(tmp_path / name, "audio\n3.wav\n")
+    message = error_message(tmp_path)
+    assert "2 audio files and 1 manifests" in message
+    assert "calls.csv" in message
+    assert "glob" in message
+    assert rows(f"{tmp_path}/*.csv") == [{"audio": f"{tmp_path}/3.wav"}]
+    assert len(rows(f"{tmp_path}/**/*.wav")) == 2
+
+
 def test_a_folder_of_audio(tmp_path: Path) -> None:
     for name in ("b.WAV", "deep/er/a.opus", "deep/.b.wav.swp", "._b.wav", "b.json", "notes.txt"):
         write(tmp_path / name, "{}")
@@ -323,7 +345,7 @@ def test_default_ids_differ_by_offset(tmp_path: Path) -> None:
 
 
 def test_a_hash_collision_is_not_a_duplicate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "hash", lambda _: 7, raising=False)
+    monkeypatch.setattr(manifest, "id_hash", lambda _: 7)
     assert len(rows(write(tmp_path / "m.jsonl", '{"audio": "/1.wav"}\n{"audio": "/2.wav"}\n'))) == 2
 
 

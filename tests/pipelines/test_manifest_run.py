@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.pipelines.jobs import manifest_of, transcribe
+from pipelines import manifest_parts, work_list
+from pipelines.run import retry, run
+from speech.errors import UsageError
+from tests.pipelines.jobs import answers_in, job_of, manifest_of, start_scripted, transcribe
 
 
 @pytest.fixture
@@ -56,6 +59,41 @@ def test_a_folder_with_a_name_that_is_not_utf8_and_other_files(calls: Path, caps
     assert sorted(errors(answers).values(), key=str) == [None, "bad_row"]
     assert json.loads((calls / "out" / "run.json").read_text())["skipped_files"] == 1
     assert "1 files skipped" in capsys.readouterr().err
+
+
+def test_a_large_manifest_is_read_by_tasks(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(manifest_parts, "LARGE_BYTES", 1)
+    monkeypatch.setattr(manifest_parts, "PART_BYTES", 300)
+    by_tasks = []
+
+    def read(*arguments: Any) -> Any:
+        by_tasks.append(work_list.read_in_tasks(*arguments))
+        return by_tasks[-1]
+
+    monkeypatch.setattr("pipelines.run.read_in_tasks", read)
+    rows = [{"audio": "agent.flac", "id": f"call-{number}", "duration": 1} for number in range(20)]
+    rows.append({"audio": "missing.flac", "id": "missing"})
+    run(job_of(manifest_of(calls, *rows[5:]), calls / "out"), start_scripted)
+    rows[7]["audio"] = "customer.flac"
+    job = job_of(manifest_of(calls, *rows), calls / "out")
+    summary = run(job, start_scripted)
+    assert (summary.ok, summary.done_before, summary.failed_before) == (5, 15, 1)
+    assert "other audio for 1 ids that the output has ('call-7')" in capfd.readouterr().err
+    summary = retry(job, start_scripted)
+    assert (summary.ok, summary.failed, summary.done_before) == (0, {"not_found": 1}, 20)
+    assert len(by_tasks) == 3
+    assert None not in by_tasks
+    answers = answers_in(calls / "out")
+    assert errors(answers) == {row["id"]: "not_found" if row["id"] == "missing" else None for row in rows}
+    # Errors name the line, as of a small one.
+    with pytest.raises(UsageError, match=r"line 1 and .* line 22, the same row"):
+        run(job_of(manifest_of(calls, *rows, rows[0]), calls / "out"), start_scripted)
+    with open(manifest_of(calls, *rows), "a") as manifest:
+        manifest.write("broken")
+    with pytest.raises(UsageError, match="line 22 is not JSON"):
+        run(job, start_scripted)
 
 
 def test_presigned_links_are_stored_without_their_query(calls: Path, web: str) -> None:
