@@ -70,12 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measured(heard: Sequence[Heard]) -> Rates:
     rtfx, recording_s = fit_line([each.listened.duration_s for each in heard], [each.took_s for each in heard])
+    rates = default_rates("A100")
     return replace(
-        default_rates("A100"),
+        rates,
         listener_rtfx=Rate(rtfx, "measured"),
         recording_s=Rate(recording_s, "measured"),
         commit_s=Rate(0.02, "a local disk"),
-        **drive(),
+        **drive(rates),
     )
 
 

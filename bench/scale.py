@@ -9,8 +9,11 @@ Ray's object store, which holds the work list until the run ends.
 
 Then a run of ``--resumed`` rows is resumed, all but a thousand of them done. The output of the run before, in the
 many small files that a killed run leaves, is written directly. It is resumed twice: as it is, and, with a thousand
-rows more, after the first resumed run has merged the files. Prints a table and, last, one line of
-JSON.
+rows more, after the first resumed run has merged the files.
+
+All processes share this machine. What limits a large cluster are those of which a job has one: the driver, the actor
+that counts attempts, Ray's GCS. So the CPU of each kind of process is measured too, from the first engine's readiness
+to the last transcript. Prints tables and, last, one line of JSON.
 """
 
 import argparse
@@ -24,13 +27,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import soundfile
 from rich.console import Console
 from rich.table import Table
 
+from bench.cpu_times import ONE, ROLES, CpuTimes
 from pipelines.blocks import MAX_RECORDINGS_PER_BLOCK
 from pipelines.job import Job
 from pipelines.output import READERS, Output
@@ -79,7 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{each['shared_mb']:.0f}",
         )
     Console(width=130).print(table)
+    Console(width=130).print(_cpu_table(runs))
     print(json.dumps(runs))
+
+
+def _cpu_table(runs: Sequence[dict[str, Any]]) -> Table:
+    """CPU by recording; for processes of which a job has one, the rows a second at which it would need a whole core."""
+    table = Table("rows", *(f"{role}, ms" for role in ROLES), "other, ms", *(f"{role} alone, rows/s" for role in ONE))
+    for each in runs:
+        cpu = {role: each["cpu_ms_a_row"].get(role, 0.0) for role in (*ROLES, "other")}
+        alone = (f"{1000 / cpu[role]:,.0f}" if cpu[role] else "" for role in ONE)
+        table.add_row(f"{each['done']:,}", *(f"{ms:.3f}" for ms in cpu.values()), *alone)
+    return table
 
 
 def _write_killed_run(folder: Path, name: str, rows: int) -> None:
@@ -97,24 +112,26 @@ def _write_killed_run(folder: Path, name: str, rows: int) -> None:
         list(pool.map(commit, range(0, rows, MAX_RECORDINGS_PER_BLOCK)))
 
 
-def _in_own_process(folder: Path, output: str, rows: int) -> dict[str, float]:
+def _in_own_process(folder: Path, output: str, rows: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.scale", "--folder", str(folder), "--one", output, str(rows)]
     lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     print(lines[-1], file=sys.stderr, flush=True)  # at once: a run may take hours
-    measured: dict[str, float] = json.loads(lines[-1])
+    measured: dict[str, Any] = json.loads(lines[-1])
     return measured
 
 
-def _run_one(folder: Path, output: str, rows: int) -> dict[str, float]:
+def _run_one(folder: Path, output: str, rows: int) -> dict[str, Any]:
     job = _job(folder, output)
     with open(job.manifest, "w") as file:
         for number in range(rows):
             file.write(f'{{"audio": "{AUDIO}", "id": "{_id(number)}", "queue": "billing"}}\n')
     files_before = _files(folder / output)
     start, started_at = time.perf_counter(), time.time()
-    with _PeakMemory() as peak:
+    with _PeakMemory() as peak, CpuTimes() as cpu:
         summary = run(job, start_fake)
     assert summary.first_ready_at is not None
+    assert summary.last_finished_at is not None
+    cpu_s = cpu.between(summary.first_ready_at.timestamp(), summary.last_finished_at.timestamp())
     return {
         "rows": rows,
         "done": summary.finished,
@@ -126,6 +143,7 @@ def _run_one(folder: Path, output: str, rows: int) -> dict[str, float]:
         "files_after": _files(folder / output),
         "own_mb": peak.own_mb,
         "shared_mb": peak.shared_mb,
+        "cpu_ms_a_row": {role: 1000 * seconds / summary.finished for role, seconds in sorted(cpu_s.items())},
     }
 
 

@@ -32,15 +32,17 @@ class Summary:
 
     def add(self, receipts: pa.Table) -> None:
         """Counts a batch of receipts (``pipelines.rows.RECEIPT``)."""
-        for receipt in receipts.to_pylist():
-            if receipt["status"] == "ok":
-                self.ok += 1
-                self.audio_s += receipt["duration_s"]
-                self.speech_s += receipt["speech_s"]
-            else:
-                self.failed[receipt["code"]] += 1
-            self.models.setdefault(receipt["model"], Counter(ok=0, failed=0))[receipt["status"]] += 1
-            self.usage.update(receipt["usage"])
+        ok = pc.equal(receipts["status"], "ok")
+        done = receipts.filter(ok)
+        self.ok += len(done)
+        self.audio_s += pc.sum(done["duration_s"]).as_py() or 0.0
+        self.speech_s += pc.sum(done["speech_s"]).as_py() or 0.0
+        self.failed.update(receipts["code"].filter(pc.invert(ok)).to_pylist())
+        models, statuses = receipts["model"].to_pylist(), receipts["status"].to_pylist()
+        for (model, status), count in Counter(zip(models, statuses, strict=True)).items():
+            self.models.setdefault(model, Counter(ok=0, failed=0))[status] += count
+        for name in receipts.schema.field("usage").type.names:
+            self.usage[name] += pc.sum(pc.struct_field(receipts["usage"], name)).as_py() or 0
         ready, finished = pc.min(receipts["engine_ready_at"]).as_py(), pc.max(receipts["finished_at"]).as_py()
         self.first_ready_at = min(ready, self.first_ready_at or ready)
         self.last_finished_at = max(finished, self.last_finished_at or finished)

@@ -7,16 +7,20 @@ job with an engine that costs nothing. Nothing else should run on the machine me
 import asyncio
 import itertools
 import json
+import math
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from pyarrow import dataset
 
 from pipelines import manifest
+from pipelines.blocks import recordings_per_block
 from planning.rates import Rate, Rates
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig, EngineStarter, start_engine
 from speech.engines.fake import start_fake
@@ -29,6 +33,7 @@ from storage.filesystem import Storage
 LISTEN_FOR_S, DECODE_FOR_S, ALONE_FOR_S = 15.0, 15.0, 5.0
 DRIVEN = 1_000  # recordings of the driver's part, of a tenth of a second each
 SAMPLE = 200  # recordings of the manifest, at most
+CPU_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ def calibrate(uri: str, config: EngineConfig, rates: Rates, start: EngineStarter
     heard = listen(uri, config)
     listener_rtfx, recording_s = fit_line([each.listened.duration_s for each in heard], [each.took_s for each in heard])
     here = f"measured here, {len(heard)} recordings of {uri}"
-    measured = replace(rates, listener_rtfx=Rate(listener_rtfx, here), recording_s=Rate(recording_s, here), **drive())
+    measured = replace(
+        rates, listener_rtfx=Rate(listener_rtfx, here), recording_s=Rate(recording_s, here), **drive(rates)
+    )
     clips = [
         ClipRequest(clip.samples, each.recording.options, f"{each.recording.id}/{number}")
         for each in heard
@@ -97,10 +104,42 @@ def fit_line(durations_s: Sequence[float], took_s: Sequence[float]) -> tuple[flo
     return (float(1 / slope), float(constant)) if slope > 0 and constant > 0 else (rtfx, 0.0)
 
 
-def drive() -> dict[str, Rate]:
-    """The driver's rate, and when the first Listener and an engine that loads nothing work after the job's start."""
+class _OwnCpu:
+    """The CPU time of this process while the ``with`` block runs."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, float]] = []
+        self._stopped = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._sampler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._sampler.join()
+
+    def between(self, start: float, end: float) -> float:
+        """CPU seconds between two times of ``time.time``."""
+        at, cpu_s = zip(*self._samples, strict=True)
+        return float(np.interp(end, at, cpu_s) - np.interp(start, at, cpu_s))
+
+    def _sample(self) -> None:
+        stopped = False
+        while not stopped:
+            self._samples.append((time.time(), time.process_time()))
+            stopped = self._stopped.wait(CPU_EVERY_S)
+
+
+def drive(rates: Rates) -> dict[str, Rate]:
+    """What a block costs the driver; and when the first Listener and an engine that loads nothing work after the start.
+
+    ``rates`` has what a recording costs the driver beside.
+    """
     import soundfile
 
+    from cluster.session import cluster_layout
     from pipelines.job import Job
     from pipelines.run import run
 
@@ -109,13 +148,18 @@ def drive() -> dict[str, Rate]:
         rows = (json.dumps({"audio": "silence.wav", "id": f"row-{number}"}) + "\n" for number in range(DRIVEN))
         Path(folder, "manifest.jsonl").write_text("".join(rows))
         began = time.time()
-        summary = run(Job(manifest=f"{folder}/manifest.jsonl", output=f"{folder}/out"), start_fake)
+        with _OwnCpu() as cpu:
+            job = Job(manifest=f"{folder}/manifest.jsonl", output=f"{folder}/out")
+            summary = run(job, start_fake)
         written = dataset.dataset(f"{folder}/out/transcripts", format="parquet")
         finished = sorted(each.timestamp() for each in written.to_table(["finished_at"])["finished_at"].to_pylist())
     assert summary.first_ready_at is not None
+    blocks = math.ceil(DRIVEN / recordings_per_block(DRIVEN, cluster_layout(job.cluster).listeners))
+    driver_s = cpu.between(finished[0], finished[-1]) - DRIVEN * rates.driver_row_s.value
     here = f"measured here, {DRIVEN} recordings of 0.1 s with an engine that costs nothing"
     return {
-        "rows_per_s": Rate(DRIVEN / max(1e-3, finished[-1] - finished[0]), here),
+        "driver_row_s": rates.driver_row_s,
+        "driver_block_s": Rate(max(1e-6, driver_s / (2 * blocks)), here),
         "listener_start_s": Rate(finished[0] - began, here),
         "engine_start_s": Rate(summary.first_ready_at.timestamp() - began, here),
     }

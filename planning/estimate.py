@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 
 from planning.rates import Rates
-from planning.scenario import Faults, Machines, Workload
-from speech.audio import SAMPLE_RATE
+from planning.scenario import CLIP_BYTES_PER_S, Faults, Machines, Workload, block_size, tables_per_block
 
-# int16, from Listeners to engines.
-CLIP_BYTES_PER_S = 2 * SAMPLE_RATE
 GBIT = 1e9 / 8  # bytes
 # Text, segments and ids of an hour of speech in Parquet: 9,000 words and their times.
 OUTPUT_MB_PER_SPEECH_HOUR = 0.2
@@ -48,7 +45,7 @@ def estimate(workload: Workload, machines: Machines, rates: Rates, faults: Fault
     capacities = {
         "Listeners": machines.listeners * _listened_h(workload, rates, faults),
         "engines": machines.engines * engine_rtfx(rates, machines) / max(workload.speech_share, 1e-9),
-        "driver": rates.rows_per_s.value * workload.mean_s,
+        "driver": driver_rows_per_s(workload, machines, rates) * workload.mean_s,
     }
     bytes_per_audio_s = workload.mb_per_hour * 1e6 / 3600
     if machines.storage_gbit_s:
@@ -69,6 +66,13 @@ def estimate(workload: Workload, machines: Machines, rates: Rates, faults: Fault
         input_tb=workload.audio_h * workload.mb_per_hour / 1e6,
         output_gb=workload.speech_h * OUTPUT_MB_PER_SPEECH_HOUR / 1e3,
     )
+
+
+def driver_rows_per_s(workload: Workload, machines: Machines, rates: Rates) -> float:
+    """Recordings a second that the driver can pass on: it sends blocks, and receives the receipts of tables."""
+    size = block_size(workload, machines)
+    messages = 1 + tables_per_block(workload, machines, size)
+    return size / (size * rates.driver_row_s.value + messages * rates.driver_block_s.value)
 
 
 def engine_rtfx(rates: Rates, machines: Machines) -> float:

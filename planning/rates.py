@@ -26,7 +26,8 @@ class Rates:
         engine_rtfx: seconds of speech a second of one engine under full load.
         clip_rtfx: of one clip alone: what a clip in a batch never exceeds.
         commit_s: seconds for the file of a block, in the output's storage.
-        rows_per_s: recordings a second that the driver can pass on, whatever their length.
+        driver_row_s: seconds of the driver for each recording.
+        driver_block_s: seconds more of the driver for a block that it sends, or whose receipts it receives.
         listener_start_s, engine_start_s: seconds from the job's start until the first of each works.
     """
 
@@ -35,7 +36,8 @@ class Rates:
     engine_rtfx: Rate
     clip_rtfx: Rate
     commit_s: Rate
-    rows_per_s: Rate
+    driver_row_s: Rate
+    driver_block_s: Rate
     listener_start_s: Rate
     engine_start_s: Rate
 
@@ -50,6 +52,7 @@ class Rates:
         return cls(**{name: Rate(float(rate["value"]), str(rate["source"])) for name, rate in rates.items()})
 
 
+DRIVER = "bench.driver, a core of an EPYC"
 LEADERBOARD = "Open ASR Leaderboard, an A100 of 80 GB, batch 256 (2026-03)"
 # Of Granite 4.0 1B Speech. The only public figure; audio there is almost all speech.
 KNOWN_ENGINES = {"A100": Rate(280.0, LEADERBOARD), "A100-80G": Rate(280.0, LEADERBOARD)}
@@ -64,7 +67,8 @@ def default_rates(gpu: str) -> Rates:
         engine_rtfx=KNOWN_ENGINES.get(gpu, assumed),
         clip_rtfx=Rate(20.0, "assumed"),
         commit_s=Rate(0.2, "assumed: a PUT of a few hundred kB"),
-        rows_per_s=Rate(195.0, "bench.scale, two cores of an EPYC"),
+        driver_row_s=Rate(7.4e-5, DRIVER),
+        driver_block_s=Rate(5.8e-3, DRIVER),
         listener_start_s=Rate(10.0, "assumed"),
         engine_start_s=Rate(120.0, "assumed: weights on the node's disk"),
     )

@@ -59,7 +59,8 @@ def _rates(rates: Rates) -> Table:
         ("engine_rtfx", "s of speech a second, by engine"),
         ("clip_rtfx", "s of speech a second, of one clip"),
         ("commit_s", "s for a file of the output"),
-        ("rows_per_s", "recordings a second, by the driver"),
+        ("driver_row_s", "s of the driver for each recording"),
+        ("driver_block_s", "s more of the driver for a block, to send it or to receive its receipts"),
         ("listener_start_s", "s until the first Listener works"),
         ("engine_start_s", "s until the first engine works"),
     ):

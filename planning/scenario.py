@@ -4,7 +4,11 @@ import math
 import random
 from dataclasses import dataclass
 
-from pipelines.blocks import recordings_per_block
+from pipelines.blocks import listened_bytes, recordings_per_block
+from speech.audio import SAMPLE_RATE
+
+# int16, from Listeners to engines.
+CLIP_BYTES_PER_S = 2 * SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -91,3 +95,14 @@ class Faults:
 def block_size(workload: Workload, machines: Machines) -> int:
     """Recordings in a block, as the job makes them."""
     return recordings_per_block(workload.recordings, machines.listeners)
+
+
+def table_speech_s(machines: Machines) -> float:
+    """Seconds of speech in a table of clips, as Listeners cut them."""
+    return listened_bytes(machines.engines) / CLIP_BYTES_PER_S
+
+
+def tables_per_block(workload: Workload, machines: Machines, size: int) -> int:
+    """Tables of clips that a Listener makes of a block of ``size`` recordings."""
+    in_a_table = math.ceil(table_speech_s(machines) / max(1e-9, workload.mean_s * workload.speech_share))
+    return math.ceil(size / in_a_table)

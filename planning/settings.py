@@ -39,7 +39,6 @@ class PlanSettings(Settings):
     throttled_share: float = Field(0.0, ge=0, lt=1, description="share of requests that the storage refuses at first")
     listener_rtfx: float | None = Field(None, gt=0, description="seconds of audio a second that a Listener hears")
     engine_rtfx: float | None = Field(None, gt=0, description="seconds of speech a second of an engine")
-    rows_per_s: float | None = Field(None, gt=0, description="recordings a second that the driver passes on")
     rates: str | None = Field(None, description="JSON of measured rates; written with --calibrate, else read")
     calibrate: str | None = Field(
         None, description="a manifest, some of whose recordings are transcribed here for a minute, to measure the rates"
@@ -84,5 +83,5 @@ class PlanSettings(Settings):
         """
         written = self.rates if not self.calibrate else None
         rates = measured or (load_rates(written) if written else default_rates(self.gpu))
-        given = {name: getattr(self, name) for name in ("listener_rtfx", "engine_rtfx", "rows_per_s")}
+        given = {name: getattr(self, name) for name in ("listener_rtfx", "engine_rtfx")}
         return replace(rates, **{name: Rate(value, "given") for name, value in given.items() if value is not None})

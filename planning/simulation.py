@@ -18,16 +18,14 @@ from typing import Any, Generic, TypeVar
 
 import simpy
 
-from pipelines.blocks import BLOCKS_PER_ENGINE, LISTENED_BYTES
-from planning.estimate import CLIP_BYTES_PER_S, GBIT
+from pipelines.blocks import BLOCKS_PER_ENGINE
+from planning.estimate import GBIT
 from planning.rates import Rates
-from planning.scenario import Faults, Machines, Workload, block_size
+from planning.scenario import Faults, Machines, Workload, block_size, table_speech_s
 
 Process = Generator[simpy.Event, Any, None]
 Item = TypeVar("Item")
 
-# Speech of one table, as ``LISTENED_BYTES`` cuts them.
-TABLE_SPEECH_S = LISTENED_BYTES / CLIP_BYTES_PER_S
 # cluster.ray_internals.MAX_QUEUED_BLOCKS, without importing Ray.
 MAX_QUEUED_TABLES = 1_000
 # More blocks than this are not simulated: a part of the cluster with its part of the work is, with its part of the
@@ -178,7 +176,7 @@ class _Run:
         self._total = self._left
         self._driver = simpy.Resource(self._env)
         self._parts = parts
-        self._row_s = parts / rates.rows_per_s.value
+        self._table_speech_s = table_speech_s(machines)
         self._done = self._env.event()
         self._busy = {"listeners": 0.0, "engines": 0.0, "driver": 0.0}
         self._repeated = self._lost = 0
@@ -261,10 +259,11 @@ class _Run:
             self._tables.forget(waiting)
 
     def _drive(self, recordings: int) -> Process:
-        """Half of what the driver does for recordings: to send a block, or to receive its receipts."""
+        """Half of what the driver does for recordings: to send a block, or to receive the receipts of a table."""
         with self._driver.request() as turn:
             yield turn
-            took = recordings * self._row_s / 2
+            took = self._rates.driver_block_s.value + recordings * self._rates.driver_row_s.value / 2
+            took *= self._parts
             yield self._env.timeout(took)
             self._busy["driver"] += took
 
@@ -277,7 +276,7 @@ class _Run:
             self._busy["listeners"] += took
             pending += 1
             pending_s += duration_s * self._workload.speech_share
-            if pending_s >= TABLE_SPEECH_S or number == len(block.durations):
+            if pending_s >= self._table_speech_s or number == len(block.durations):
                 clips = max(1.0, pending_s / self._workload.clip_s)
                 self._tables.put(_Table(int(pending), pending_s, clips, block, node.number))
                 pending = pending_s = 0.0

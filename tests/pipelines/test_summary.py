@@ -1,7 +1,11 @@
 """What a run says of itself at its end."""
 
+from datetime import UTC, datetime
+
+import pyarrow as pa
 import pytest
 
+from pipelines.rows import RECEIPT
 from pipelines.summary import Summary
 
 
@@ -21,3 +25,16 @@ def test_without_drafts_a_step_gives_a_token(capsys: pytest.CaptureFixture[str])
     assert summary.as_dict()["acceptance_length"] == 1.0
     summary.print("out")
     assert "drafts" not in capsys.readouterr().out
+
+
+def test_receipts_are_counted_by_status_code_and_model() -> None:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    common = {"finished_at": at, "engine_ready_at": at, "usage": {"output_tokens": 3}}
+    ok = common | {"status": "ok", "model": "a", "duration_s": 1.5, "speech_s": 0.5}
+    failed = common | {"status": "failed", "model": "b", "code": "empty", "duration_s": 9.0}
+    summary = Summary()
+    for rows in ([ok, failed, ok], [failed | {"usage": None}]):
+        summary.add(pa.Table.from_pylist(rows, schema=RECEIPT))
+    assert (summary.ok, summary.failed, summary.audio_s, summary.speech_s) == (2, {"empty": 2}, 3.0, 1.0)
+    assert summary.models == {"a": {"ok": 2, "failed": 0}, "b": {"ok": 0, "failed": 2}}
+    assert summary.usage["output_tokens"] == 9

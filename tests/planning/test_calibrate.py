@@ -26,14 +26,14 @@ def test_rates_are_measured_here(ray_here: None, tmp_path: Path) -> None:
     assert rates.clip_rtfx.value == pytest.approx(CLIP_RTFX, rel=0.5)
     assert 2 * CLIP_RTFX < rates.engine_rtfx.value <= 1.1 * ENGINE_RTFX
     assert rates.listener_rtfx.value > 1
-    assert rates.rows_per_s.value > 0
-    measured = (rates.listener_rtfx, rates.engine_rtfx, rates.rows_per_s, rates.engine_start_s)
+    assert 0 < rates.driver_block_s.value < 0.5
+    measured = (rates.listener_rtfx, rates.engine_rtfx, rates.driver_block_s, rates.engine_start_s)
     assert all("measured here" in rate.source for rate in measured)
     assert rates.commit_s == default_rates("A100").commit_s
 
 
 def test_recordings_without_speech_are_refused(brief: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "drive", dict)
+    monkeypatch.setattr(calibrate, "drive", lambda rates: {})
     (tmp_path / "empty.wav").touch()
     with pytest.raises(UsageError) as refused:
         calibrate.calibrate(str(tmp_path), EngineConfig(), default_rates("A100"), paced(ENGINE_RTFX, CLIP_RTFX))

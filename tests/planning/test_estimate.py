@@ -20,12 +20,19 @@ RATES = default_rates("A100")
         (Machines(engines=8, listeners=64), CALLS, "engines", 1000 / 4480),
         # 300 s in 300 / 360 + 0.1 s.
         (Machines(engines=8, listeners=2), CALLS, "Listeners", 1000 / (2 * 300 / (300 / 360 + 0.1))),
-        # Calls of six seconds: 195 a second.
+        # Calls of six seconds, 32 in a block and in its table.
         (
             Machines(engines=80, listeners=800),
             replace(CALLS, recordings=600_000, mean_s=6.0),
             "driver",
-            1000 / (195 * 6),
+            600_000 * (RATES.driver_row_s.value + 2 * RATES.driver_block_s.value / 32) / 3600,
+        ),
+        # 150 s of speech in each call, 14 in a table: a block sent, and the receipts of three tables.
+        (
+            Machines(engines=2_000, listeners=16_000),
+            replace(CALLS, recordings=10_000_000),
+            "driver",
+            10_000_000 * (RATES.driver_row_s.value + 4 * RATES.driver_block_s.value / 32) / 3600,
         ),
         # 57.6 MB an hour at 0.01 Gbit/s.
         (Machines(engines=1, listeners=8, storage_gbit_s=0.01), CALLS, "storage", 57_600 / 1.25 / 3600),

@@ -36,9 +36,11 @@ def test_a_long_run_takes_as_long_as_its_slowest_stage(machines: Machines, limit
 
 def test_many_short_calls_wait_for_the_driver() -> None:
     calls = Workload(recordings=20_000, mean_s=5.0, speech_share=0.5)
-    rates = replace(RATES, engine_start_s=RATES.listener_start_s)
+    rates = replace(
+        RATES, engine_start_s=RATES.listener_start_s, driver_row_s=Rate(0.004, ""), driver_block_s=Rate(0.016, "")
+    )
     simulated = simulate(calls, Machines(engines=8, listeners=64), rates, Faults())
-    assert simulated.wall_s == pytest.approx(10 + 20_000 / 195, rel=0.1)
+    assert simulated.wall_s == pytest.approx(10 + 20_000 * (0.004 + 2 * 0.016 / 32), rel=0.1)
     assert simulated.driver > 0.9
 
 
@@ -51,7 +53,8 @@ def test_known_lengths_are_simulated_as_they_are() -> None:
         engine_rtfx=Rate(100.0, ""),
         clip_rtfx=Rate(100.0, ""),
         commit_s=Rate(0.0, ""),
-        rows_per_s=Rate(1e9, ""),
+        driver_row_s=Rate(0.0, ""),
+        driver_block_s=Rate(0.0, ""),
         listener_start_s=Rate(0.0, ""),
         engine_start_s=Rate(0.0, ""),
     )
