@@ -67,8 +67,8 @@ def default_rates(gpu: str) -> Rates:
         engine_rtfx=KNOWN_ENGINES.get(gpu, assumed),
         clip_rtfx=Rate(20.0, "assumed"),
         commit_s=Rate(0.2, "assumed: a PUT of a few hundred kB"),
-        driver_row_s=Rate(7.4e-5, DRIVER),
-        driver_block_s=Rate(5.8e-3, DRIVER),
+        driver_row_s=Rate(0.0, f"{DRIVER}: too small to measure"),
+        driver_block_s=Rate(7.0e-3, DRIVER),
         listener_start_s=Rate(10.0, "assumed"),
         engine_start_s=Rate(120.0, "assumed: weights on the node's disk"),
     )
