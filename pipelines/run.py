@@ -32,7 +32,15 @@ from pipelines.model_runs import run_models
 from pipelines.output import Contents, Output
 from pipelines.progress import Progress
 from pipelines.summary import Summary
-from pipelines.work_list import Choose, Work, choose_failed, choose_new, read_in_tasks, work_tables
+from pipelines.work_list import (
+    WORK_ROWS_PER_BLOCK,
+    Choose,
+    Work,
+    choose_failed,
+    choose_new,
+    read_in_tasks,
+    work_tables,
+)
 from speech.engines.base import EngineStarter, start_engine
 from speech.engines.dtype import slow_dtype_warning
 from speech.errors import RayscribeError, UsageError
