@@ -88,6 +88,8 @@ class Layout:
         listener_labels: Ray's label selector of nodes without engines; empty: any node.
         listeners_anywhere: whether Listeners may run elsewhere when nodes of that selector are full.
         grows: whether nodes that come later are used too, as far as the user has set no number.
+        alone: whether Ray has no room for a second engine on a node: on CPUs, nodes that come later may then be planned
+            for, and the numbers of actors be raised.
     """
 
     shares: tuple[Share, ...]
@@ -101,6 +103,7 @@ class Layout:
     listener_labels: Mapping[str, str]
     listeners_anywhere: bool
     grows: bool = False
+    alone: bool = False
 
     @property
     def engines_now(self) -> int:
@@ -196,23 +199,27 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
     total = config.engines or max(1, sum(engines))
     listeners, selector, anywhere = _listeners(nodes, engines, gpus > 0, config)
     hosts = [Share(node, 0, count) for node, count in zip(nodes, engines, strict=True) if count]
-    # On CPUs Ray would start a second engine on a node whose cores the first computes on.
+    # On CPUs nothing but their number keeps Listeners from all cores of a node that comes later.
     grows = config.address is not None and (gpus > 0 or config.engine_resource is not None)
-    cpus_per_engine = _cpus_per_engine(hosts, gpus > 0, grows)
+    more_may_come = config.address is not None and config.engines is None
+    cpus_per_engine = _cpus_per_engine(hosts, gpus > 0, grows, more_may_come)
     # Beside the engines a Listener and a task of Ray Data need a slot each.
     few = 0 < sum(node.ray_slots for node in nodes) < total * cpus_per_engine + 2
+    if few:
+        cpus_per_engine = min(cpus_per_engine, _few_cpus_per_engine(hosts, gpus > 0, more_may_come))
     return Layout(
         shares=tuple(Share(*each) for each in zip(nodes, listeners, engines, strict=True)),
         listeners=config.listeners or max(1, sum(listeners)),
         engines=total,
         cpus_per_listener=0.5 if few else 1.0,
-        cpus_per_engine=min(cpus_per_engine, 0.0 if gpus else 0.5) if few else cpus_per_engine,
+        cpus_per_engine=cpus_per_engine,
         gpus_per_engine=gpus,
         engine_resources={config.engine_resource: 1.0} if config.engine_resource else {},
         threads_per_engine=None if gpus else min((max(1, _whole(s.node.cpus) // s.engines) for s in hosts), default=1),
         listener_labels=selector,
         listeners_anywhere=anywhere,
         grows=grows,
+        alone=bool(hosts) and 2 * cpus_per_engine > max(share.node.ray_slots for share in hosts),
     )
 
 
@@ -339,18 +346,26 @@ def _limited(room: Sequence[int], last: Sequence[Any], limit: int | None) -> lis
     return taken
 
 
-def _cpus_per_engine(hosts: Sequence[Share], on_gpus: bool, grows: bool) -> float:
+def _cpus_per_engine(hosts: Sequence[Share], on_gpus: bool, grows: bool, more_may_come: bool) -> float:
     """What Ray reserves for an engine.
 
     Nothing where nodes come later, so that Listeners that are there first cannot keep an engine from its GPU; nor where
     the owner of a GPU node declares no CPUs, which keeps Listeners away from it. On CPUs more than one only where
-    several nodes have an engine: then Ray must not place two on one node.
+    several nodes have an engine, or may have: then Ray must not place two on one node.
     """
     if grows:
         return 0.0
     if on_gpus:
         return float(all(share.node.ray_slots >= share.engines for share in hosts))
-    if len(hosts) <= 1:
+    if not hosts or (len(hosts) == 1 and not more_may_come):
         return 1.0
     free = (_whole(share.node.cpus) - _listener_room(share.node, share.engines, False) for share in hosts)
     return float(max(1, min(room // share.engines for room, share in zip(free, hosts, strict=True))))
+
+
+def _few_cpus_per_engine(hosts: Sequence[Share], on_gpus: bool, more_may_come: bool) -> float:
+    """The same where CPUs are few; on those of a cluster, from four on, still so many that no second engine fits."""
+    if on_gpus:
+        return 0.0
+    fewest = min((share.node.ray_slots for share in hosts), default=0.0)
+    return fewest / 2 + 0.5 if more_may_come and fewest >= 4 else 0.5

@@ -18,6 +18,8 @@ from speech.engines.base import EngineConfig
 from speech.errors import RayscribeError
 from speech.processes import kill_children
 
+log = logging.getLogger("rayscribe")
+
 # Between two looks at a cluster whose nodes are not there yet.
 NODES_AGAIN_S = 2.0
 
@@ -114,6 +116,38 @@ def await_nodes(cluster: ClusterConfig, say: Callable[[str], None], check: Calla
     finally:
         request_resources(bundles=[])  # the job's own actors are the demand from here on
     return layout
+
+
+@contextlib.contextmanager
+def follow_nodes(cluster: ClusterConfig, layout: Layout, grow: Callable[[int], None]) -> Iterator[None]:
+    """Calls ``grow`` with a higher number of engines when nodes with room for more have come, while its block runs.
+
+    Only where the layout does not grow by itself, and engines on CPUs are alone on their nodes.
+    """
+    if layout.grows or not (cluster.address and layout.alone):
+        yield
+        return
+    ended = threading.Event()
+
+    def follow() -> None:
+        engines = layout.engines
+        while not ended.wait(NODES_AGAIN_S):
+            try:
+                now = cluster_layout(cluster).engines
+            except Exception:  # the driver's connection to Ray: if it is lost, the run ends by itself
+                log.exception("looking for new nodes")
+                continue
+            if now > engines:
+                engines = now
+                grow(engines)
+
+    thread = threading.Thread(target=follow, daemon=True, name="follow-nodes")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _engine_bundle(layout: Layout) -> dict[str, float]:

@@ -69,7 +69,7 @@ class ModelDataset:
 
     def grow(self, engines: int) -> None:
         share = self._layout.share(engines)
-        self._watch.limit(Listen, share.listeners)
+        self._watch.limit(Listen, min(share.listeners, self._job.cluster.listeners or share.listeners))
         self._watch.limit(Transcribe, share.engines)
 
     def stop(self) -> None:

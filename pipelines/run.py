@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cluster.session import await_nodes, connect_ray
+from cluster.session import await_nodes, connect_ray, follow_nodes
 from pipelines import manifest
 from pipelines.breaker import CircuitBreaker
 from pipelines.job import Job
@@ -223,9 +223,17 @@ def _execute(
         datasets[model] = ModelDataset(job, model, start, storage, output, *to_do, layout, engines)
         return datasets[model]
 
+    def grow(engines: int) -> None:
+        if len(counts) == 1:
+            for model in counts:
+                datasets[model].grow(engines)
+
     while counts:
         routes = Routes(WORK_ROWS_PER_BLOCK)
-        with contextlib.closing(run_models(counts, layout.engines, begin)) as receipts:
+        with (
+            contextlib.closing(run_models(counts, layout.engines, begin)) as receipts,
+            follow_nodes(job.cluster, layout, grow),
+        ):
             for model, batch in receipts:
                 lease.check()
                 committed = routes.add(batch)

@@ -136,6 +136,28 @@ def test_pools_grow_where_engines_have_nodes_of_their_own(
     assert (layout.grows, layout.engines_now) == (grows, engines_now)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "settings", "alone"),
+    [
+        ([HEAD, CPU_NODE], {"address": "auto"}, True),
+        ([HEAD, CPU_NODE, CPU_NODE], {"address": "auto"}, True),
+        ([HEAD, Node(cpus=4)], {"address": "auto"}, True),
+        ([HEAD, Node(cpus=6)], {"address": "auto"}, True),
+        ([HEAD, Node(cpus=2)], {"address": "auto"}, False),  # an engine has so little that another fits
+        ([CPU_NODE], {}, False),  # this machine alone
+    ],
+)
+def test_engines_on_cpus_are_alone_on_nodes_of_a_cluster(
+    nodes: list[Node], settings: dict[str, Any], alone: bool
+) -> None:
+    layout = plan_layout(nodes, ClusterConfig(**settings))
+    assert layout.alone == alone
+    hosts = [share.node for share in layout.shares if share.engines]
+    assert all(2 * layout.cpus_per_engine > host.cpus for host in hosts) == alone
+    # A Listener and a task of Ray Data fit beside it.
+    assert all(layout.cpus_per_engine + layout.cpus_per_listener <= host.cpus - 1 for host in hosts) or len(hosts) > 1
+
+
 def test_listeners_cannot_keep_engines_from_nodes_that_come_later() -> None:
     """By taking all CPUs there."""
     assert plan_layout([HEAD, CPU_NODE, L4_NODE], ClusterConfig(address="auto")).cpus_per_engine == 0.0

@@ -148,6 +148,23 @@ def test_a_job_waits_for_its_nodes_and_uses_one_that_comes_later(
 
 
 @pytest.mark.long
+def test_a_node_that_comes_later_is_used_without_gpus(needs_ray: None, manifest: str, tmp_path: Path) -> None:
+    """By an engine of its own: none starts beside the first, which answers only when the second has had a clip."""
+    output = str(tmp_path / "out")
+    with head_alone() as cluster:
+        cluster.add_node(num_cpus=6, labels={"name": "first"})
+        # Blocks so small that the first engine does not hold all of them.
+        driver = start_driver(cluster.address, "run_waiting", manifest=manifest, output=output, listeners=2)
+        await_file(asked_file(flag_of(output)), driver)
+        cluster.add_node(num_cpus=6, labels={"name": "late"})
+        ended = placed(driver)
+    assert ended.engines == {"first", "late"}
+    answers = answers_in(tmp_path / "out")
+    assert sorted(answer["recording_id"] for answer in answers) == sorted(f"call-{number}" for number in range(CALLS))
+    assert "late" in {answer["text"].split()[0] for answer in answers}
+
+
+@pytest.mark.long
 def test_a_job_outlives_a_node_that_goes(needs_ray: None, manifest: str, tmp_path: Path) -> None:
     """It goes while the engine has the first clips, before anything is committed."""
     output = str(tmp_path / "out")
