@@ -4,8 +4,8 @@
 
 Both transcribe the same recordings with the same engine settings on the same machine, in turn, several times. The
 pipeline opens and decodes files, runs the VAD, passes clips through Ray and writes Parquet; the bare engine gets the
-clips already cut by the Listener, all at once. Loading the model is in neither figure. Prints a table and,
-last, one line of JSON.
+clips already cut by the Listener, all at once. Loading the model is in neither figure. Prints a table, the CPU seconds
+of each process during the work, and, last, one line of JSON.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
 from storage.filesystem import Storage
+from testing.cpu_profile import CpuProfile
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,10 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         copied = Path(folder, "manifest.jsonl")
         copies = [row | {"id": f"{row['id']}-{copy}"} for copy in range(parsed.copies) for row in rows]
         copied.write_text("".join(json.dumps(row) + "\n" for row in copies))
-        bare, pipeline = [], []
+        bare, pipeline, used = [], [], []
         for number in range(parsed.rounds):
-            bare.append(asyncio.run(_bare_engine(copies, config)))
-            pipeline.append(run(Job(manifest=str(copied), output=f"{folder}/{number}", engine_config=config)).rtfx)
+            with CpuProfile() as profile:
+                rtfx, start_s, end_s = asyncio.run(_bare_engine(copies, config))
+            bare.append(rtfx)
+            engine_used = profile.seconds(start_s, end_s)
+            with CpuProfile() as profile:
+                summary = run(Job(manifest=str(copied), output=f"{folder}/{number}", engine_config=config))
+            assert summary.first_ready_at is not None
+            assert summary.last_finished_at is not None
+            pipeline.append(summary.rtfx)
+            job_used = profile.seconds(summary.first_ready_at.timestamp(), summary.last_finished_at.timestamp())
+            used.append({"engine": engine_used, "job": job_used})
             print(
                 f"round {number + 1}: engine {bare[-1]:.2f}, pipeline {pipeline[-1]:.2f}", file=sys.stderr, flush=True
             )
@@ -58,7 +68,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, figures in (("bare engine, RTFx", bare), ("pipeline, RTFx", pipeline), ("ratio", ratios)):
         table.add_row(name, *(f"{value:.2f}" for value in (min(figures), statistics.median(figures), max(figures))))
     Console().print(table)
-    print(json.dumps({"bare_rtfx": bare, "pipeline_rtfx": pipeline, "median_ratio": statistics.median(ratios)}))
+    cpu = _medians(used)
+    _print_cpu(cpu)
+    result = {"bare_rtfx": bare, "pipeline_rtfx": pipeline, "median_ratio": statistics.median(ratios), "cpu_s": cpu}
+    print(json.dumps(result))
+
+
+def _medians(used: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """CPU seconds by side and role: medians over rounds."""
+    medians = {}
+    for side in ("engine", "job"):
+        roles = sorted({role for each in used for role in each[side]})
+        medians[side] = {role: statistics.median(each[side].get(role, 0.0) for each in used) for role in roles}
+    return medians
+
+
+def _print_cpu(used: dict[str, dict[str, float]]) -> None:
+    table = Table("CPU seconds", "bare engine", "pipeline")
+    for role in sorted({*used["engine"], *used["job"]}):
+        table.add_row(role, *(f"{used[side].get(role, 0.0):.1f}" for side in ("engine", "job")))
+    table.add_row("all", *(f"{sum(used[side].values()):.1f}" for side in ("engine", "job")))
+    Console().print(table)
 
 
 def _good_rows(uri: str, model: str) -> list[dict[str, object]]:
@@ -76,8 +106,8 @@ def _good_rows(uri: str, model: str) -> list[dict[str, object]]:
     return good
 
 
-async def _bare_engine(rows: list[dict[str, object]], config: EngineConfig) -> float:
-    """RTFx of the engine alone, on clips cut beforehand."""
+async def _bare_engine(rows: list[dict[str, object]], config: EngineConfig) -> tuple[float, float, float]:
+    """RTFx of the engine alone, on clips cut beforehand, and the times of its start and end."""
     family = family_of(config.model)
     listener = Listener(clip_s=family.clip_s)
     recordings = [Recording.from_row(row, Options()) for row in rows]
@@ -86,11 +116,11 @@ async def _bare_engine(rows: list[dict[str, object]], config: EngineConfig) -> f
     engine = start_engine(config, family)
     transcriber = Transcriber(engine, family, config.model, config.concurrent_clips)
     await transcriber.transcribe(*listened[0])  # warm-up: the first request includes one-time initialisation
-    start = time.perf_counter()
+    start = time.time()
     await asyncio.gather(*(transcriber.transcribe(*each) for each in listened))
-    elapsed = time.perf_counter() - start
+    end = time.time()
     engine.stop()
-    return audio_s / elapsed
+    return audio_s / (end - start), start, end
 
 
 if __name__ == "__main__":
