@@ -49,7 +49,7 @@ STEP_TOKENS, DRAFTED_STEP_TOKENS = 8192, 2048
 DEFAULT_GRAPHS = 512
 # How long the encoder waits for more clips while the language model has enough, by kind of device. A pass of any size
 # is hundreds of kernels to launch, which take a GPU of today some 15 ms of Python: estimated, not measured.
-GATHER_S = {"cpu": 0.0, "cuda": 0.05}
+GATHER_S = {"cuda": 0.05}
 
 
 class VllmEngine:
@@ -91,7 +91,7 @@ class VllmEngine:
         except BaseException:
             self._llm.shutdown()
             raise
-        return Batching(front_end, GATHER_S[device.type], may_gather=self._has_enough_to_decode)
+        return Batching(front_end, GATHER_S.get(device.type, 0.0), may_gather=self._has_enough_to_decode)
 
     def _load_front_end(self, model: str, device: Any) -> "FrontEnd":
         from speech.granite.frontend import FrontEnd
