@@ -11,6 +11,7 @@ of each process during the work, and, last, one line of JSON.
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--copies", type=int, default=10, help="times that each recording is transcribed")
     parser.add_argument("--rounds", type=int, default=3)
     parsed = parser.parse_args(arguments)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as the job's engine actors have; before torch is imported
     config = EngineConfig(model=parsed.model)
     with tempfile.TemporaryDirectory() as folder:
         rows = _good_rows(parsed.manifest, parsed.model)
