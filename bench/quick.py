@@ -1,4 +1,4 @@
-"""The ratios of the main benches, from short runs: what a change did, in about two minutes.
+"""The ratios of the main benches, from short runs: what a change did, in about three minutes.
 
     python -m bench.quick
 
