@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.cpu_times import CpuTimes
 from pipelines import manifest
 from pipelines.job import Job
 from pipelines.run import run
@@ -32,7 +33,6 @@ from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
 from storage.filesystem import Storage
-from testing.cpu_profile import CpuProfile
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,16 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         copied.write_text("".join(json.dumps(row) + "\n" for row in copies))
         bare, pipeline, used = [], [], []
         for number in range(parsed.rounds):
-            with CpuProfile() as profile:
+            with CpuTimes() as cpu:
                 rtfx, start_s, end_s = asyncio.run(_bare_engine(copies, config))
             bare.append(rtfx)
-            engine_used = profile.seconds(start_s, end_s)
-            with CpuProfile() as profile:
+            engine_used = cpu.between(start_s, end_s)
+            with CpuTimes() as cpu:
                 summary = run(Job(manifest=str(copied), output=f"{folder}/{number}", engine_config=config))
             assert summary.first_ready_at is not None
             assert summary.last_finished_at is not None
             pipeline.append(summary.rtfx)
-            job_used = profile.seconds(summary.first_ready_at.timestamp(), summary.last_finished_at.timestamp())
+            job_used = cpu.between(summary.first_ready_at.timestamp(), summary.last_finished_at.timestamp())
             used.append({"engine": engine_used, "job": job_used})
             print(
                 f"round {number + 1}: engine {bare[-1]:.2f}, pipeline {pipeline[-1]:.2f}", file=sys.stderr, flush=True
@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, figures in (("bare engine, RTFx", bare), ("pipeline, RTFx", pipeline), ("ratio", ratios)):
         table.add_row(name, *(f"{value:.2f}" for value in (min(figures), statistics.median(figures), max(figures))))
     Console().print(table)
-    cpu = _medians(used)
-    _print_cpu(cpu)
-    result = {"bare_rtfx": bare, "pipeline_rtfx": pipeline, "median_ratio": statistics.median(ratios), "cpu_s": cpu}
+    cpu_s = _medians(used)
+    _print_cpu(cpu_s)
+    result = {"bare_rtfx": bare, "pipeline_rtfx": pipeline, "median_ratio": statistics.median(ratios), "cpu_s": cpu_s}
     print(json.dumps(result))
 
 

@@ -22,12 +22,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -39,6 +38,7 @@ from pipelines.blocks import MAX_RECORDINGS_PER_BLOCK
 from pipelines.job import Job
 from pipelines.output import READERS, Output
 from pipelines.run import run
+from planning.sampler import Sampler
 from speech.engines.fake import start_fake
 from speech.recording import Recording
 from speech.transcript import Transcript
@@ -147,7 +147,7 @@ def _run_one(folder: Path, output: str, rows: int) -> dict[str, Any]:
     }
 
 
-class _PeakMemory:
+class _PeakMemory(Sampler):
     """Peak memory of this process while the ``with`` block ran, sampled twice a second, in MB.
 
     Attributes:
@@ -156,24 +156,14 @@ class _PeakMemory:
     """
 
     def __init__(self) -> None:
+        super().__init__(every_s=0.5)
         self.own_mb = self.shared_mb = 0.0
-        self._stopped = threading.Event()
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> Self:
-        self._sampler.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._sampler.join()
-
-    def _sample(self) -> None:
-        while not self._stopped.wait(0.5):
-            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            anonymous, file, shared = (int(status[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem"))
-            self.own_mb = max(self.own_mb, (anonymous + file) / 1024)
-            self.shared_mb = max(self.shared_mb, shared / 1024)
+    def sample(self) -> None:
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        anonymous, file, shared = (int(status[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem"))
+        self.own_mb = max(self.own_mb, (anonymous + file) / 1024)
+        self.shared_mb = max(self.shared_mb, shared / 1024)
 
 
 def _job(folder: Path, output: str) -> Job:

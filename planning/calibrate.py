@@ -9,12 +9,10 @@ import itertools
 import json
 import math
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from pyarrow import dataset
@@ -22,6 +20,7 @@ from pyarrow import dataset
 from pipelines import manifest
 from pipelines.blocks import recordings_per_block
 from planning.rates import Rate, Rates
+from planning.sampler import Sampler
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig, EngineStarter, start_engine
 from speech.engines.fake import start_fake
 from speech.errors import RayscribeError, UsageError
@@ -104,32 +103,20 @@ def fit_line(durations_s: Sequence[float], took_s: Sequence[float]) -> tuple[flo
     return (float(1 / slope), float(constant)) if slope > 0 and constant > 0 else (rtfx, 0.0)
 
 
-class _OwnCpu:
+class _OwnCpu(Sampler):
     """The CPU time of this process while the ``with`` block runs."""
 
     def __init__(self) -> None:
+        super().__init__(CPU_EVERY_S)
         self._samples: list[tuple[float, float]] = []
-        self._stopped = threading.Event()
-        self._sampler = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._sampler.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._sampler.join()
 
     def between(self, start: float, end: float) -> float:
         """CPU seconds between two times of ``time.time``."""
         at, cpu_s = zip(*self._samples, strict=True)
         return float(np.interp(end, at, cpu_s) - np.interp(start, at, cpu_s))
 
-    def _sample(self) -> None:
-        stopped = False
-        while not stopped:
-            self._samples.append((time.time(), time.process_time()))
-            stopped = self._stopped.wait(CPU_EVERY_S)
+    def sample(self) -> None:
+        self._samples.append((time.time(), time.process_time()))
 
 
 def drive(rates: Rates) -> dict[str, Rate]:
