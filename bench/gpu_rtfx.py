@@ -49,6 +49,7 @@ from speech.engines.base import ClipRequest, EngineConfig
 from speech.granite.frontend import FrontEnd
 from speech.models.families import GRANITE_4_0, Family
 from storage.filesystem import Storage
+from testing.ports import free_port
 from testing.synthetic_audio import RATE, sentence, silence, sndfile
 
 TOKENS_PER_S = 3.5  # of English speech
@@ -234,9 +235,7 @@ def _call(seed: int) -> np.ndarray:
 @contextmanager
 def _object_storage() -> Iterator[dict[str, str]]:
     """An S3 server in a process of its own; yields the storage options to reach it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with tempfile.TemporaryFile() as printed:
         server = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)

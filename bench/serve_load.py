@@ -19,7 +19,6 @@ import json
 import math
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -46,6 +45,7 @@ from speech.models.checkpoint import family_of
 from speech.recording import Options, Recording
 from speech.transcriber import Transcriber
 from storage.filesystem import Storage
+from testing.ports import free_port
 
 CLIENTS = (1, 8, 32)
 MAX_REQUESTS = 32
@@ -272,9 +272,7 @@ def _figures(answered: list[Sample], latencies: list[float], seconds: float, sta
 @contextmanager
 def server(command: list[str], ready: str) -> Iterator[str]:
     """Starts a server process; yields its URL once it has printed ``ready``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     arguments = [part.format(port=port) for part in command]
     with tempfile.TemporaryFile("w+") as printed:  # not a pipe: the server would block on a full one
         process = subprocess.Popen(
