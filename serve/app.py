@@ -72,7 +72,7 @@ class ListenerReplica:
         self._timeout_s = settings.listen_timeout_s
         self._process = ListenerProcess(
             ListenerSettings(
-                clip_s=min(rule.family.clip_s for rule in settings.rules),
+                clip_s=settings.clip_s,
                 max_duration_s=settings.max_audio_s,
                 max_channel_s=FULL_LENGTH_CHANNELS * settings.max_audio_s,
             )

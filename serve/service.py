@@ -138,22 +138,22 @@ class TranscriptionService:
         early, decoding = await upload.early() if local else None, None
         if early is not None:
             with contextlib.suppress(RequestError):  # the complete form may be another one
-                decoding = self._decoding(early)
-                resources.push_async_callback(decoding.aclose)
+                decoding = self._decoding(early, resources)
         form = await upload.complete()
         if decoding is None or form != early or decoding.listening_failed:
             if decoding is not None:
                 await decoding.aclose()
-            decoding = self._decoding(form)
-            resources.push_async_callback(decoding.aclose)
+            decoding = self._decoding(form, resources)
         return form.fields, decoding
 
-    def _decoding(self, form: Form) -> Decoding:
+    def _decoding(self, form: Form, resources: contextlib.AsyncExitStack) -> Decoding:
         recording, model = self._recording(form.fields, form.name)
         backend = model.backend
         decode = backend.stream if form.fields.stream else functools.partial(_whole_parts, backend)
         parts = backend.listen(recording, form.audio, form.size)
-        return Decoding(recording, parts, decode, backend.detect_language)
+        decoding = Decoding(recording, parts, decode, backend.detect_language)
+        resources.push_async_callback(decoding.aclose)
+        return decoding
 
     async def live(self, websocket: WebSocket) -> None:
         """Serves one session of live audio."""
@@ -162,7 +162,7 @@ class TranscriptionService:
                 session = LiveSession(
                     websocket,
                     self._live_recording,
-                    min(model.family.clip_s for model in self._models.values()),
+                    self._settings.clip_s,
                     self._vad,
                     self._settings.max_audio_s,
                     self._settings.max_session_s,

@@ -103,6 +103,11 @@ class ServeSettings(ModelSettings):
         return self.models or (ServedModel(**dict(self.engine_config), names=self.names),)
 
     @property
+    def clip_s(self) -> float:
+        """The longest clip, in seconds, that each of the models takes."""
+        return min(rule.family.clip_s for rule in self.rules)
+
+    @property
     def max_upload_bytes(self) -> int:
         return self.max_upload_mib * MIB
 

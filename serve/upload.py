@@ -216,8 +216,10 @@ class _FormParser(MultiPartParser):
         self._deadline.reschedule(self._start + min(GRACE_S + self._received / MIN_BYTES_PER_S, self._timeout_s))
 
     def _look_ahead(self) -> None:
+        if self.soon.is_set() or self._file_starts is None or self._parsed < self._file_starts + EARLY_BYTES:
+            return
         size = self.expected_size
-        if size is None or self._file_starts is None or self._parsed < self._file_starts + EARLY_BYTES:
+        if size is None:
             return
         rest = size - (self._parsed - self._file_starts)
         if rest * (asyncio.get_running_loop().time() - self._start) <= SOON_S * self._parsed:

@@ -212,8 +212,10 @@ def without_id3(file: Source, size: int) -> tuple[Source, int]:
     container = identify(rest, end)
     if container in (MPEG_SYNC, UNKNOWN):
         return file, size
-    if container.declared_end and container.declared_end(rest, end) == end:
-        return rest, end  # nothing is behind; the end of a file that is being uploaded would have to be waited for
+    # libsndfile's containers have their length at the beginning. Nothing is behind what it says; and the end of a file
+    # that is being uploaded would have to be waited for.
+    if container.sndfile and container.declared_end and container.declared_end(rest, end) == end:
+        return rest, end
     rest.seek(max(0, end - headers.ID3V1_BYTES))
     if rest.read(3) == b"TAG":
         end -= headers.ID3V1_BYTES

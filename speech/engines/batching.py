@@ -66,7 +66,7 @@ class Batching(Generic[Encoded]):
     async def _run(self) -> None:
         try:
             while self._drop_cancelled():
-                if len(self._next_pass()) == len(self._waiting) and self._gather_s and self._may_gather():
+                if self._gather_s and self._may_gather() and len(self._next_pass()) == len(self._waiting):
                     await asyncio.sleep(self._gather_s)
                     if not self._drop_cancelled():
                         return

@@ -132,15 +132,18 @@ class TransformersEngine:
             clip.options,
         )
 
+    @cached_property
+    def _language_ids(self) -> dict[str, int]:
+        return language_token_ids(self._processor.tokenizer, self._family)
+
     def _language_logprobs(self, clip: ClipRequest) -> dict[str, float]:
         import torch
 
-        tokenizer = self._processor.tokenizer
-        ids = language_token_ids(tokenizer, self._family)
+        ids, first = self._language_ids, self._processor.tokenizer.convert_tokens_to_ids(WHISPER_START)
         features = self._processor(
             audio=clip.waveform(), sampling_rate=SAMPLE_RATE, return_tensors="pt"
         ).input_features.to(self._model.device, self._model.dtype)
-        start = torch.tensor([[tokenizer.convert_tokens_to_ids(WHISPER_START)]], device=self._model.device)
+        start = torch.tensor([[first]], device=self._model.device)
         with torch.inference_mode():
             logits = self._model(input_features=features, decoder_input_ids=start).logits[0, -1].float()
         return normalised(dict(zip(ids, logits[[*ids.values()]].tolist(), strict=True)))
