@@ -34,36 +34,25 @@ def preflight(engine: EngineConfig, options: Options | None = None, *, loads_her
         UsageError: ``unknown_model``, ``bad_option``, ``no_hub``, ``forbidden``, ``bad_engine``, or a code of
             ``Family.check``.
     """
-    if (engine.engine == "http") != (engine.url is not None):
-        raise UsageError("bad_option", "--engine http and --url, the address of its server, go together")
-    if engine.engine in OWN_ARITHMETIC and engine.dtype != "auto":
-        raise UsageError(
-            "bad_option", f"with --engine {engine.engine} the arithmetic is that of the GGUF files: leave out --dtype"
-        )
-    family = family_of(engine.model, engine.engine)
-    method_for(engine.speculation, family, engine.engine)
+    family = _check_settings(engine)
     if options is not None:
         try:
             family.check(options)
         except RequestError as error:
             raise UsageError(error.code, error.message) from error
-    if not loads_here:
-        return family
-    if engine.engine == "http":
-        connect(engine)
-    else:
-        check_available(engine.model)
+    if loads_here:
+        _check_model_here(engine)
     return family
 
 
 def preflight_models(rules: Sequence[ModelRule], options: Options, *, loads_here: bool) -> None:
-    """``preflight`` for each of the models, one of which must have the options that recordings have by default.
+    """The checks of ``preflight`` for each model; one of them must have the options that recordings have by default.
 
     Raises:
         UsageError: as of ``preflight``; ``bad_option`` for a rule with languages that its model does not have.
     """
     for rule in rules:
-        family = preflight(rule, loads_here=False)
+        family = _check_settings(rule)
         if unknown := sorted(set(rule.languages) - family.languages):
             raise UsageError(
                 "bad_option",
@@ -76,4 +65,23 @@ def preflight_models(rules: Sequence[ModelRule], options: Options, *, loads_here
         raise UsageError(error.code, error.message) from error
     if loads_here:
         for rule in rules:
-            preflight(rule, loads_here=True)
+            _check_model_here(rule)
+
+
+def _check_settings(engine: EngineConfig) -> Family:
+    if (engine.engine == "http") != (engine.url is not None):
+        raise UsageError("bad_option", "--engine http and --url, the address of its server, go together")
+    if engine.engine in OWN_ARITHMETIC and engine.dtype != "auto":
+        raise UsageError(
+            "bad_option", f"with --engine {engine.engine} the arithmetic is that of the GGUF files: leave out --dtype"
+        )
+    family = family_of(engine.model, engine.engine)
+    method_for(engine.speculation, family, engine.engine)
+    return family
+
+
+def _check_model_here(engine: EngineConfig) -> None:
+    if engine.engine == "http":
+        connect(engine)
+    else:
+        check_available(engine.model)
