@@ -82,6 +82,7 @@ class Layout:
 
     Attributes:
         listeners, engines: at most, over all nodes, those to come included.
+        engines_now: of them, those that nodes have room for now; one where none has.
         cpus_per_listener, cpus_per_engine, gpus_per_engine: as Ray counts them.
         engine_resources: custom resources of each engine.
         threads_per_engine: of an engine on CPUs; None on GPUs.
@@ -95,6 +96,7 @@ class Layout:
     shares: tuple[Share, ...]
     listeners: int
     engines: int
+    engines_now: int
     cpus_per_listener: float
     cpus_per_engine: float
     gpus_per_engine: float
@@ -105,19 +107,26 @@ class Layout:
     grows: bool = False
     alone: bool = False
 
-    @property
-    def engines_now(self) -> int:
-        """Engines that nodes have room for now; one where none has."""
-        return max(1, min(self.engines, sum(share.engines for share in self.shares if share.node.alive)))
-
-    def share(self, engines: int) -> "Layout":
-        """The part that one of several models has, with ``engines`` of the engines and as many of the Listeners.
+    def share(self, engines: int, engines_now: int) -> "Layout":
+        """The part that one of several models has: so many of the engines, and as many of the Listeners.
 
         Where it has less than one Listener, that takes less of a CPU: together they take no more than the layout's.
+        What comes later is shared too, so that no part grows by itself.
         """
         part = self.listeners * engines / self.engines
         cpus = math.floor(1e4 * min(1.0, part) * self.cpus_per_listener) / 1e4  # Ray counts in steps of 1e-4
-        return replace(self, engines=engines, listeners=max(1, _whole(part)), cpus_per_listener=cpus)
+        return replace(
+            self,
+            engines=engines,
+            engines_now=engines_now,
+            listeners=max(1, _whole(part)),
+            cpus_per_listener=cpus,
+            grows=False,
+        )
+
+    def resized(self, other: "Layout") -> "Layout":
+        """These actors, as many as ``other`` has."""
+        return replace(self, listeners=other.listeners, engines=other.engines, engines_now=other.engines_now)
 
     @property
     def engines_per_gpu(self) -> int:
@@ -197,6 +206,7 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
     gpus = _gpus_per_engine(nodes, config)
     engines = _limited(_engine_room(nodes, config, gpus), [not node.alive for node in nodes], config.engines)
     total = config.engines or max(1, sum(engines))
+    now = sum(count for node, count in zip(nodes, engines, strict=True) if node.alive)
     listeners, selector, anywhere = _listeners(nodes, engines, gpus > 0, config)
     hosts = [Share(node, 0, count) for node, count in zip(nodes, engines, strict=True) if count]
     # On CPUs nothing but their number keeps Listeners from all cores of a node that comes later.
@@ -211,6 +221,7 @@ def plan_layout(nodes: Sequence[Node], config: ClusterConfig) -> Layout:
         shares=tuple(Share(*each) for each in zip(nodes, listeners, engines, strict=True)),
         listeners=config.listeners or max(1, sum(listeners)),
         engines=total,
+        engines_now=max(1, min(total, now)),
         cpus_per_listener=0.5 if few else 1.0,
         cpus_per_engine=cpus_per_engine,
         gpus_per_engine=gpus,

@@ -2,7 +2,7 @@
 
     backpressure policy    limits the blocks that wait between two operators of Ray Data
     execution callbacks    drop the statistics that Ray Data keeps of every block; tell what each stage is doing
-    actor pool             its maximum, which is raised while a dataset is executed
+    actor pool             its minimum and maximum, which are raised while a dataset is executed
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
     _worker_logs_enabled   whether the driver prints messages of Ray's processes
     ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
@@ -45,6 +45,7 @@ try:
     from ray.core.generated import autoscaler_pb2
     from ray.data import ActorPoolStrategy, DataContext, Dataset
     from ray.data._internal.actor_autoscaler import AutoscalingActorPool
+    from ray.data._internal.actor_autoscaler.autoscaling_actor_pool import AutoscalingActorConfig
     from ray.data._internal.execution.backpressure_policy import (
         ENABLED_BACKPRESSURE_POLICIES,
         ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
@@ -79,6 +80,7 @@ _INSTANCE_ATTRIBUTES = (
     (StreamingExecutor.__init__, "_topology"),
     (AutoscalingActorPool.__init__, "_config"),
 )
+_POOL_CONFIG = ("min_size", "initial_size", "max_size")
 _CONTEXT = ("custom_execution_callback_classes", "set_config")
 
 
@@ -98,6 +100,8 @@ def _missing() -> Iterator[str]:
     for method, name in _INSTANCE_ATTRIBUTES:
         if name not in method.__code__.co_names:
             yield f"{method.__qualname__.removesuffix('.__init__')}.{name}"
+    fields = AutoscalingActorConfig.__dataclass_fields__
+    yield from (f"AutoscalingActorConfig.{name}" for name in _POOL_CONFIG if name not in fields)
     context = DataContext.get_current()
     yield from (f"DataContext.{name}" for name in _CONTEXT if not hasattr(context, name))
     for name in ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"):
@@ -243,16 +247,20 @@ class StageWatch:
 
     def __init__(self) -> None:
         self._loads: dict[str, StageLoad] = {}  # by the name of the stage's class
-        self._limits: dict[str, int] = {}
+        self._limits: dict[str, tuple[int, int]] = {}
         self._stopped = False
 
     def load(self, stage: type) -> StageLoad:
         """What the actors of a stage of ``map_blocks`` were doing a moment ago."""
         return self._loads.get(stage.__name__, StageLoad(0, 0, 0, 1))
 
-    def limit(self, stage: type, actors: int) -> None:
-        """Lets a stage have up to ``actors`` actors from the next step on."""
-        self._limits[stage.__name__] = actors
+    def limit(self, stage: type, least: int, most: int) -> None:
+        """Raises the numbers of actors between which a stage is, from the next step on; it never lowers them.
+
+        Between them a stage grows when it is busy, and within the part of the cluster that Ray Data lets its dataset
+        have: an equal one for each dataset, rounded down on each node. Of a node's one GPU two datasets have none.
+        """
+        self._limits[stage.__name__] = least, most
 
     def stop(self) -> None:
         """Ends the dataset at its next step, in whichever thread it is executed; its reader gets an error."""
@@ -274,14 +282,22 @@ class StageWatch:
         for operator, state in (executor._topology or {}).items():
             for pool in operator.get_autoscaling_actor_pools():
                 stage = operator.name.removeprefix("MapBatches(").removesuffix(")")
-                if (limit := self._limits.get(stage)) and limit > pool.max_size():
-                    pool._config = replace(pool._config, max_size=limit)
+                if limits := self._limits.get(stage):
+                    pool._config = _raised(pool._config, *limits)
                 self._loads[stage] = StageLoad(
                     state.total_enqueued_input_blocks(),
                     pool.num_running_actors(),
                     pool.num_tasks_in_flight(),
                     pool.max_actor_concurrency(),
                 )
+
+
+def _raised(config: AutoscalingActorConfig, least: int, most: int) -> AutoscalingActorConfig:
+    """The configuration of an actor pool, with no lower numbers than these."""
+    if least <= config.min_size and most <= config.max_size:
+        return config
+    least, most = max(least, config.min_size), max(most, config.max_size)
+    return replace(config, min_size=least, initial_size=max(least, config.initial_size), max_size=most)
 
 
 class DropBlockStats(ExecutionCallback):

@@ -119,27 +119,28 @@ def await_nodes(cluster: ClusterConfig, say: Callable[[str], None], check: Calla
 
 
 @contextlib.contextmanager
-def follow_nodes(cluster: ClusterConfig, layout: Layout, grow: Callable[[int], None]) -> Iterator[None]:
-    """Calls ``grow`` with a higher number of engines when nodes with room for more have come, while its block runs.
+def follow_nodes(cluster: ClusterConfig, layout: Layout, resize: Callable[[Layout], None]) -> Iterator[None]:
+    """Calls ``resize`` when nodes have come or gone, while its block runs: with the layout in its new size.
 
-    Only where the layout does not grow by itself, and engines on CPUs are alone on their nodes.
+    Only on a cluster, and only where Ray places engines as the layout has them: by GPUs or a custom resource, or on
+    CPUs where each is alone on its node. ``resize`` is called from another thread.
     """
-    if layout.grows or not (cluster.address and layout.alone):
+    if not cluster.address or not (layout.grows or layout.alone):
         yield
         return
     ended = threading.Event()
 
     def follow() -> None:
-        engines = layout.engines
+        size = layout
         while not ended.wait(NODES_AGAIN_S):
             try:
-                now = cluster_layout(cluster).engines
+                now = layout.resized(cluster_layout(cluster))
             except Exception:  # the driver's connection to Ray: if it is lost, the run ends by itself
                 log.exception("looking for new nodes")
                 continue
-            if now > engines:
-                engines = now
-                grow(engines)
+            if now != size:
+                size = now
+                resize(size)
 
     thread = threading.Thread(target=follow, daemon=True, name="follow-nodes")
     thread.start()

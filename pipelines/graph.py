@@ -41,8 +41,7 @@ class ModelDataset:
         output: where transcripts are committed.
         blocks: references to WORK tables.
         to_do: their rows.
-        layout: of all models together: the numbers of actors, and the resources of each.
-        engines: those of this model.
+        layout: this model's part of it: the numbers of actors, and the resources of each.
     """
 
     def __init__(
@@ -55,22 +54,21 @@ class ModelDataset:
         blocks: list[Any],
         to_do: int,
         layout: Layout,
-        engines: int,
     ) -> None:
         self._job, self._model = job, model
         self._start, self._storage, self._output = start, storage, output
         self._blocks, self._to_do = blocks, to_do
-        self._layout, self._engines = layout, engines
+        self._layout = layout
         self._watch = StageWatch()
 
     def load(self, stage: type) -> StageLoad:
         """What the actors of a stage were doing a moment ago."""
         return self._watch.load(stage)
 
-    def grow(self, engines: int) -> None:
-        share = self._layout.share(engines)
-        self._watch.limit(Listen, min(share.listeners, self._job.cluster.listeners or share.listeners))
-        self._watch.limit(Transcribe, share.engines)
+    def resize(self, layout: Layout) -> None:
+        self._watch.limit(Listen, 1, layout.listeners)
+        # At least those that have room: Ray Data would not give them to one of several datasets.
+        self._watch.limit(Transcribe, layout.engines_now, layout.engines)
 
     def stop(self) -> None:
         self._watch.stop()
@@ -81,7 +79,7 @@ class ModelDataset:
         Raises:
             RayscribeError: ``run_failed``.
         """
-        dataset = self._transcribed(self._layout.share(self._engines))
+        dataset = self._transcribed()
         try:
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
@@ -90,9 +88,10 @@ class ModelDataset:
                 f"the run failed: {last_error_line(error)} (what is committed is kept; see the logs of Ray's session)",
             ) from error
 
-    def _transcribed(self, layout: Layout) -> ray.data.Dataset:
-        """The dataset of receipts, on this model's part of the layout."""
+    def _transcribed(self) -> ray.data.Dataset:
+        """The dataset of receipts."""
         configure_ray_data()
+        layout = self._layout
         # Restarted if its node is lost; its counts are lost, which costs a poison recording another attempt.
         attempts = ray.remote(AttemptTracker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         work = ray.data.from_arrow_refs(self._blocks)
@@ -110,7 +109,7 @@ class ModelDataset:
                 self._job.listen_timeout_s,
                 listened_bytes(layout.engines),
             ),
-            ActorPoolStrategy(min_size=1, max_size=self._most_listeners(layout)),
+            ActorPoolStrategy(min_size=1, max_size=self._most_listeners),
             **listener_resources(layout),
         )
         return map_blocks(
@@ -119,7 +118,7 @@ class ModelDataset:
             (self._job.rules, self._model, layout.engines_per_gpu, self._start, attempts, self._output),
             ActorPoolStrategy(
                 min_size=layout.engines_now,
-                max_size=self._most_engines(layout),
+                max_size=self._most_engines,
                 max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
                 max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
                 enable_true_multi_threading=True,
@@ -130,17 +129,14 @@ class ModelDataset:
             runtime_env=layout.engine_runtime_env,
         )
 
-    def _most_listeners(self, layout: Layout) -> int | None:
+    @property
+    def _most_listeners(self) -> int | None:
         """None: as many as nodes that come later have room for; not if they could take the cores of engines there."""
-        if self._shared or not layout.grows or layout.listeners_anywhere:
-            return layout.listeners
+        if not self._layout.grows or self._layout.listeners_anywhere:
+            return self._layout.listeners
         return self._job.cluster.listeners
 
-    def _most_engines(self, layout: Layout) -> int | None:
-        """None: as many as nodes that come later have room for."""
-        return layout.engines if self._shared or not layout.grows else self._job.cluster.engines
-
     @property
-    def _shared(self) -> bool:
-        """Whether other models have parts of the layout, of which this one gets more when they have ended."""
-        return self._engines < self._layout.engines
+    def _most_engines(self) -> int | None:
+        """None: as many as nodes that come later have room for."""
+        return self._job.cluster.engines if self._layout.grows else self._layout.engines

@@ -66,7 +66,7 @@ class Progress:
         failed = f" · {summary.failed.total()} failed" if summary.failed else ""
         limited = f" · limited by {limits.most}" if limits.most else ""
         detail = f"{summary.audio_s / 3600:.2f} h of audio · RTFx {summary.rtfx:.0f}{limited}{failed}"
-        self._bars.update(self._task, completed=summary.finished, detail=detail)
+        self._bars.update(self._task, description="transcribing", completed=summary.finished, detail=detail)
         if time.monotonic() - self._logged_at >= LOG_EVERY_S or summary.finished == self._total:
             self._log(f"{summary.finished} of {self._total} recordings · {detail}")
             limits.begin()

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.nodes import Layout
 from cluster.session import await_nodes, connect_ray, follow_nodes
 from pipelines import manifest
 from pipelines.breaker import CircuitBreaker
 from pipelines.job import Job
 from pipelines.lease import Lease
 from pipelines.manifest_parts import parts_of
-from pipelines.model_runs import run_models
+from pipelines.model_runs import ModelRuns
 from pipelines.output import Contents, Output
 from pipelines.progress import Progress
 from pipelines.summary import Summary
@@ -218,22 +219,15 @@ def _execute(
     datasets: dict[int, ModelDataset] = {}
     blocks, counts = work.blocks, work.counts
 
-    def begin(model: int, engines: int) -> ModelDataset:
+    def begin(model: int, part: Layout) -> ModelDataset:
         to_do = blocks[model], counts[model]
-        datasets[model] = ModelDataset(job, model, start, storage, output, *to_do, layout, engines)
+        datasets[model] = ModelDataset(job, model, start, storage, output, *to_do, part)
         return datasets[model]
-
-    def grow(engines: int) -> None:
-        if len(counts) == 1:
-            for model in counts:
-                datasets[model].grow(engines)
 
     while counts:
         routes = Routes(WORK_ROWS_PER_BLOCK)
-        with (
-            contextlib.closing(run_models(counts, layout.engines, begin)) as receipts,
-            follow_nodes(job.cluster, layout, grow),
-        ):
+        runs = ModelRuns(counts, layout, begin)
+        with contextlib.closing(runs.receipts()) as receipts, follow_nodes(job.cluster, layout, runs.resize):
             for model, batch in receipts:
                 lease.check()
                 committed = routes.add(batch)
@@ -245,6 +239,8 @@ def _execute(
                 progress.update(summary, limits)
                 breaker.add(committed)
         blocks, counts = routes.work_lists()
+        if counts:
+            layout = await_nodes(job.cluster, progress.say, lease.check)  # nodes have come and gone
     received.check_complete(work.count)
     return received
 

@@ -234,8 +234,8 @@ def test_a_model_gets_no_more_engines_than_its_limit() -> None:
 def test_a_part_of_a_layout_has_as_many_of_the_listeners() -> None:
     whole = plan_layout([Node(cpus=64, gpus=8)], ClusterConfig())
     assert (whole.engines, whole.listeners) == (8, 48)
-    assert (whole.share(2).engines, whole.share(2).listeners) == (2, 12)
-    assert whole.share(8) == whole
+    assert (whole.share(2, 1).engines, whole.share(2, 1).engines_now, whole.share(2, 1).listeners) == (2, 1, 12)
+    assert whole.share(8, 8) == whole
     few = plan_layout([LAPTOP], ClusterConfig(engines=3))
     assert (few.listeners, few.cpus_per_listener) == (1, 1.0)
-    assert (few.share(1).listeners, few.share(1).cpus_per_listener) == (1, 0.3333)  # or no slot would be left
+    assert (few.share(1, 1).listeners, few.share(1, 1).cpus_per_listener) == (1, 0.3333)  # or no slot would be left

@@ -54,10 +54,11 @@ def asked_file(flag: Path) -> Path:
 
 
 async def wait_for_late(clip: ClipRequest, flag: Path) -> None:
-    """Says that there is a clip, by a file. Waits for the file ``flag``, which the node "late" makes."""
+    """Says that there is a clip, in a file. Waits for the file ``flag``, which the node "late" makes."""
     if clip.id == WARM_UP_ID:
         return
-    asked_file(flag).touch()
+    with asked_file(flag).open("a") as file:
+        file.write(f"{clip.recording_id}\n")
     if say_node(clip) == "late":
         flag.touch()
     while not flag.exists():

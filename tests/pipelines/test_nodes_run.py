@@ -115,9 +115,10 @@ def head_alone() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def await_clip(driver: "subprocess.Popen[str]", output: str) -> None:
-    """Returns when an engine of the run has its first clip."""
-    while not asked_file(flag_of(output)).exists():
+def await_clip(driver: "subprocess.Popen[str]", output: str, recording: str = "") -> None:
+    """Returns when an engine of the run has its first clip, of a recording whose id begins so."""
+    asked = asked_file(flag_of(output))
+    while not asked.exists() or not any(line.startswith(recording) for line in asked.read_text().splitlines()):
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.1)
 
@@ -162,6 +163,45 @@ def test_a_node_that_comes_later_is_used_without_gpus(needs_ray: None, manifest:
     answers = answers_in(tmp_path / "out")
     assert sorted(answer["recording_id"] for answer in answers) == sorted(f"call-{number}" for number in range(CALLS))
     assert "late" in {answer["text"].split()[0] for answer in answers}
+
+
+GRANITE, WHISPER = "ibm-granite/granite-4.0-1b-speech", "openai/whisper-small"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("gpus", [2, 1])
+def test_models_share_a_node_that_comes_later(gpus: int, needs_ray: None, tmp_path: Path) -> None:
+    """It goes to the model with more work left or, if there was one place only, to the one that has waited.
+
+    No engine answers before that of the late node has had a clip.
+    """
+    make_calls(tmp_path)
+    ids = [*(f"sv-{number}" for number in range(CALLS)), *(f"en-{number}" for number in range(10))]
+    rows: list[dict[str, object]] = [{"audio": "agent.flac", "id": each, "language": each[:2]} for each in ids]
+    output = str(tmp_path / "out")
+    models = [{"model": GRANITE, "languages": "en"}, {"model": WHISPER}]
+    with head_alone() as cluster:
+        cluster.add_node(num_cpus=6, labels={"name": "cpu"})
+        cluster.add_node(num_gpus=gpus, num_cpus=4, labels={"name": "first", **T4})
+        manifest = manifest_of(tmp_path, *rows)
+        # Blocks so small that no engine holds all of its model.
+        driver = start_driver(
+            cluster.address, "run_waiting", manifest=manifest, output=output, models=models, listeners=4
+        )
+        for language in ("sv", "en")[:gpus]:
+            await_clip(driver, output, language)
+        assert gpus == 2 or "en-" not in asked_file(flag_of(output)).read_text()
+        cluster.add_node(**GPU, labels={"name": "late", **T4})
+        ended = placed(driver)
+    assert ended.engines == {"first", "late"}
+    answers = answers_in(tmp_path / "out")
+    assert sorted(answer["recording_id"] for answer in answers) == sorted(ids)
+    nodes: dict[str, set[str]] = {GRANITE: set(), WHISPER: set()}
+    for answer in answers:
+        assert answer["model"] == (GRANITE if answer["language"] == "en" else WHISPER)
+        nodes[answer["model"]] |= {*answer["text"].split()}
+    assert nodes[GRANITE] == ({"first"} if gpus == 2 else {"late"})
+    assert nodes[WHISPER] >= ({"first", "late"} if gpus == 2 else {"first"})
 
 
 @pytest.mark.long
