@@ -117,7 +117,8 @@ class ModelSettings(Settings):
     @property
     def rules(self) -> tuple[ModelRule, ...]:
         """The models, in order of preference: one that takes everything, or those of ``models``."""
-        return self.models or (ModelRule(**dict(self.engine_config)),)
+        # What the user has not set stays so: the GPU decides it (cluster.gpus.fit_engine).
+        return self.models or (ModelRule(**self.engine_config.model_dump(exclude_unset=True)),)
 
 
 def _option(path: str) -> str:

@@ -100,7 +100,7 @@ class ServeSettings(ModelSettings):
 
     @property
     def rules(self) -> tuple[ServedModel, ...]:
-        return self.models or (ServedModel(**dict(self.engine_config), names=self.names),)
+        return self.models or (ServedModel(**self.engine_config.model_dump(exclude_unset=True), names=self.names),)
 
     @property
     def clip_s(self) -> float:

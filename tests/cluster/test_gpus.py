@@ -1,11 +1,14 @@
 """GPUs, as nvidia-smi lists them, and what an engine takes of their memory."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.gpus import MEMORY_GIB, Gpu, find_gpus, fit_engine
+from pipelines.job import Job
+from serve.settings import ServeSettings
 from speech.engines.base import EngineConfig
 
 
@@ -58,6 +61,18 @@ def test_an_engine_fits_its_gpu(memory_gib: float | None, engines: int, clips: i
 def test_what_the_user_sets_of_an_engine_wins() -> None:
     config = EngineConfig(concurrent_clips=7, gpu_memory=0.5)
     assert fit_engine(config, 1, 15.0) == config
+
+
+@pytest.mark.parametrize("given", [{"model": "openai/whisper-small"}, {"models": [{"model": "openai/whisper-small"}]}])
+def test_settings_of_a_face_leave_to_the_gpu_what_the_user_has_not_set(given: dict[str, Any]) -> None:
+    """On the way to the actor, too, which receives them pickled."""
+    job = Job.from_settings({"manifest": "calls", "output": "out", **given})
+    endpoint = ServeSettings.from_settings(given)
+    for rule in (job.rules[0], endpoint.rules[0]):
+        fitted = fit_engine(pickle.loads(pickle.dumps(rule)), 1, MEMORY_GIB["T4"])
+        expected = fit_engine(EngineConfig(), 1, MEMORY_GIB["T4"])
+        assert (fitted.concurrent_clips, fitted.gpu_memory) == (expected.concurrent_clips, expected.gpu_memory)
+        assert fitted.concurrent_clips > EngineConfig().concurrent_clips
 
 
 def test_other_engines_are_as_the_user_has_them() -> None:
