@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cluster.gpus import MEMORY_GIB, Gpu, find_gpus, fit_engine
+from cluster.gpus import Gpu, find_gpus, fit_engine
 from cluster.nodes import Layout, Node, Share, local_slots, plan_layout
 from cluster.settings import ClusterConfig, Settings
 from speech.engines.base import EngineConfig
@@ -187,8 +187,7 @@ def describe_engines(share: Share, layout: Layout) -> str:
         return "no engine"
     if layout.threads_per_engine is not None:
         return f"{engines} on the CPU, {layout.threads_per_engine} threads each"
-    memory_gib = share.node.gpu_memory_gib or MEMORY_GIB.get(share.node.accelerator)
-    fitted = fit_engine(EngineConfig(), layout.engines_per_gpu, memory_gib)
+    fitted = fit_engine(EngineConfig(), layout.engines_per_gpu, share.node.gpu_gib)
     shared = f"{layout.engines_per_gpu} to a GPU, " if layout.engines_per_gpu > 1 else ""
     each = f"{shared}{fitted.gpu_memory:.0%} of its memory, {fitted.concurrent_clips} clips at once"
     return f"{engines} on {share.node.accelerator or 'GPUs'}, {each}"

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.gpus import MEMORY_GIB
+from cluster.gpus import MEMORY_GIB, fit_engine
 from cluster.settings import ClusterConfig
+from speech.engines.base import EngineConfig
 
 # Ray Data's own tasks (repartition) need CPU slots beside the actors. On a machine of few cores these are only
 # logical: the tasks are short, and without free slots the dataset would deadlock.
@@ -61,6 +62,11 @@ class Node:
     resources: Mapping[str, float] = field(default_factory=dict)
     head: bool = False
     alive: bool = True
+
+    @property
+    def gpu_gib(self) -> float | None:
+        """Memory of one of its GPUs, in GiB; None if it is not known."""
+        return self.gpu_memory_gib or MEMORY_GIB.get(self.accelerator)
 
     @property
     def ray_slots(self) -> float:
@@ -132,6 +138,11 @@ class Layout:
     def engines_per_gpu(self) -> int:
         """Engines that share a GPU; 0 on CPUs."""
         return _whole(1 / self.gpus_per_engine) if self.gpus_per_engine else 0
+
+    def concurrent_clips(self, config: EngineConfig) -> int:
+        """How many clips an engine decodes at once, on the largest of the GPUs."""
+        gpus_gib = {share.node.gpu_gib for share in self.shares} or {None}
+        return max(fit_engine(config, self.engines_per_gpu, gib).concurrent_clips for gib in gpus_gib)
 
     @property
     def engine_runtime_env(self) -> dict[str, dict[str, str]]:

@@ -3,13 +3,19 @@
 The driver's work is by block (bench.driver), and so are the files. Smaller blocks lose less when a node dies.
 """
 
+import math
+
 # Recordings in a block, at most: the input of one task of a Listener. The first where every Listener has a few blocks,
 # the second where it has many.
 MAX_RECORDINGS_PER_BLOCK = 32
 MAX_RECORDINGS_OF_MANY = 128
 FEW_BLOCKS, MANY_BLOCKS = 8, 32
-# Blocks in flight in one engine, so that the last clips of one are batched with others.
+# Blocks in flight in one engine, at least, so that the last clips of one are batched with others.
 BLOCKS_PER_ENGINE = 4
+# Clips by which blocks fill an engine: 32 recordings of one clip are as many. A table of LISTENED_BYTES holds 17 of
+# 30 s, and 65 of 8 s, the mean of calls. With fewer blocks, slots of an engine would be empty; with more, too many
+# recordings would be tried again, each alone, when it dies.
+CLIPS_PER_BLOCK = 32
 # Bytes of samples in one output table of a Listener: the input of one call of an engine, and one file. Small recordings
 # cost less together; the audio of a block of long ones should not be in memory twice. The second for MANY_ENGINES or
 # more, as one driver counts the tables of all.
@@ -28,3 +34,9 @@ def recordings_per_block(to_do: int, listeners: int) -> int:
 def listened_bytes(engines: int) -> int:
     """How many bytes of samples make a table."""
     return LISTENED_BYTES if engines < MANY_ENGINES else LISTENED_BYTES_OF_MANY
+
+
+def blocks_per_engine(concurrent_clips: int, engines: int) -> int:
+    """How many blocks are in flight in one engine: as many as fill it with clips."""
+    clips = CLIPS_PER_BLOCK * listened_bytes(engines) // LISTENED_BYTES
+    return max(BLOCKS_PER_ENGINE, math.ceil(concurrent_clips / clips))

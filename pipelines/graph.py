@@ -10,7 +10,7 @@ from ray.data import ActorPoolStrategy
 from cluster.nodes import Layout
 from cluster.ray_internals import StageLoad, StageWatch, map_blocks
 from cluster.session import last_error_line
-from pipelines.blocks import BLOCKS_PER_ENGINE, listened_bytes, recordings_per_block
+from pipelines.blocks import blocks_per_engine, listened_bytes, recordings_per_block
 from pipelines.job import Job
 from pipelines.output import Output
 from pipelines.poison import AttemptTracker
@@ -112,6 +112,8 @@ class ModelDataset:
             ActorPoolStrategy(min_size=1, max_size=self._most_listeners),
             **listener_resources(layout),
         )
+        clips = layout.concurrent_clips(self._job.rules[self._model])
+        in_flight = blocks_per_engine(clips, layout.engines)
         return map_blocks(
             listened,
             Transcribe,
@@ -119,8 +121,8 @@ class ModelDataset:
             ActorPoolStrategy(
                 min_size=layout.engines_now,
                 max_size=self._most_engines,
-                max_tasks_in_flight_per_actor=2 * BLOCKS_PER_ENGINE,
-                max_concurrent_calls_per_actor=BLOCKS_PER_ENGINE,
+                max_tasks_in_flight_per_actor=2 * in_flight,
+                max_concurrent_calls_per_actor=in_flight,
                 enable_true_multi_threading=True,
             ),
             num_cpus=layout.cpus_per_engine,

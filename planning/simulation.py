@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import simpy
 
-from pipelines.blocks import BLOCKS_PER_ENGINE
+from pipelines.blocks import blocks_per_engine
 from planning.estimate import GBIT
 from planning.rates import Rates
 from planning.scenario import Faults, Machines, Workload, block_size, table_speech_s
@@ -177,6 +177,7 @@ class _Run:
         self._driver = simpy.Resource(self._env)
         self._parts = parts
         self._table_speech_s = table_speech_s(machines)
+        self._blocks_per_engine = blocks_per_engine(machines.concurrent_clips, machines.engines)
         self._done = self._env.event()
         self._busy = {"listeners": 0.0, "engines": 0.0, "driver": 0.0}
         self._repeated = self._lost = 0
@@ -302,7 +303,7 @@ class _Run:
                 yield self._env.timeout(self._rates.engine_start_s.value)
                 while True:
                     committing = [each for each in committing if not each.processed]
-                    while self._tables and len(decoding) + len(committing) < BLOCKS_PER_ENGINE:
+                    while self._tables and len(decoding) + len(committing) < self._blocks_per_engine:
                         table = self._tables.take()
                         table.left_s = table.speech_s
                         decoding.append(table)
@@ -320,7 +321,7 @@ class _Run:
         if decoding:
             seconds = min(each.left_s / speed for each, speed in zip(decoding, speeds, strict=True))
             until.append(self._env.timeout(max(0.0, seconds)))
-        arrival = self._tables.item() if len(decoding) + len(committing) < BLOCKS_PER_ENGINE else None
+        arrival = self._tables.item() if len(decoding) + len(committing) < self._blocks_per_engine else None
         began = self._env.now
         try:
             yield self._env.any_of([*until, arrival] if arrival else until)

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.nodes import ACCELERATOR_LABEL, NODE_ID_LABEL, Node, nodes_of, plan_layout, share_engines
 from cluster.settings import ClusterConfig
+from speech.engines.base import EngineConfig
 
 LAPTOP = Node(cpus=2, slots=6, memory_gib=15)
 HEAD = Node(cpus=0, head=True)
@@ -239,3 +240,16 @@ def test_a_part_of_a_layout_has_as_many_of_the_listeners() -> None:
     few = plan_layout([LAPTOP], ClusterConfig(engines=3))
     assert (few.listeners, few.cpus_per_listener) == (1, 1.0)
     assert (few.share(1, 1).listeners, few.share(1, 1).cpus_per_listener) == (1, 0.3333)  # or no slot would be left
+
+
+@pytest.mark.parametrize(
+    ("nodes", "config", "clips"),
+    [
+        ([LAPTOP], EngineConfig(), 64),
+        ([CPU_NODE, Node(cpus=8, gpus=1), Node(cpus=8, gpus=8, accelerator="H100")], EngineConfig(), 1024),
+        ([Node(cpus=8, gpus=1)], EngineConfig(), 64),  # its kind is not known
+        ([L4_NODE], EngineConfig(concurrent_clips=7), 7),
+    ],
+)
+def test_the_largest_gpu_says_how_many_clips_an_engine_has(nodes: list[Node], config: EngineConfig, clips: int) -> None:
+    assert plan_layout(nodes, ClusterConfig()).concurrent_clips(config) == clips

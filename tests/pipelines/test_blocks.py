@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.blocks import listened_bytes, recordings_per_block
+from pipelines.blocks import blocks_per_engine, listened_bytes, recordings_per_block
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,11 @@ def test_every_listener_has_several_blocks_and_a_driver_not_too_many(to_do: int,
 
 def test_tables_are_larger_where_engines_are_many() -> None:
     assert listened_bytes(1) == listened_bytes(8) < listened_bytes(1_000)
+
+
+@pytest.mark.parametrize(
+    ("concurrent_clips", "engines", "blocks"),
+    [(1, 1, 4), (64, 1, 4), (167, 1, 6), (1024, 8, 32), (64, 1_000, 4), (1024, 1_000, 8)],
+)
+def test_an_engine_has_as_many_blocks_as_fill_it(concurrent_clips: int, engines: int, blocks: int) -> None:
+    assert blocks_per_engine(concurrent_clips, engines) == blocks

@@ -1,13 +1,20 @@
 """The whole job on a real Ray, with an engine that needs no model: every row answered, once, as asked."""
 
+import asyncio
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.run import run
 from speech.engines import dtype
+from speech.engines.base import ClipRequest, EngineConfig
+from speech.engines.fake import FakeEngine
+from speech.models.families import Family
+from speech.transcriber import WARM_UP_ID
 from speech.transcript import parquet_schema
-from tests.pipelines.jobs import Finished, manifest_of, transcribe
+from tests.pipelines.jobs import Finished, job_of, manifest_of, transcribe
 
 ERRORS = {
     "empty": "empty",
@@ -76,3 +83,29 @@ def test_bfloat16_on_a_cpu_without_it_is_warned_of(
     manifest = manifest_of(copied.folder, {"audio": "agent.flac", "id": "new"})
     transcribe(manifest, copied.folder / "bfloat16", dtype="bfloat16")
     assert "leave out --dtype bfloat16" in capsys.readouterr().err
+
+
+FULL = 200  # clips
+
+
+async def wait_until_full(clip: ClipRequest) -> None:
+    """No clip is answered before so many are in flight."""
+    if clip.id == WARM_UP_ID:
+        return
+    in_flight.add(clip.id)
+    async with asyncio.timeout(60):
+        while len(in_flight) < FULL:
+            await asyncio.sleep(0.05)
+
+
+in_flight: set[str] = set()  # of the engine's process
+
+
+def start_filling(config: EngineConfig, family: Family) -> FakeEngine:
+    return FakeEngine(before=wait_until_full)
+
+
+def test_short_recordings_fill_a_large_engine(calls: Path) -> None:
+    rows: list[dict[str, object]] = [{"audio": "agent.flac", "id": f"{n}", "duration": 1} for n in range(600)]
+    job = job_of(manifest_of(calls, *rows), calls / "out", listeners=2, concurrent_clips=256)
+    assert run(job, start_filling).ok == len(rows)
