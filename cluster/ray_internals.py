@@ -1,8 +1,8 @@
 """All private parts of Ray that Rayscribe uses, in one file, and the check that this Ray has them.
 
-    backpressure policy    limits the blocks that wait between two operators of Ray Data
+    backpressure policies  limit the blocks that wait between two operators of Ray Data; never hold back the last
     execution callbacks    drop the statistics that Ray Data keeps of every block; tell what each stage is doing
-    actor pool             its minimum and maximum, which are raised while a dataset is executed
+    actor pool             its minimum and maximum, which are raised while a dataset is executed; which actors are lost
     _metrics_export_port   the port at which a Ray that is started here exports its metrics
     _worker_logs_enabled   whether the driver prints messages of Ray's processes
     ENABLE_RAY_CLUSTER     whether a node's address may be other than loopback
@@ -17,7 +17,7 @@ Ray starts, so that a Ray without one of these parts is named at once and not as
 import inspect
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,11 @@ try:
         ENABLED_BACKPRESSURE_POLICIES,
         ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
         BackpressurePolicy,
+        ResourceBudgetBackpressurePolicy,
     )
     from ray.data._internal.execution.execution_callback import ExecutionCallback
     from ray.data._internal.execution.interfaces import PhysicalOperator
+    from ray.data._internal.execution.operators.actor_pool_map_operator import _ActorPool, _ActorState
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
     from ray.data._internal.execution.streaming_executor_state import OpState
 except ImportError as error:
@@ -72,15 +74,19 @@ _METHODS = {
     BackpressurePolicy: ("can_add_input", "max_task_output_bytes_to_read"),
     ExecutionCallback: ("on_execution_step",),
     OpState: ("total_enqueued_input_blocks", "total_enqueued_output_blocks"),
-    PhysicalOperator: ("get_stats", "output_dependencies", "get_autoscaling_actor_pools", "name"),
+    PhysicalOperator: ("get_stats", "output_dependencies", "get_autoscaling_actor_pools", "name", "num_active_tasks"),
     AutoscalingActorPool: ("num_running_actors", "num_tasks_in_flight", "max_actor_concurrency", "max_size"),
 }
 _INSTANCE_ATTRIBUTES = (
     (BackpressurePolicy.__init__, "_topology"),
     (StreamingExecutor.__init__, "_topology"),
     (AutoscalingActorPool.__init__, "_config"),
+    (_ActorPool.__init__, "_running_actors"),
 )
-_POOL_CONFIG = ("min_size", "initial_size", "max_size")
+_FIELDS: dict[type, tuple[str, ...]] = {
+    AutoscalingActorConfig: ("min_size", "initial_size", "max_size"),
+    _ActorState: ("num_tasks_in_flight", "is_restarting"),
+}
 _CONTEXT = ("custom_execution_callback_classes", "set_config")
 
 
@@ -100,8 +106,8 @@ def _missing() -> Iterator[str]:
     for method, name in _INSTANCE_ATTRIBUTES:
         if name not in method.__code__.co_names:
             yield f"{method.__qualname__.removesuffix('.__init__')}.{name}"
-    fields = AutoscalingActorConfig.__dataclass_fields__
-    yield from (f"AutoscalingActorConfig.{name}" for name in _POOL_CONFIG if name not in fields)
+    for kind, names in _FIELDS.items():
+        yield from (f"{kind.__name__}.{name}" for name in names if name not in kind.__annotations__)
     context = DataContext.get_current()
     yield from (f"DataContext.{name}" for name in _CONTEXT if not hasattr(context, name))
     for name in ("ENABLE_RAY_CLUSTER", "ENABLE_RAY_CLUSTERS_ENV_VAR"):
@@ -199,6 +205,18 @@ def use_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
+class BudgetBeforeLast(ResourceBudgetBackpressurePolicy):
+    """Ray Data's limits by the memory of the object store, for all operators but the last.
+
+    An operator for whose least number of actors the cluster is too small, as it is when a node is lost, has no memory
+    of its own. The blocks that wait for it take the rest, and those that it was given on the lost node count as work:
+    it got no more, and the engines that were left did nothing until another node came. Its own output is small.
+    """
+
+    def can_add_input(self, op: PhysicalOperator) -> bool:
+        return not op.output_dependencies or super().can_add_input(op)
+
+
 class LimitQueuedBlocks(BackpressurePolicy):
     """Stops an operator while MAX_QUEUED_BLOCKS of its blocks are queued for the next.
 
@@ -220,6 +238,10 @@ class LimitQueuedBlocks(BackpressurePolicy):
         return queued >= MAX_QUEUED_BLOCKS
 
 
+class ActorsLost(Exception):  # noqa: N818 - not a failure: what they had is for the next dataset
+    """A dataset has ended because all that is left of it waits for actors for which no node has room."""
+
+
 @dataclass(frozen=True)
 class StageLoad:
     """What an operator of actors is doing.
@@ -229,12 +251,14 @@ class StageLoad:
         actors: that are ready.
         in_flight: blocks that were given to them.
         calls_per_actor: blocks that one of them works on at once.
+        lost: of those in flight, blocks of actors whose process has ended and that are not ready again.
     """
 
     queued: int
     actors: int
     in_flight: int
     calls_per_actor: int
+    lost: int = 0
 
     @property
     def busy(self) -> bool:
@@ -243,9 +267,19 @@ class StageLoad:
 
 
 class StageWatch:
-    """Knows what the stages of one dataset are doing, and sets how many actors each may have, while it is executed."""
+    """Knows what the stages of one dataset are doing, and sets how many actors each may have, while it is executed.
 
-    def __init__(self) -> None:
+    An actor keeps the blocks that it was given when its node is lost, and Ray starts it again where there is room: for
+    ever, if there is none. Such blocks are not given to others, so the dataset is then ended by ``ActorsLost``.
+
+    Args:
+        lost_wait_s: for so long nothing else may be in flight.
+        has_room: whether there is room for the actors that are lost. Asked in the dataset's thread.
+    """
+
+    def __init__(self, lost_wait_s: float, has_room: Callable[[], bool]) -> None:
+        self._lost_wait_s, self._has_room = lost_wait_s, has_room
+        self._lost_since: float | None = None
         self._loads: dict[str, StageLoad] = {}  # by the name of the stage's class
         self._limits: dict[str, tuple[int, int]] = {}
         self._stopped = False
@@ -289,7 +323,24 @@ class StageWatch:
                     pool.num_running_actors(),
                     pool.num_tasks_in_flight(),
                     pool.max_actor_concurrency(),
+                    sum(actor.num_tasks_in_flight for actor in pool._running_actors.values() if actor.is_restarting),
                 )
+        self._check_lost(sum(operator.num_active_tasks() for operator in executor._topology or ()))
+
+    def _check_lost(self, active: int) -> None:
+        """Raises ActorsLost if all work in flight waits for actors for which there is no room, and has so for long."""
+        lost = sum(load.lost for load in self._loads.values())
+        if not lost or lost < active:
+            self._lost_since = None
+            return
+        now = time.monotonic()
+        self._lost_since = self._lost_since or now
+        if now - self._lost_since < self._lost_wait_s:
+            return
+        if self._has_room():
+            self._lost_since = now
+            return
+        raise ActorsLost(f"{lost} blocks wait for actors that have no node")
 
 
 def _raised(config: AutoscalingActorConfig, least: int, most: int) -> AutoscalingActorConfig:
@@ -312,7 +363,8 @@ class DropBlockStats(ExecutionCallback):
                 block_stats.clear()  # the operator's own list
 
 
-def bound_driver_memory(context: DataContext) -> None:
-    """Makes the driver's memory independent of the number of blocks."""
+def set_policies(context: DataContext) -> None:
+    """Makes the driver's memory independent of the number of blocks, and never holds back the last operator."""
     context.custom_execution_callback_classes = [DropBlockStats]
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, LimitQueuedBlocks])
+    others = (each for each in ENABLED_BACKPRESSURE_POLICIES if each is not ResourceBudgetBackpressurePolicy)
+    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*others, BudgetBeforeLast, LimitQueuedBlocks])

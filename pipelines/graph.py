@@ -8,8 +8,8 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from cluster.nodes import Layout
-from cluster.ray_internals import StageLoad, StageWatch, map_blocks
-from cluster.session import last_error_line
+from cluster.ray_internals import ActorsLost, StageLoad, StageWatch, map_blocks
+from cluster.session import cluster_layout, last_error_line
 from pipelines.blocks import blocks_per_engine, listened_bytes, recordings_per_block
 from pipelines.job import Job
 from pipelines.output import Output
@@ -59,7 +59,8 @@ class ModelDataset:
         self._start, self._storage, self._output = start, storage, output
         self._blocks, self._to_do = blocks, to_do
         self._layout = layout
-        self._watch = StageWatch()
+        self._watch = StageWatch(job.lost_wait_s, self._has_room)
+        self.lost_actors = False
 
     def load(self, stage: type) -> StageLoad:
         """What the actors of a stage were doing a moment ago."""
@@ -76,17 +77,28 @@ class ModelDataset:
     def receipts(self) -> Iterator[pa.Table]:
         """Executes the dataset and yields the receipts of committed blocks, as they are committed.
 
+        It ends without those of some blocks where ``lost_actors`` is true then.
+
         Raises:
             RayscribeError: ``run_failed``.
         """
         dataset = self._transcribed()
         try:
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        except ActorsLost:
+            self.lost_actors = True
         except (ray.exceptions.RayError, ray.data.exceptions.UserCodeException) as error:
             raise RayscribeError(
                 "run_failed",
                 f"the run failed: {last_error_line(error)} (what is committed is kept; see the logs of Ray's session)",
             ) from error
+
+    def _has_room(self) -> bool:
+        """Whether an engine that is lost starts again: nodes have room for all. A Listener does at once if it can."""
+        if not self._job.cluster.address:
+            return True
+        engines, layout = self.load(Transcribe), cluster_layout(self._job.cluster)
+        return engines.lost > 0 and not layout.missing and engines.actors <= layout.engines_now
 
     def _transcribed(self) -> ray.data.Dataset:
         """The dataset of receipts."""

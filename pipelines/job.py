@@ -43,6 +43,13 @@ class Job(ModelSettings):
         1800.0, gt=0, description="a recording that takes longer to open and decode, in seconds, fails as poison"
     )
 
+    lost_wait_s: float = Field(
+        120.0,
+        ge=0,
+        description="seconds that recordings on a lost node wait for another in its place, when all others are done; "
+        "then the nodes that are left transcribe them",
+    )
+
     @field_validator("allow_scheme", mode="before")
     @classmethod
     def _parse_schemes(cls, value: Any) -> Any:

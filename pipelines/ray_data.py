@@ -4,13 +4,13 @@ import logging
 
 from ray.data import DataContext
 
-from cluster.ray_internals import bound_driver_memory
+from cluster.ray_internals import set_policies
 
 
 def configure_ray_data() -> None:
     """Sets the context of all datasets of this process.
 
-    The driver of a million recordings takes no more memory than that of ten thousand (``bound_driver_memory``).
+    The driver of a million recordings takes no more memory than that of ten thousand (``set_policies``).
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False  # pipelines.progress shows the job, not Ray's operators
@@ -18,7 +18,7 @@ def configure_ray_data() -> None:
     # Ray Data would fail a run that has waited half an hour for machines. Recordings, clips and engines that hang have
     # time limits of their own.
     context.execution_no_progress_timeout_s = -1
-    bound_driver_memory(context)
+    set_policies(context)
     log = logging.getLogger("ray.data")
     log.setLevel(logging.ERROR)
     for handler in [*log.handlers]:

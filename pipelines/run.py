@@ -14,13 +14,9 @@ run, and a manifest with new rows costs only those.
 """
 
 import contextlib
-from array import array
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
 
 from cluster.nodes import Layout
 from cluster.session import await_nodes, connect_ray, follow_nodes
@@ -32,6 +28,7 @@ from pipelines.manifest_parts import parts_of
 from pipelines.model_runs import ModelRuns
 from pipelines.output import Contents, Output
 from pipelines.progress import Progress
+from pipelines.receipts import Receipts
 from pipelines.summary import Summary
 from pipelines.work_list import (
     WORK_ROWS_PER_BLOCK,
@@ -57,30 +54,6 @@ from storage.uris import protocol_of
 RETRY_SHARE = 0.25
 # How long a commit is retried while the output's storage fails. An error ends the run, so minutes are worth waiting.
 COMMIT_RETRY_FOR_S = 600.0
-
-
-class Receipts:
-    """The files that receipts name, and whether each recording has exactly one receipt."""
-
-    def __init__(self) -> None:
-        self.files: set[str] = set()
-        self._hashes = array("q")  # of ids: 8 bytes a recording
-
-    def add(self, batch: pa.Table) -> None:
-        self.files.update(batch["file"].to_pylist())
-        self._hashes.extend(hash(recording_id) for recording_id in batch["recording_id"].to_pylist())
-
-    @property
-    def repeated(self) -> bool:
-        """Whether a recording has more than one: Ray has run its Listen task again and cut the block otherwise."""
-        return len(np.unique(self._hashes)) < len(self._hashes)
-
-    def check_complete(self, count: int) -> None:
-        """Raises RayscribeError ``run_failed`` if some of ``count`` recordings have no receipt."""
-        if missing := count - len(np.unique(self._hashes)):
-            raise RayscribeError(
-                "run_failed", f"{missing} recordings were lost within Ray: the same command again transcribes them"
-            )
 
 
 def run(job: Job, start: EngineStarter = start_engine) -> Summary:
@@ -202,7 +175,7 @@ def _execute(
     # Importing Ray Data takes a second; a usage error should be shown before.
     from pipelines.graph import ModelDataset
     from pipelines.limits import Limits
-    from pipelines.routing import Routes
+    from pipelines.next_pass import NextPass
     from pipelines.stages import Listen, Transcribe
 
     received = Receipts()
@@ -225,12 +198,12 @@ def _execute(
         return datasets[model]
 
     while counts:
-        routes = Routes(WORK_ROWS_PER_BLOCK)
+        following = NextPass(WORK_ROWS_PER_BLOCK)
         runs = ModelRuns(counts, layout, begin)
         with contextlib.closing(runs.receipts()) as receipts, follow_nodes(job.cluster, layout, runs.resize):
             for model, batch in receipts:
                 lease.check()
-                committed = routes.add(batch)
+                committed = following.add(batch)
                 if not len(committed):
                     continue
                 limits.add(datasets[model].load(Listen), datasets[model].load(Transcribe), committed)
@@ -238,7 +211,12 @@ def _execute(
                 summary.add(committed)
                 progress.update(summary, limits)
                 breaker.add(committed)
-        blocks, counts = routes.work_lists()
+        left = sum(
+            following.add_left(model, blocks[model], received) for model in counts if datasets[model].lost_actors
+        )
+        if left:
+            progress.warn(f"no node has room for the actors of nodes that are lost: {left} recordings go to others")
+        blocks, counts = following.work_lists()
         if counts:
             layout = await_nodes(job.cluster, progress.say, lease.check)  # nodes have come and gone
     received.check_complete(work.count)

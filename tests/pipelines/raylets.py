@@ -105,6 +105,17 @@ def start_leaving(config: EngineConfig, family: Family, flag: Path, notice: bool
     return start_fake(config, family, say_node, partial(leave_going, flag=flag, notice=notice))
 
 
+async def hang_going(clip: ClipRequest, flag: Path) -> None:
+    """The node "going" says that it has a clip, and never answers."""
+    if clip.id != WARM_UP_ID and say_node(clip) == "going":
+        asked_file(flag).touch()
+        await asyncio.Future()
+
+
+def start_hanging(config: EngineConfig, family: Family, flag: Path) -> FakeEngine:
+    return start_fake(config, family, say_node, partial(hang_going, flag=flag))
+
+
 async def take_turns(clip: ClipRequest, flag: Path) -> None:
     """Recordings whose number is not below that in the file ``flag`` wait."""
     if clip.id != WARM_UP_ID:
@@ -180,6 +191,10 @@ def _run_leaving(settings: dict[str, Any], notice: bool = False) -> Any:
     return _run(settings, partial(start_leaving, flag=flag_of(settings["output"]), notice=notice))
 
 
+def _run_hanging(settings: dict[str, Any]) -> Any:
+    return _run(settings, partial(start_hanging, flag=flag_of(settings["output"])))
+
+
 def _run_in_turns(settings: dict[str, Any], host: str | None = None) -> Any:
     if host:  # what the lease calls this machine
         socket.gethostname = lambda: host
@@ -223,6 +238,7 @@ def main(arguments: Sequence[str]) -> None:
         "run_waiting": _run_waiting,
         "run_leaving": _run_leaving,
         "run_draining": partial(_run_leaving, notice=True),
+        "run_hanging": _run_hanging,
         "run_in_turns": _run_in_turns,
         "run_elsewhere": partial(_run_in_turns, host="another-machine"),
         "run_paced": partial(_run, start=paced(*PACE)),
