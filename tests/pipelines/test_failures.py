@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.ray_internals import ActorsLost, StageWatch
 from pipelines.lease import Lease, read_lease
 from pipelines.output import Output
 from pipelines.poison import MAX_ATTEMPTS
@@ -253,3 +254,23 @@ def test_audio_that_changed_under_its_id_is_reported(
     rows[1]["audio"] = "customer.flac"
     assert not run(job_of(manifest_of(calls, *rows), tmp_path / "out"), start_scripted).finished
     assert "other audio for 1 ids that the output has ('changed')" in capfd.readouterr().err
+
+
+def test_what_lost_actors_had_is_transcribed_in_another_pass(
+    calls: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are lost when the first file is there, whose receipts may not have been received."""
+    output, lost = calls / "out", list[bool]()
+
+    def lose(watch: StageWatch, active: int) -> None:
+        if not lost and list((output / "transcripts").rglob("*.parquet")):
+            lost.append(True)
+            raise ActorsLost("as asked")
+
+    monkeypatch.setattr(StageWatch, "_check_lost", lose)
+    rows: list[dict[str, object]] = [{"audio": "agent.flac", "id": f"call-{number}"} for number in range(40)]
+    answers = transcribe(manifest_of(calls, *rows), output)
+    assert lost
+    assert "no node has room for the actors of nodes that are lost" in capsys.readouterr().err
+    assert sorted(answer["recording_id"] for answer in answers) == sorted(str(row["id"]) for row in rows)
+    assert {answer["status"] for answer in answers} == {"ok"}

@@ -1,6 +1,8 @@
 """The driver's memory does not grow with the number of blocks, and the private parts of Ray that this needs exist."""
 
+import contextlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -83,6 +85,48 @@ def test_block_statistics_are_dropped(configured: None, monkeypatch: pytest.Monk
     assert sum(len(batch["id"]) for batch in numbers.iter_batches(batch_size=None)) == BLOCKS
     assert kept
     assert max(kept) == 0
+
+
+class Operators:
+    """Two operators, the first of which has an output that the second takes."""
+
+    def __init__(self) -> None:
+        self.last = SimpleNamespace(output_dependencies=[])
+        self.first = SimpleNamespace(output_dependencies=[self.last])
+
+
+def test_the_last_operator_is_not_held_back_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    operators: Any = Operators()
+    manager: Any = SimpleNamespace(_op_resource_allocator=SimpleNamespace(can_submit_new_task=lambda operator: False))
+    policy = ray_internals.BudgetBeforeLast(DataContext.get_current(), {}, manager)
+    assert not policy.can_add_input(operators.first)
+    assert policy.can_add_input(operators.last)
+
+
+WAIT_S = 60.0
+
+
+@pytest.mark.parametrize(
+    ("lost", "active", "room", "waited_s", "ends"),
+    [
+        (2, 2, False, WAIT_S, True),
+        (2, 2, False, WAIT_S - 1, False),
+        (2, 2, True, WAIT_S, False),  # it starts again, which may take minutes
+        (2, 3, False, WAIT_S, False),  # others are at work
+        (0, 0, False, WAIT_S, False),
+    ],
+)
+def test_a_dataset_ends_when_all_its_work_is_on_lost_actors(
+    lost: int, active: int, room: bool, waited_s: float, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(ray_internals.time, "monotonic", lambda: now)
+    watch = ray_internals.StageWatch(WAIT_S, lambda: room)
+    watch._loads = {"Transcribe": ray_internals.StageLoad(0, 2, active, 4, lost)}
+    watch._check_lost(active)
+    now += waited_s
+    with pytest.raises(ray_internals.ActorsLost) if ends else contextlib.nullcontext():
+        watch._check_lost(active)
 
 
 def test_this_ray_has_the_internals_that_are_used() -> None:
