@@ -269,8 +269,9 @@ class StageLoad:
 class StageWatch:
     """Knows what the stages of one dataset are doing, and sets how many actors each may have, while it is executed.
 
-    An actor keeps the blocks that it was given when its node is lost, and Ray starts it again where there is room: for
-    ever, if there is none. Such blocks are not given to others, so the dataset is then ended by ``ActorsLost``.
+    An actor keeps the blocks that it was given when its node is lost, and Ray starts it again where there is room. If
+    there is none before the others have done all else, and these blocks leave no memory for what comes before them,
+    nothing goes on. The dataset is then ended by ``ActorsLost``.
 
     Args:
         lost_wait_s: for so long nothing else may be in flight.
