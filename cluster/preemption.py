@@ -1,8 +1,10 @@
 """Nodes that are taken away: the notice of a cloud's spot machines, and what an actor on such a node does.
 
     notice    AWS and Google announce the end of a spot machine by its metadata service
-    drain     Ray schedules nothing more on the node, and Ray Data gives its actors no further block
-    leave     an actor that has finished the blocks that it had ends its process: Ray starts it on another node
+    drain     Ray schedules nothing more on the node; Ray Data gives its actors no further block, and Ray Serve starts
+              its replicas elsewhere
+    leave     an actor of the job that has finished the blocks that it had ends its process: Ray starts it on another
+              node. Replicas of the endpoint are ended by Ray Serve.
 
 Kubernetes announces it by SIGTERM to the pod, on which ``ray start --block`` drains the node itself.
 """
@@ -74,6 +76,39 @@ def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str:
         return ""
 
 
+def drain_on_notice(notice: Notice | None) -> None:
+    """Drains this process's node when its cloud announces the machine's end. Returns at once: a thread asks.
+
+    A node that is alone is not drained: its work has nowhere else to go.
+
+    Args:
+        notice: asks the cloud; None where there is none to ask.
+    """
+    if notice is not None:
+        threading.Thread(target=_await_notice, args=[notice], daemon=True, name="spot-notice").start()
+
+
+def _await_notice(notice: Notice) -> None:
+    while True:
+        try:
+            if (left_s := notice()) is not None:
+                _drain(left_s)
+                return
+        except Exception:  # Ray's or the metadata service's: the work goes on, and so does the watch
+            log.exception("asking whether this machine is taken away")
+        time.sleep(POLL_S)
+
+
+def _drain(left_s: float) -> None:
+    import ray
+
+    from cluster import ray_internals
+
+    log.warning("this machine is taken away in %.0f s", left_s)
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        ray_internals.drain_this_node(left_s)
+
+
 class DrainWatch:
     """Ends the process of an actor whose node drains, once its calls have ended; drains the node on a cloud's notice.
 
@@ -81,11 +116,11 @@ class DrainWatch:
     it is started elsewhere, as after a crash; nothing that it has begun is unfinished.
 
     Args:
-        notice: asks the cloud; None where there is none to ask.
+        notice: as of ``drain_on_notice``.
     """
 
     def __init__(self, notice: Notice | None = None) -> None:
-        self._notice = notice
+        drain_on_notice(notice)
         self._lock = threading.Lock()
         self._calls = 0
         self._ended_at = time.monotonic()  # the last call
@@ -108,16 +143,12 @@ class DrainWatch:
             time.sleep(POLL_S)
             try:
                 self._look()
-            except Exception:  # Ray's or the metadata service's: the work goes on, and so does the watch
+            except Exception:  # Ray's: the work goes on, and so does the watch
                 log.exception("asking whether this node is taken away")
 
     def _look(self) -> None:
         from cluster import ray_internals
 
-        if self._notice and (left_s := self._notice()) is not None:
-            log.warning("this node is taken away in %.0f s", left_s)
-            ray_internals.drain_this_node(left_s)
-            self._notice = None
         with self._lock:  # no call can begin until the process has ended
             idle = not self._calls and time.monotonic() - self._ended_at >= IDLE_S
             if idle and ray_internals.on_draining_node():  # only the idle ask, so that thousands of actors may

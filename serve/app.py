@@ -4,6 +4,9 @@
     Listener      CPU: speech.listener.Listener, one recording at a time
     Transcriber   engine: speech.transcriber.Transcriber, all requests in one batch; one for each model
 
+On a cloud's notice that their machine is taken away, replicas drain its node: Serve starts others elsewhere, sends them
+what comes, and ends each once its requests are answered.
+
 Errors travel between deployments as values: Serve would log each that is raised, with the name of the file.
 """
 
@@ -25,6 +28,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
 from cluster.nodes import Layout
+from cluster.preemption import drain_on_notice, notice_here
 from cluster.session import cluster_layout, fit_engine_here, kill_children_and_exit
 from serve.autoscaling import QUEUED_AUDIO, ByQueuedAudio, engine_bounds
 from serve.backend import ListenSummary
@@ -69,6 +73,7 @@ class ListenerReplica:
     """Runs a Listener in a child process (``serve.listener_process``), for one request at a time."""
 
     def __init__(self, settings: ServeSettings) -> None:
+        drain_on_notice(notice_here())
         self._timeout_s = settings.listen_timeout_s
         self._process = ListenerProcess(
             ListenerSettings(
@@ -119,6 +124,7 @@ class TranscriberReplica:
     """Runs a ``Transcriber``. Exits its process when the engine has died, so that Serve starts another."""
 
     def __init__(self, served: ServedModel, engines_per_gpu: int, start: EngineStarter) -> None:
+        drain_on_notice(notice_here())
         config, family = fit_engine_here(served, engines_per_gpu), served.family
         engine = start_within_limit(start, config, family)
         self._transcriber = Transcriber(
@@ -199,6 +205,7 @@ class EndpointReplica:
         transcribers: Mapping[str, DeploymentHandle],
         own_server: bool,
     ) -> None:
+        drain_on_notice(notice_here())
         local = own_server and sys.platform == "linux"
         backends = {model: ServeBackend(listener, each, local=local) for model, each in transcribers.items()}
         self._service = TranscriptionService(settings, backends, RequestMetrics())

@@ -138,6 +138,9 @@ class Cluster:
         """Nothing of this process's own: what the image sets, what the manifest names, what KubeRay adds."""
         image = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "HOME": "/home/ray", "PYTHONPATH": str(ROOT)}
         named = {each["name"]: each["value"] for each in container.get("env", []) if "value" in each}
+        for each in container.get("env", []):
+            if reference := each.get("valueFrom", {}).get("secretKeyRef"):
+                named[each["name"]] = self.secrets[reference["name"]][reference["key"]]
         secrets: dict[str, str] = {}
         for source in container.get("envFrom", []):
             secrets |= self.secrets[source["secretRef"]["name"]]

@@ -24,6 +24,9 @@ OVERLAYS = sorted(
     if yaml.safe_load(path.read_text())["kind"] == "Kustomization" and path.parent.name != "data"
 )
 FOLDERS = [*OVERLAYS, "weights"]
+# Of a RayCluster, as Kubernetes would give it.
+UID = "c0ffee00-0000-4000-8000-000000000015"
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ def _pod(name: str, template: dict[str, Any], group: dict[str, Any] | None = Non
 
 def _ray_pods(cluster: dict[str, Any]) -> Iterator[Pod]:
     head = copy.deepcopy(cluster["headGroupSpec"])
+    groups = copy.deepcopy(cluster["workerGroupSpecs"])
+    if options := cluster.get("gcsFaultToleranceOptions"):
+        _add_gcs_fault_tolerance(options, head, groups)
     if cluster.get("enableInTreeAutoscaling"):
         # pod.go, BuildAutoscalerContainer and mergeAutoscalerOverrides: nothing of the head's but its image.
         options = cluster.get("autoscalerOptions", {})
@@ -98,12 +104,34 @@ def _ray_pods(cluster: dict[str, Any]) -> Iterator[Pod]:
         overrides = {key: options[key] for key in ("resources", "securityContext", "volumeMounts") if key in options}
         head["template"]["spec"]["containers"].append({"name": "autoscaler", "image": image} | overrides)
     yield _pod("head", head["template"], head)
-    for group in copy.deepcopy(cluster["workerGroupSpecs"]):
+    for group in groups:
         # pod.go, DefaultWorkerPodTemplate: with the worker's own security context and mounts.
         worker = group["template"]["spec"]["containers"][0]
         waits = {key: worker[key] for key in ("image", "securityContext", "volumeMounts") if key in worker}
         group["template"]["spec"].setdefault("initContainers", []).append({"name": "wait-gcs-ready"} | waits)
         yield _pod(group["groupName"], group["template"], group)
+
+
+def _add_gcs_fault_tolerance(options: dict[str, Any], head: dict[str, Any], groups: list[dict[str, Any]]) -> None:
+    """pod.go, configureGCSFaultTolerance and configureRedisFT."""
+    assert options.keys() == {"redisAddress", "redisPassword"}, "no other option is reproduced here"
+    head["rayStartParams"]["redis-password"] = "$REDIS_PASSWORD"
+    _environment_of(head).extend(
+        [
+            {"name": "RAY_external_storage_namespace", "value": UID},
+            {"name": "RAY_REDIS_ADDRESS", "value": options["redisAddress"]},
+            {"name": "REDIS_PASSWORD", **options["redisPassword"]},
+        ]
+    )
+    for group in groups:
+        environment = _environment_of(group)
+        if RECONNECT not in {each["name"] for each in environment}:
+            environment.append({"name": RECONNECT, "value": "600"})
+
+
+def _environment_of(group: dict[str, Any]) -> list[dict[str, Any]]:
+    environment: list[dict[str, Any]] = group["template"]["spec"]["containers"][0].setdefault("env", [])
+    return environment
 
 
 def in_bytes(quantity: str) -> int:

@@ -7,15 +7,15 @@ manifest shares. Their root file systems are read only, and their user and privi
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.output import Output
 from storage.filesystem import Storage
+from tests.k8s.kuberay import DEMO_IMAGE, TIMEOUT_S, await_nodes, cluster_of, deploy, ray_start, submit
 from tests.k8s.pod_runner import Cluster, Network, Running, why_not
-from tests.k8s.rendered import ROOT, Pod, document, in_bytes, in_cores, pods, render
+from tests.k8s.rendered import ROOT, Pod, document, pods
 
 WHY_NOT = why_not()
 pytestmark = [
@@ -23,64 +23,9 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
 ]
-# What docker build --target demo puts into the image.
-DEMO_IMAGE = {"/opt/demo/model": ROOT / "demo" / "model", "/opt/demo/samples": ROOT / "demo" / "samples"}
-TOKEN = "0123456789abcdef" * 4
-TIMEOUT_S = 420.0
 # What becomes of the sample calls: two are broken on purpose.
 SAMPLES = [json.loads(line) for line in (ROOT / "demo" / "samples" / "manifest.jsonl").read_text().splitlines()]
 BROKEN = {"corrupt-018", "empty-019"}
-
-
-@pytest.fixture(scope="module")
-def network() -> Iterator[Network]:
-    with Network.open() as network:
-        yield network
-
-
-def _cluster(network: Network, folder: Path, overlay: str, **given: dict[str, dict[str, str]]) -> Cluster:
-    maps = {each["metadata"]["name"]: each["data"] for each in render(overlay) if each["kind"] == "ConfigMap"}
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # pod.go, SetContainerTokenAuthEnvVars
-    return Cluster(folder, network, given.get("config_maps", maps), given.get("secrets", {}), DEMO_IMAGE, token)
-
-
-def ray_start(pod: Pod, head: str | None) -> list[str]:
-    """KubeRay's command of a Ray node: pod.go, setMissingRayStartParams and generateRayStartCommand."""
-    limits = pod.spec["containers"][0]["resources"]["limits"]
-    parameters = {
-        "num-cpus": f"{in_cores(limits['cpu']):.0f}",
-        "memory": str(in_bytes(limits["memory"])),
-        "metrics-export-port": "8080",
-        "dashboard-agent-listen-port": "52365",
-    } | pod.group["rayStartParams"]
-    if "nvidia.com/gpu" in limits:
-        parameters.setdefault("num-gpus", limits["nvidia.com/gpu"])
-    role = f"--address={head}:6379" if head else "--head"
-    flags = " ".join(f"--{name}={value}" for name, value in parameters.items())
-    return ["/bin/bash", "-c", f"ulimit -n 65536; ray start {role} {flags} --block"]
-
-
-def submit(entrypoint: str, head: str, submission_id: str) -> list[str]:
-    """KubeRay's command of the submitter: job.go, BuildJobSubmitCommand, for K8sJobMode."""
-    at = f"--address http://{head}:8265"
-    healthy = f"urllib.request.urlopen('http://{head}:8265/api/gcs_healthz', timeout=10).read()"
-    script = f"""
-        until python -c "import urllib.request; exit(b'success' not in {healthy})" >/dev/null 2>&1; do sleep 2; done
-        if ! ray job status {at} {submission_id} >/dev/null 2>&1 ; then
-        ray job submit {at} --no-wait --submission-id {submission_id} -- {entrypoint} ; fi ;
-        ray job logs {at} --follow {submission_id}
-    """
-    return ["/bin/bash", "-ce", script]
-
-
-def _await_nodes(head: Running, nodes: int) -> None:
-    """Until that many nodes have joined. KubeRay submits a job once all pods are ready."""
-    count = "import ray; ray.init('auto', log_to_driver=False, logging_level='ERROR'); print(len(ray.nodes()))"
-    for _ in range(40):
-        answer = head.execute("python", "-c", count)
-        if answer.stdout.strip() == str(nodes):
-            return
-    raise AssertionError(answer.stderr + head.log.read_text())
 
 
 def _submit(cluster: Cluster, head: Running, submitter: Pod, entrypoint: str) -> str:
@@ -114,7 +59,7 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
     (sent / "manifest.jsonl").write_text(json.dumps(row) + "\n")
     told = ("manifest: manifest.jsonl", "output: /data/by-hand", "model: /opt/demo/model", "engines: 1", "language: de")
     (sent / "job.yaml").write_text("\n".join(told) + "\n")
-    cluster = _cluster(network, tmp_path, "overlays/cpu/job")
+    cluster = cluster_of(network, tmp_path, "overlays/cpu/job")
     cluster.images = DEMO_IMAGE | {"/sent": sent}
     by_name = {pod.name: pod for pod in pods("overlays/cpu/job")}
     job = document("overlays/cpu/job", "RayJob")["spec"]
@@ -122,7 +67,7 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
         cluster.run(by_name["head"], ray_start(by_name["head"], None)) as head,
         cluster.run(by_name["workers"], ray_start(by_name["workers"], head.address)) as worker,
     ):
-        _await_nodes(head, 2)
+        await_nodes(head, 2)
         assert "2 failed" in _submit(cluster, head, by_name["submitter"], job["entrypoint"])
         shown = head.execute("rayscribe", "evaluate", "/data/transcripts")
         assert shown.returncode == 0, shown.stderr
@@ -136,7 +81,7 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_nightly_job_of_overlays_cpu_transcribes_new_files_only(network: Network, tmp_path: Path) -> None:
     [pod] = pods("overlays/cpu/nightly")
-    cluster = _cluster(network, tmp_path, "overlays/cpu/nightly")
+    cluster = cluster_of(network, tmp_path, "overlays/cpu/nightly")
     incoming = tmp_path / "incoming"
     incoming.mkdir()
     cluster.images = DEMO_IMAGE | {"/opt/demo/samples": incoming}
@@ -152,20 +97,6 @@ def test_the_nightly_job_of_overlays_cpu_transcribes_new_files_only(network: Net
     assert (len(done["ok"]), len(done["failed"])) == (2, 0)
 
 
-# Deploys serveConfigV2 as KubeRay does, by the dashboard's REST API; prints the application's state once it is settled.
-DEPLOY = textwrap.dedent("""
-    import sys, time, yaml
-    from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
-    client = ServeSubmissionClient("http://127.0.0.1:8265")
-    client.deploy_applications(yaml.safe_load(sys.argv[1]))
-    for _ in range(300):
-        [application] = client.get_serve_details()["applications"].values()
-        if application["status"] in ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY"):
-            break
-        time.sleep(1)
-    print(application["status"], application["message"])
-""")
 ASK = textwrap.dedent("""
     import sys
     from openai import AuthenticationError, OpenAI
@@ -186,15 +117,14 @@ def test_the_endpoint_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
     overlay = "overlays/cpu/service"
     by_name = {pod.name: pod for pod in pods(overlay)}
     key = "a-key-of-a-client"
-    cluster = _cluster(network, tmp_path, overlay, config_maps={}, secrets={"rayscribe-keys": {"keys": key}})
+    cluster = cluster_of(network, tmp_path, overlay, config_maps={}, secrets={"rayscribe-keys": {"keys": key}})
     with (
         cluster.run(by_name["head"], ray_start(by_name["head"], None)) as head,
         cluster.run(by_name["workers"], ray_start(by_name["workers"], head.address)) as worker,
     ):
-        _await_nodes(head, 2)
+        await_nodes(head, 2)
         config = document(overlay, "RayService")["spec"]["serveConfigV2"]
-        deployed = head.execute("python", "-c", DEPLOY, config, timeout_s=TIMEOUT_S)
-        assert deployed.stdout.startswith("RUNNING"), deployed.stdout + deployed.stderr
+        deploy(head, config)
         answers = head.execute("python", "-c", ASK, worker.address, key).stdout.splitlines()
         assert "thank you for calling" in answers[0]
         assert answers[1] == "401"
@@ -240,7 +170,7 @@ def test_the_backfill_of_overlays_small_with_listeners_that_may_only_read(networ
     told = {"manifest": "s3://calls/manifest.jsonl", "output": "s3://calls/transcripts", "model": "/opt/demo/model"}
     told |= {"engine": "transformers", "engines": "1", "listeners": "3"}
     lines = "".join(f"{name}: {value}\n" for name, value in told.items())
-    cluster = _cluster(network, tmp_path, overlay, config_maps={"rayscribe-backfill": {"job.yaml": lines}})
+    cluster = cluster_of(network, tmp_path, overlay, config_maps={"rayscribe-backfill": {"job.yaml": lines}})
     server = Pod("s3", {}, {}, by_name["submitter"].spec, {})
     with cluster.run(server, ["python", "-c", S3_SERVER]) as s3:
         keys = _await_keys(s3)
@@ -254,7 +184,7 @@ def test_the_backfill_of_overlays_small_with_listeners_that_may_only_read(networ
             cluster.run(by_name["listeners"], ray_start(by_name["listeners"], head.address)) as listeners,
             cluster.run(by_name["engines"], ray_start(by_name["engines"], head.address)) as engines,
         ):
-            _await_nodes(head, 3)
+            await_nodes(head, 3)
             assert engines.execute("python", "-c", WRITE).returncode == 0
             refused = listeners.execute("python", "-c", WRITE)
             assert "AccessDenied" in refused.stderr or "Forbidden" in refused.stderr, refused.stderr

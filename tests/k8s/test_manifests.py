@@ -435,7 +435,7 @@ def test_alerts_are_valid_for_prometheus(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr + checked.stdout
 
 
-@pytest.mark.parametrize("overlay", JOBS)
+@pytest.mark.parametrize("overlay", [*JOBS, *SERVICES])
 def test_ray_ends_its_drain_before_kubernetes_ends_the_pod(overlay: str) -> None:
     for group in (each for each in pods(overlay) if each.name in ("listeners", "engines", "workers")):
         told = {each["name"]: each["value"] for each in group.spec["containers"][0]["env"]}

@@ -9,7 +9,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,23 @@ class Placed:
     listeners: set[str]  # names of nodes
     engines: set[str]
     shown: str
+
+
+@contextlib.contextmanager
+def head_alone() -> Iterator[Any]:
+    """A cluster of a head without work. The others come later."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    cluster.add_node(num_cpus=0)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def nodes_there(cluster: Any) -> set[str]:
+    return {node["Labels"].get("name", "head") for node in cluster.global_state.node_table() if node["Alive"]}
 
 
 def say_node(clip: ClipRequest) -> str:

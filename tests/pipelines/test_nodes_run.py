@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,8 @@ from tests.pipelines.raylets import (
     asked_file,
     decoded_file,
     flag_of,
+    head_alone,
+    nodes_there,
     place_listeners,
     placed,
     start_driver,
@@ -84,10 +85,6 @@ def await_file(path: Path, driver: "subprocess.Popen[str]") -> None:
         time.sleep(0.1)
 
 
-def nodes_there(cluster: Any) -> set[str]:
-    return {node["Labels"].get("name", "head") for node in cluster.global_state.node_table() if node["Alive"]}
-
-
 @contextlib.contextmanager
 def started_by_command(address: str, name: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A node with a GPU, by the command that Kubernetes' pods run."""
@@ -100,19 +97,6 @@ def started_by_command(address: str, name: str) -> Iterator["subprocess.Popen[by
     finally:
         process.terminate()
         process.wait(timeout=60)
-
-
-@contextlib.contextmanager
-def head_alone() -> Iterator[Any]:
-    """A cluster of a head without work. The others come later."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster()
-    cluster.add_node(num_cpus=0)
-    try:
-        yield cluster
-    finally:
-        cluster.shutdown()
 
 
 def await_clip(driver: "subprocess.Popen[str]", output: str, recording: str = "") -> None:
