@@ -5,8 +5,9 @@ with most work are first. The places of one that has ended, and those on nodes t
 wait and to those with most work left.
 
 A place that a dataset has is not taken from it. When a node goes, Ray starts its engines again where there is room;
-until then they wait, with the blocks that they had, and nobody is given a place. That may be when a node comes, when
-another model has ended, or when an engine of the same model finds no more work.
+until then they wait, and nobody is given a place. That may be when a node comes, when another model has ended, or when
+an engine of the same model finds no more work; what they had may be left to another pass before
+(``pipelines.next_pass``). The Listeners of a model that begins later wait for cores that idle ones of others leave.
 """
 
 import threading
