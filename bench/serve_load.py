@@ -6,8 +6,8 @@ Starts ``rayscribe serve``, sends it the manifest's recordings over and over wit
 and prints throughput and latencies, beside those of Listener and Transcriber in this process: one recording after
 another, and all at once, as in the job. Then twice as many clients as ``--max-requests`` send at once: every response
 must be 200 or 503. Short requests are sent one after another, alone and beside a recording of 16 minutes, which is also
-sent slowly: how long is its answer after its last byte? With --peer the same load goes to ``vllm serve`` on the same
-checkpoint, which takes no recording longer than its clips and returns no times.
+sent slowly: how long is its answer after its last byte? With --peer recordings of up to 30 s, which is
+all that it takes, also go to ``vllm serve`` on the same checkpoint, which returns no times.
 Loading the model is in no figure. Prints a table and, last, one line of JSON.
 """
 
@@ -55,6 +55,7 @@ SHORT_S, LONG_S = 2.0, 960.0
 SHORT_REQUESTS = 20
 # Seconds in which the long recording is sent slowly, in so many pieces.
 SLOW_S, SLOW_PIECES = 8.0, 80
+PEER_S = 30  # the longest recording that ``vllm serve`` takes
 # The settings of our own engine on a CPU, threads included.
 PEER = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", str(1 << 30)]
 PEER_THREADS = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer", action="store_true", help="measure vllm serve too")
     parsed = parser.parse_args(arguments)
     samples = _samples(parsed.manifest, parsed.model)
+    short = [sample for sample in samples if sample.duration_s <= PEER_S]
     figures = asyncio.run(_without_endpoint(samples, parsed.model, parsed.requests))
     command = ["-m", "rayscribe", "serve", "--model", parsed.model, "--port", "{port}"]
     command += ["--max-requests", str(MAX_REQUESTS)]
@@ -106,10 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         figures["endpoint, long"] = asyncio.run(_load(url, parsed.model, [long_sample], 3, 1))
         figures["endpoint, long, after its last byte"] = asyncio.run(_slowly(url, parsed.model, long_sample, 3))
+        if parsed.peer:
+            for clients in CLIENTS:
+                load = _load(url, parsed.model, short, parsed.requests, clients)
+                figures[f"endpoint, {clients}, {PEER_S} s at most"] = asyncio.run(load)
     if parsed.peer:
         # The module behind ``vllm serve``; that command requires a package named vllm, and the CPU build's is vllm-cpu.
         command = ["-m", "vllm.entrypoints.openai.api_server", "--model", parsed.model, "--port", "{port}", *PEER]
-        short = [sample for sample in samples if sample.duration_s <= 30]
         with server(command, "Application startup complete") as url:
             asyncio.run(_load(url, parsed.model, short, len(short), 1))
             for clients in CLIENTS:
