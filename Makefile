@@ -11,7 +11,7 @@ BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 UV ?= $(or $(shell command -v uv),.tools/bin/uv)
 RUN := .venv/bin
 
-.PHONY: demo check test test-long lint lock setup chromium bench-quick
+.PHONY: demo check test test-long lint lock setup chromium redis-server bench-quick
 setup: .venv/ready
 
 demo: setup
@@ -30,18 +30,22 @@ test: setup chromium
 	$(FAST_TESTS)
 	$(RUN)/python -m pytest -m "($(ALONE)) and not long"
 
-test-long: setup
+test-long: setup redis-server
 	$(RUN)/python -m pytest -m long
 
 bench-quick: setup
 	@$(RUN)/python -m bench.quick
 
-# The page is tested in a browser: one that is here, or Debian's where it may be installed; else those tests skip.
+# The page is tested in a browser, a lost head with a Redis: those that are here, or Debian's where they may be installed;
+# else these tests skip.
 APT := DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq
+INSTALL = { [ "$$(id -u)" = 0 ] && $(APT) update && $(APT) install --yes --no-install-recommends $@; }
 chromium:
-	@(command -v chromium || command -v chromium-browser || command -v google-chrome \
-	|| { [ "$$(id -u)" = 0 ] && $(APT) update && $(APT) install --yes --no-install-recommends chromium; } \
-	) >/dev/null 2>&1 || echo "no Chromium: the tests of the page will be skipped"
+	@(command -v chromium || command -v chromium-browser || command -v google-chrome || $(INSTALL)) >/dev/null 2>&1 \
+	|| echo "no Chromium: the tests of the page will be skipped"
+
+redis-server:
+	@(command -v redis-server || $(INSTALL)) >/dev/null 2>&1 || echo "no Redis: the test of a lost head will be skipped"
 
 lint: setup
 	$(RUN)/ruff check .

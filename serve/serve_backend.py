@@ -12,7 +12,6 @@ import contextlib
 import mmap
 import os
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -30,31 +29,34 @@ from speech.transcriber import ClipTranscript
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
 class ServeBackend:
     """Listener and Transcriber as deployments. A call that is cancelled here is cancelled in its replica."""
 
-    listener: DeploymentHandle
-    transcriber: DeploymentHandle
-    local: bool = False
+    def __init__(self, listener: DeploymentHandle, transcriber: DeploymentHandle, *, local: bool = False) -> None:
+        self.local = local
+        # Here, not at the first request: "options" makes a handle connect to its replicas. It asks Serve's controller
+        # and Ray's head for them, which may be lost when a request comes.
+        self._listener = listener.options(stream=True)
+        self._transcriber = transcriber
+        self._streaming = transcriber.options(stream=True)
 
     async def listen(self, recording: Recording, audio: BinaryIO, size: int) -> AsyncGenerator[ListenSummary, None]:
         source = LocalFile.of(audio, size) if self.local else await asyncio.to_thread(_put_file, audio)
-        async for summary in _items(self.listener.options(stream=True).listen.remote(recording, source)):
+        async for summary in _items(self._listener.listen.remote(recording, source)):
             yield summary
 
     async def detect_language(self, recording: Recording, handle: Any) -> Recording:
-        told: Recording = await _result(self.transcriber.detect_language.remote(recording, handle))
+        told: Recording = await _result(self._transcriber.detect_language.remote(recording, handle))
         return told
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
-        clips: list[ClipTranscript] = await _result(self.transcriber.transcribe.remote(recording, handle))
+        clips: list[ClipTranscript] = await _result(self._transcriber.transcribe.remote(recording, handle))
         return clips
 
     async def stream(
         self, recording: Recording, handle: Any, *, live: bool = False
     ) -> AsyncGenerator[ClipTranscript, None]:
-        async for clip in _items(self.transcriber.options(stream=True).stream.remote(recording, handle, live)):
+        async for clip in _items(self._streaming.stream.remote(recording, handle, live)):
             yield clip
 
 

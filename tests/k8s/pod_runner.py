@@ -12,6 +12,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -126,13 +127,13 @@ class Cluster:
                     pass_fds=[begins],
                 )
             os.close(begins)
+            running = Running(pod, process, address, environment, home, log)
             try:
                 with os.fdopen(began) as told:
                     assert told.readline() == "begins\n", log.read_text()
-                yield Running(pod, process, address, environment, home, log)
+                yield running
             finally:
-                process.kill()  # of unshare: the kernel ends its child, and with that all of the PID namespace
-                process.wait()
+                running.kill()
 
     def _environment(self, container: Mapping[str, Any]) -> dict[str, str]:
         """Nothing of this process's own: what the image sets, what the manifest names, what KubeRay adds."""
@@ -228,6 +229,12 @@ class Running:
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         chroot = ["chroot", str(root), *privileges, "env", "-i", *variables, *command]
         return subprocess.run([*namespaces, *chroot], capture_output=True, text=True, timeout=timeout_s)
+
+    def kill(self) -> None:
+        """Ends all processes of the pod at once. Their connections are closed, while the pod's address is there."""
+        with contextlib.suppress(ValueError, ProcessLookupError):  # it has ended
+            os.kill(self._init(), signal.SIGKILL)  # the kernel ends with it all of the PID namespace
+        self.process.wait()
 
     def _init(self) -> int:
         """The first process of the pod: what unshare has forked."""
