@@ -232,8 +232,10 @@ class Running:
 
     def kill(self) -> None:
         """Ends all processes of the pod at once. Their connections are closed, while the pod's address is there."""
-        with contextlib.suppress(ValueError, ProcessLookupError):  # it has ended
+        try:
             os.kill(self._init(), signal.SIGKILL)  # the kernel ends with it all of the PID namespace
+        except (ValueError, OSError):  # it has ended, or has not begun
+            self.process.kill()
         self.process.wait()
 
     def _init(self) -> int:
