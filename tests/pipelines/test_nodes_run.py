@@ -241,13 +241,14 @@ def test_engines_leave_a_node_that_is_taken_away(how: str, needs_ray: None, mani
     """They finish what they have, which nobody repeats, and go on on another node; their own node ends."""
     output = str(tmp_path / "out")
     with head_alone() as cluster, contextlib.ExitStack() as stack:
-        cluster.add_node(num_cpus=4, labels={"name": "cpu"})
+        cluster.add_node(num_cpus=6, labels={"name": "cpu"})
         cluster.add_node(**ENGINE_ALONE, labels={"name": "staying", **T4})
         going = stack.enter_context(started_by_command(cluster.address, "going"))
         while "going" not in nodes_there(cluster):
             time.sleep(0.1)
+        # Four Listeners: blocks of one recording, of which two engines do not hold all.
         what = "run_leaving" if how == "SIGTERM" else "run_draining"
-        driver = start_driver(cluster.address, what, manifest=manifest, output=output, engines=2, listeners=2)
+        driver = start_driver(cluster.address, what, manifest=manifest, output=output, engines=2, listeners=4)
         await_file(asked_file(flag_of(output)), driver)
         if how == "SIGTERM":
             going.terminate()
