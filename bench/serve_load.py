@@ -6,8 +6,8 @@ Starts ``rayscribe serve``, sends it the manifest's recordings over and over wit
 and prints throughput and latencies, beside those of Listener and Transcriber in this process: one recording after
 another, and all at once, as in the job. Then twice as many clients as ``--max-requests`` send at once: every response
 must be 200 or 503. Short requests are sent one after another, alone and beside a recording of 16 minutes, which is also
-sent slowly: how long is its answer after its last byte? With --peer recordings of up to 30 s, which is
-all that it takes, also go to ``vllm serve`` on the same checkpoint, which returns no times.
+sent slowly: how long is its answer after its last byte? With --peer recordings of up to
+30 s, which is all that it takes, also go to ``vllm serve`` on the same checkpoint, which returns no times.
 Loading the model is in no figure. Prints a table and, last, one line of JSON.
 """
 

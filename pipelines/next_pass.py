@@ -41,7 +41,7 @@ class NextPass:
         if not pc.any(routed).as_py():
             return batch
         routes = pa.Table.from_struct_array(batch.filter(routed)["route"])
-        self._routed.frombytes(id_hashes(routes["recording_id"].to_pylist()).tobytes())
+        self._routed.extend(id_hashes(routes["recording_id"].to_pylist()))
         for model in pc.unique(routes["model"]).to_pylist():
             self._add_rows(model, routes.filter(pc.equal(routes["model"], model)).select(WORK.names))
         return batch.filter(pc.invert(routed))

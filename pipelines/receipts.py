@@ -1,7 +1,7 @@
 """What the driver knows of the recordings that a run has committed: their receipts."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,10 @@ import pyarrow as pa
 
 from speech.errors import RayscribeError
 
-Hashes = np.ndarray[Any, np.dtype[np.int64]]
 
-
-def id_hashes(ids: Sequence[str]) -> Hashes:
+def id_hashes(ids: Iterable[str]) -> "array[int]":
     """Of this process: ids of recordings in 8 bytes each."""
-    return np.fromiter(map(hash, ids), np.int64, len(ids))
+    return array("q", map(hash, ids))
 
 
 class Receipts:
@@ -26,9 +24,9 @@ class Receipts:
 
     def add(self, batch: pa.Table) -> None:
         self.files.update(batch["file"].to_pylist())
-        self._hashes.frombytes(id_hashes(batch["recording_id"].to_pylist()).tobytes())
+        self._hashes.extend(id_hashes(batch["recording_id"].to_pylist()))
 
-    def lack(self, hashes: Hashes) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    def lack(self, hashes: "array[int]") -> "np.ndarray[Any, np.dtype[np.bool_]]":
         """Which of the recordings of these ``id_hashes`` have no receipt."""
         return np.isin(hashes, self._hashes, invert=True)
 

@@ -1,10 +1,11 @@
 """Measures something again and again, in a thread, while a ``with`` block runs."""
 
 import threading
+from abc import ABC, abstractmethod
 from typing import Self
 
 
-class Sampler:
+class Sampler(ABC):
     """Calls ``sample`` at the start of the block, every ``every_s`` seconds, and at its end."""
 
     def __init__(self, every_s: float) -> None:
@@ -20,9 +21,9 @@ class Sampler:
         self._stopped.set()
         self._thread.join()
 
+    @abstractmethod
     def sample(self) -> None:
         """Measures once."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         stopped = False

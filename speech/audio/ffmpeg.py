@@ -44,6 +44,7 @@ _GAP_S = 0.05
 # from there.
 _MAX_GAP_S = 3600.0
 _RESET_S = 1.0
+# Of frames that become one array.
 _JOINED_S = 1.0
 # The share of packets that may fail to decode, as transmission errors cause; above it the file is damaged.
 _MAX_BAD_SHARE = 0.05

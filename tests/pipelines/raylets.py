@@ -170,8 +170,9 @@ def start_driver(address: str, what: str = "run", **settings: Any) -> "subproces
 
     Args:
         what: "run"; "run_waiting" with engines that ``wait_for_late``; "run_leaving" and "run_draining" with those that
-            ``leave_going``, the second on a notice; "run_in_turns" and "run_elsewhere" with those that ``take_turns``,
-            the second as if on another machine; "run_paced" with those that take as long as ``PACE`` has it.
+            ``leave_going``, the second on a notice; "run_hanging" with those that ``hang_going``; "run_in_turns" and
+            "run_elsewhere" with those that ``take_turns``, the second as if on another machine; "run_paced" with those
+            that take as long as ``PACE`` has it.
     """
     command = [sys.executable, "-m", "tests.pipelines.raylets", what, json.dumps({"address": address, **settings})]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
