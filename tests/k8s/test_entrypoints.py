@@ -4,9 +4,11 @@ Ray's head, worker and submitter are separate pods, which reach each other over 
 manifest shares. Their root file systems are read only, and their user and privileges are the manifest's.
 """
 
+import contextlib
 import json
 import shutil
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,7 +53,35 @@ def _submit_by_hand(head: Running) -> None:
     assert "1 transcribed" in done.stdout
 
 
+@contextlib.contextmanager
+def _job_cluster(network: Network, folder: Path, images: dict[str, Path]) -> Iterator[tuple[Cluster, Running]]:
+    """Head and worker of overlays/cpu/job, and the head."""
+    cluster = cluster_of(network, folder, "overlays/cpu/job")
+    cluster.images = DEMO_IMAGE | images
+    by_name = {pod.name: pod for pod in pods("overlays/cpu/job")}
+    with (
+        cluster.run(by_name["head"], ray_start(by_name["head"], None)) as head,
+        cluster.run(by_name["workers"], ray_start(by_name["workers"], head.address)) as worker,
+    ):
+        await_nodes(head, 2)
+        yield cluster, head
+        assert worker.process.poll() is None
+
+
 def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
+    [submitter] = (pod for pod in pods("overlays/cpu/job") if pod.name == "submitter")
+    job = document("overlays/cpu/job", "RayJob")["spec"]
+    with _job_cluster(network, tmp_path, {}) as (cluster, head):
+        assert "2 failed" in _submit(cluster, head, submitter, job["entrypoint"])
+        shown = head.execute("rayscribe", "evaluate", "/data/transcripts")
+        assert shown.returncode == 0, shown.stderr
+    done = Output(str(tmp_path / "rayscribe-data" / "transcripts"), Storage()).deduplicate().attempts
+    assert set(done["failed"]) == BROKEN
+    assert set(done["ok"]) == {row["id"] for row in SAMPLES} - BROKEN
+
+
+@pytest.mark.long
+def test_a_job_that_is_submitted_by_hand(network: Network, tmp_path: Path) -> None:
     sent = tmp_path / "submitted"
     sent.mkdir()
     shutil.copy(ROOT / "cluster" / "runtime-env.yaml", sent)
@@ -59,23 +89,8 @@ def test_the_backfill_of_overlays_cpu(network: Network, tmp_path: Path) -> None:
     (sent / "manifest.jsonl").write_text(json.dumps(row) + "\n")
     told = ("manifest: manifest.jsonl", "output: /data/by-hand", "model: /opt/demo/model", "engines: 1", "language: de")
     (sent / "job.yaml").write_text("\n".join(told) + "\n")
-    cluster = cluster_of(network, tmp_path, "overlays/cpu/job")
-    cluster.images = DEMO_IMAGE | {"/sent": sent}
-    by_name = {pod.name: pod for pod in pods("overlays/cpu/job")}
-    job = document("overlays/cpu/job", "RayJob")["spec"]
-    with (
-        cluster.run(by_name["head"], ray_start(by_name["head"], None)) as head,
-        cluster.run(by_name["workers"], ray_start(by_name["workers"], head.address)) as worker,
-    ):
-        await_nodes(head, 2)
-        assert "2 failed" in _submit(cluster, head, by_name["submitter"], job["entrypoint"])
-        shown = head.execute("rayscribe", "evaluate", "/data/transcripts")
-        assert shown.returncode == 0, shown.stderr
+    with _job_cluster(network, tmp_path, {"/sent": sent}) as (_, head):
         _submit_by_hand(head)
-        assert worker.process.poll() is None
-    done = Output(str(tmp_path / "rayscribe-data" / "transcripts"), Storage()).deduplicate().attempts
-    assert set(done["failed"]) == BROKEN
-    assert set(done["ok"]) == {row["id"] for row in SAMPLES} - BROKEN
 
 
 @pytest.mark.long

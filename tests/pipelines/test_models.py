@@ -186,6 +186,7 @@ def test_a_model_gets_the_engines_of_another_that_has_ended(calls: Path) -> None
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_real_engines_of_several_kinds_share_a_run(calls: Path) -> None:
     """Granite in vLLM, its encoder alone, and Whisper, at once; Whisper detects the languages."""
     from testing.whisper_checkpoint import random_whisper

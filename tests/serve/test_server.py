@@ -188,6 +188,7 @@ def test_sigterm_finishes_the_requests_in_flight(scripted: tuple[Served, Path], 
     assert code == 0
 
 
+@pytest.mark.long
 def test_an_engine_starts_with_a_request_and_stops_when_idle(tmp_path: Path) -> None:
     endpoint = served_scripted(tmp_path, "engines=1", "min_engines=0", "engine_idle_s=0")
     try:
