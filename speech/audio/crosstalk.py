@@ -17,6 +17,8 @@ from speech.audio.segmenting import SpeechRegion
 from speech.audio.silero import WINDOW
 
 _STEP = 8  # windows compared together: a quarter of a second
+# Samples, a millisecond, whose mean does not count: 21 dB less at 50 Hz, 6 dB less at 300 Hz.
+_MEAN = 16
 MAX_RESIDUAL = 0.05  # share of the energy; Opus crosstalk leaves at most 0.02, two voices 0.5 or more
 MIN_LOUDER = 10 ** (2 / 10)  # energy of the other channel over this one's
 # Relative to the segment's loudest step: in quiet steps a codec's noise alone is more than MAX_RESIDUAL. Less than what
@@ -38,10 +40,10 @@ class CrosstalkDetector:
         samples = np.concatenate([self._rest, block])
         count = len(samples) // WINDOW
         self._rest = samples[count * WINDOW :]
-        # Channel by channel: einsum is ten times slower where channels alternate in memory.
-        first, second = np.ascontiguousarray(samples[: count * WINDOW].T).reshape(2, count, WINDOW)
-        products = [np.einsum("wt,wt->w", x, y) for x, y in ((first, first), (second, second), (first, second))]
-        self._products = np.concatenate([self._products, np.stack(products, axis=1)])
+        if count:
+            # Channel by channel: einsum is ten times slower where channels alternate in memory.
+            products = _products_without_means(np.ascontiguousarray(samples[: count * WINDOW].T))
+            self._products = np.concatenate([self._products, products])
 
     def discard_before(self, before: int) -> None:
         """Forgets the windows before this sample; no later segment may begin before it."""
@@ -61,3 +63,24 @@ class CrosstalkDetector:
         residual = own - shared**2 / np.maximum(other, np.finfo(np.float64).tiny)
         same = residual <= np.maximum(MAX_RESIDUAL * own, RESIDUAL_FLOOR * own.max())
         return bool((same & (other >= own * MIN_LOUDER))[loud].all())
+
+
+def _products_without_means(channels: np.ndarray) -> np.ndarray:
+    """Both energies and the cross product of each window, as if the mean of each _MEAN samples were subtracted.
+
+    Args:
+        channels: (2, samples), whole windows; changed.
+
+    Returns:
+        (windows, 3).
+    """
+    channels -= channels.mean(axis=1, keepdims=True)  # a large DC would leave the sums no digits
+    means = np.einsum("cpt->cp", channels.reshape(2, -1, _MEAN)) / np.float32(_MEAN)
+    samples, means = (each.reshape(2, -1, size) for each, size in ((channels, WINDOW), (means, WINDOW // _MEAN)))
+    return _products(samples) - _MEAN * _products(means)
+
+
+def _products(windows: np.ndarray) -> np.ndarray:
+    first, second = windows
+    pairs = ((first, first), (second, second), (first, second))
+    return np.stack([np.einsum("wt,wt->w", x, y) for x, y in pairs], axis=1)

@@ -5,6 +5,9 @@ import io
 import numpy as np
 import pytest
 
+from speech.audio import SAMPLE_RATE
+from speech.audio.crosstalk import CrosstalkDetector
+from speech.audio.segmenting import SpeechRegion
 from speech.listener import Listener, ListenResult
 from speech.recording import Options, Recording
 from testing.synthetic_audio import RATE, call, ffmpeg, sentence, sndfile
@@ -62,6 +65,21 @@ def test_a_word_on_top_of_crosstalk_is_kept(loudness: float, listener: Listener)
 def test_overlapping_speech_with_crosstalk_is_kept_on_both_channels(listener: Listener) -> None:
     both = [np.pad(sentence(name), (RATE, 2 * RATE))[: 5 * RATE] for name in ("agent", "customer")]
     assert sorted(channels_of(listen(listener, mixed(both[0] + 0.3 * both[1], both[1] + 0.3 * both[0])))) == [0, 1]
+
+
+def test_dc_on_both_channels_does_not_make_quiet_speech_crosstalk(listener: Listener) -> None:
+    listened = listen(listener, mixed(0.05 * AGENT + 0.1, 0.05 * CUSTOMER + 0.2))
+    assert channels_of(listened) == [turn.channel for turn in TURNS]
+
+
+@pytest.mark.parametrize("hertz", [50, 60])
+def test_hum_on_both_channels_does_not_make_speech_crosstalk(hertz: int) -> None:
+    seconds = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    hum = 0.1 * np.sin(2 * np.pi * hertz * seconds)
+    speech = 0.02 * np.sin(2 * np.pi * 440 * seconds)
+    detector = CrosstalkDetector()
+    detector.push(np.stack([speech + hum, 2 * hum], axis=1).astype(np.float32))
+    assert not detector.is_crosstalk(0, SpeechRegion(0, SAMPLE_RATE, SAMPLE_RATE))
 
 
 def test_split_keeps_identical_channels_apart(listener: Listener) -> None:
