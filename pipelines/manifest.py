@@ -187,8 +187,8 @@ def _files(uri: str, storage: Storage) -> tuple[list[str], list[str]]:
             raise UsageError("bad_manifest", f"{redact_uri(uri)} has an unknown suffix; a manifest is {KINDS}")
         return [uri], []
     found = storage.list(uri)
+    audio = [file for file in found if _is_audio(file) and not posixpath.basename(file).startswith(".")]
     visible = [file for file in found if not posixpath.basename(file).startswith((".", "_"))]
-    audio = [file for file in visible if _is_audio(file)]
     manifests = [file for file in visible if _reader(file)]
     # Beside audio files, a .json is taken for notes on a recording.
     if audio and (tables := [file for file in manifests if _suffix(file)[0] != ".json"]):

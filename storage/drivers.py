@@ -15,7 +15,8 @@ import fsspec
 
 from speech.errors import UsageError
 from storage.http_session import http_session
-from storage.uris import S3, WEB
+from storage.local_files import LocalFiles
+from storage.uris import LOCAL, S3, WEB
 
 PACKAGES = {
     "s3": "s3fs",
@@ -48,6 +49,8 @@ def filesystem_class(protocol: str) -> type[fsspec.AbstractFileSystem]:
     """
     if package := missing_driver(protocol):
         raise UsageError("missing_driver", f"{protocol}:// needs the package {package}: pip install {package}")
+    if protocol in LOCAL:
+        return LocalFiles
     try:
         return fsspec.get_filesystem_class(protocol)
     except ImportError as error:

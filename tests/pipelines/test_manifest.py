@@ -195,6 +195,20 @@ def test_a_folder_of_audio(tmp_path: Path) -> None:
     assert manifest.read(str(tmp_path), Storage()).skipped == [f"{tmp_path}/b.json", f"{tmp_path}/notes.txt"]
 
 
+def test_no_recording_of_a_folder_is_left_out(tmp_path: Path) -> None:
+    """Links, also to folders and to nothing, and names that other programs hide."""
+    calls, archive = tmp_path / "calls", tmp_path / "archive"
+    write(archive / "2.wav", "x")
+    write(calls / "_1.wav", "x")
+    (calls / "3.wav").symlink_to(archive / "2.wav")
+    (calls / "gone.wav").symlink_to(archive / "none.wav")  # its row fails as not_found
+    (calls / "linked").symlink_to(archive)
+    (calls / "round").symlink_to(calls)
+    found = [f"{calls}/{name}" for name in ("3.wav", "_1.wav", "gone.wav", "linked/2.wav")]
+    assert rows(calls) == [{"audio": name} for name in found]
+    assert rows(f"{calls}/**/*.wav") == [{"audio": name} for name in found]
+
+
 @pytest.mark.parametrize(
     "suffix",
     ".spx .ts .flv .wmv .m4v .mpga .dts .eac3 .g722 .g726 .ulaw .alaw .sln .gsm .vox .sln16 .mulaw .mts .3g2".split(),

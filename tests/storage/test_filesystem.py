@@ -1,5 +1,7 @@
 """Storage with local files, memory, an S3 server (moto) and a web server."""
 
+import errno
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -130,6 +132,27 @@ def test_audio_in_unknown_storage_fails_as_a_row(uri: str, expected: str, monkey
     with pytest.raises(AudioError, match=expected) as caught:
         Storage(allow_schemes=["tape"]).open_audio(uri)
     assert caught.value.code == "unreadable"
+
+
+# Listings
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "night").mkdir()
+    scandir = os.scandir
+
+    def failing(path: str) -> object:
+        if str(path).endswith("night"):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", failing)
+    with pytest.raises(UsageError, match="Input/output error") as caught:
+        Storage().list(str(tmp_path))
+    assert caught.value.code == "unreadable"
+    assert Storage().list(str(tmp_path / "none")) == []
 
 
 # Checks before the run
