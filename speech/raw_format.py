@@ -6,9 +6,9 @@ option ``raw_format`` says what it is.
 
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
 
 from speech.errors import RequestError
+from speech.redaction import redact_uri
 
 
 @dataclass(frozen=True)
@@ -82,5 +82,5 @@ def raw_format_of(name: str, raw_format: str | None) -> RawFormat | None:
     """The format of a file without a header: that of the option, else that of the name's suffix, else None."""
     if raw_format is not None:
         return parse_raw_format(raw_format)
-    suffix = urlsplit(name).path.rpartition(".")[2].lower()
+    suffix = redact_uri(name).rpartition(".")[2].lower()  # a path may hold # and ?
     return _FORMATS.get(_NAMES.get(suffix, ""))

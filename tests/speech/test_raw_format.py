@@ -55,12 +55,12 @@ def decode(source: Path | io.BytesIO, name: str, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize("suffix", FILES)
 def test_a_raw_file_is_decoded_by_the_suffix_of_its_name(suffix: str, tmp_path: Path) -> None:
     make, kept = FILES[suffix]
-    path = tmp_path / f"call.1.{suffix}"
+    path = tmp_path / f"call.1 #2?.{suffix}"
     path.write_bytes(make())
     decoded = decode(path, str(path))[:, 0]
     assert len(decoded) == pytest.approx(len(AGENT), abs=0.05 * SAMPLE_RATE)
     assert peak_correlation(decoded, AGENT) >= kept
-    assert np.array_equal(decode(io.BytesIO(make()), f"s3://calls/a.{suffix}")[:, 0], decoded)
+    assert np.array_equal(decode(io.BytesIO(make()), f"https://calls/a.{suffix}?sig=1.2")[:, 0], decoded)
 
 
 def test_a_range_of_a_raw_file() -> None:
