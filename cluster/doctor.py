@@ -213,7 +213,7 @@ def print_layout(layout: Layout) -> None:
     table = Table("nodes", "each", "Listeners at most", "engines", box=None, pad_edge=False)
     for (node, listeners, engines), count in counts.items():
         table.add_row(str(count), node, str(listeners), engines)
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     console.print(table)
     if layout.missing:
         console.print(f"a job would wait for {layout.missing}", soft_wrap=True)

@@ -65,7 +65,7 @@ class Evaluation:
 
     def print(self) -> None:
         """Prints each reference and hypothesis, with differing words marked, and the totals."""
-        console = Console()
+        console = Console(markup=False)  # ids may hold brackets
         table = Table("recording", "WER", "reference / transcript", show_lines=True)
         for score in self.scores:
             reference, hypothesis = _marked(score)
@@ -79,7 +79,7 @@ class Evaluation:
         console.print(" · ".join(totals), highlight=False)
         if len(rates := self.wer_by_model) > 1:
             for model, rate in rates.items():
-                console.print(f"{model}: WER {rate:.2%}", highlight=False, soft_wrap=True, markup=False)
+                console.print(f"{model}: WER {rate:.2%}", highlight=False, soft_wrap=True)
 
 
 def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping[str, object]) -> Evaluation:

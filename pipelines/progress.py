@@ -21,13 +21,13 @@ class Progress:
     """Shows the progress of a run. On stderr, so that stdout has only the result."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)  # names of models and folders may hold brackets
         self._bars = Bars(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
@@ -53,7 +53,7 @@ class Progress:
 
     def warn(self, line: str) -> None:
         """Shows a line that stays on the terminal."""
-        self._console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)
+        self._console.print(f"warning: {line}", highlight=False, soft_wrap=True)
 
     def start(self, total: int, waiting_for: str) -> None:
         """Starts counting recordings."""

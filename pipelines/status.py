@@ -34,7 +34,7 @@ class Status:
 
     def print(self, each_failure: bool = False) -> None:
         """Shows the counts, and each failed recording if asked."""
-        console = Console()
+        console = Console(markup=False)  # ids and messages may hold brackets
         table = Table(show_header=False, box=SIMPLE)
         table.add_row("state", self._state())
         table.add_row("manifest", self.manifest)

@@ -115,7 +115,7 @@ class Summary:
         for code, count in self.failed.most_common():
             table.add_row(f"  failed: {code}", str(count))
         table.add_row("output", f"{output}/transcripts")
-        Console().print(table, highlight=False)
+        Console(markup=False).print(table, highlight=False)  # paths may hold brackets
 
 
 def _hours(seconds: float) -> str:

@@ -12,7 +12,7 @@ from planning.simulation import Simulated
 
 def print_plan(workload: Workload, machines: Machines, rates: Rates, estimate: Estimate, simulated: Simulated) -> None:
     """Prints time and cost, what limits, what storage and network must do, and the rates with their sources."""
-    console = Console()
+    console = Console(markup=False)  # a source may be a path with brackets
     console.print(_plan(workload, machines, estimate, simulated), highlight=False)
     console.print(_stages(estimate, simulated), highlight=False)
     console.print(_rates(rates), highlight=False)
