@@ -24,9 +24,9 @@ class NumberedFiles:
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """The highest number and the content of its file; None if there is no file."""
         while numbers := self.numbers():
-            data = self._storage.read_bytes(self._uri(numbers[-1]))
-            if data is not None:  # else a higher one was created since the listing, and this one removed
-                return numbers[-1], json.loads(data)
+            content = self._storage.read_json(self._uri(numbers[-1]))
+            if content is not None:  # else a higher one was created since the listing, and this one removed
+                return numbers[-1], content
         return None
 
     def create(self, number: int, content: dict[str, Any]) -> bool:

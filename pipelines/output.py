@@ -120,7 +120,7 @@ class Output:
 
     def job(self) -> dict[str, Any] | None:
         """job.json, or None if no run has started here."""
-        return self._read_json("job.json")
+        return self._storage.read_json(join(self.uri, "job.json"))
 
     def require_job(self) -> dict[str, Any]:
         """job.json.
@@ -216,7 +216,7 @@ class Output:
 
     def report(self) -> dict[str, Any] | None:
         """The report of the run that has finished here, or None: also if another run has begun since."""
-        report, commit = self._read_json("run.json"), self._log.latest()
+        report, commit = self._storage.read_json(join(self.uri, "run.json")), self._log.latest()
         return report if report and (commit.run is None or report.get("run") == commit.run) else None
 
     def _best_rows(
@@ -332,11 +332,6 @@ class Output:
         text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
         # A path may hold bytes that are not UTF-8, as lone surrogates (PEP 383), which JSON has escapes for.
         self._storage.write_bytes(join(self.uri, name), text.encode(errors="backslashreplace"))
-
-    def _read_json(self, name: str) -> dict[str, Any] | None:
-        text = self._storage.read_bytes(join(self.uri, name))
-        content: dict[str, Any] | None = json.loads(text) if text is not None else None
-        return content
 
 
 class _Row(NamedTuple):

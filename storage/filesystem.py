@@ -203,17 +203,8 @@ class Storage:
             if not is_local(uri):
                 self._retried(uri, filesystem.pipe_file, path, data)  # one PUT, which is atomic on object stores
                 return
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with contextlib.ExitStack() as on_failure:
-                handle, part = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".", suffix=".part")
-                on_failure.callback(os.unlink, part)
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file)  # before the rename, so that a power cut cannot leave an empty file under the name
-                os.chmod(part, 0o666 & ~_UMASK)  # mkstemp creates files with mode 0600
+            with _written_beside(path, data) as part:
                 os.replace(part, path)
-                on_failure.pop_all()
 
     def create_bytes(self, uri: str, data: bytes) -> bool:
         """Creates a small file if none exists; returns whether it did. Of concurrent callers, one succeeds.
@@ -225,7 +216,7 @@ class Storage:
         with self.map_errors(UsageError, uri, "not_writable"):
             filesystem, path = self.filesystem(uri)
             if is_local(uri):
-                return self._link_new(path, data)
+                return _link_new(path, data)
             if self._exists(uri):
                 return False
             try:
@@ -234,17 +225,6 @@ class Storage:
                 if self._exists(uri):
                     return bool(self._retried(uri, filesystem.cat_file, path) == data)
                 raise
-            return True
-
-    def _link_new(self, path: str, data: bytes) -> bool:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), prefix=".", suffix=".part") as part:
-            part.write(data)
-            part.flush()
-            try:
-                os.link(part.name, path)
-            except FileExistsError:
-                return False
             return True
 
     def read_bytes(self, uri: str) -> bytes | None:
@@ -257,6 +237,19 @@ class Storage:
             if error.code == "not_found":
                 return None
             raise
+
+    def read_json(self, uri: str) -> dict[str, Any] | None:
+        """The JSON object in a small file, or None if there is no file.
+
+        Raises:
+            UsageError: ``damaged``; or as of ``read_bytes``.
+        """
+        data = self.read_bytes(uri)
+        try:
+            content = None if data is None else json.loads(data)
+        except ValueError as error:
+            raise UsageError("damaged", f"{redact_uri(uri)} is damaged: {error}") from error
+        return cast("dict[str, Any] | None", content)
 
     def remove(self, uri: str) -> None:
         """Deletes a file, if it exists."""
@@ -368,6 +361,37 @@ class Storage:
                 if isinstance(value, str) and value and _SECRET_OPTION.search(name):
                     text = text.replace(value, "…")
         return _URL_QUERY.sub(r"\1", text)
+
+
+@contextlib.contextmanager
+def _written_beside(path: str, data: bytes) -> Iterator[str]:
+    """Writes a temporary file in the folder of ``path``, to be moved or linked there; yields its path."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file)  # so that a power cut cannot leave an empty file under the name
+        os.chmod(part, 0o666 & ~_UMASK)  # mkstemp creates files with mode 0600
+        yield part
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # it has been moved
+            os.unlink(part)
+
+
+def _link_new(path: str, data: bytes) -> bool:
+    """``Storage.create_bytes`` of a local file."""
+    with _written_beside(path, data) as part:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            return False
+        except OSError:  # exFAT, and most object stores that are mounted, have no links
+            with contextlib.suppress(FileExistsError), open(path, "xb") as file:
+                return file.write(data) == len(data)
+            return False
+        return True
 
 
 def _forbidden_reason(error: BaseException) -> str:

@@ -277,9 +277,16 @@ def test_write_list_read(root: str, s3: S3, storage: Storage, tmp_path: Path) ->
     assert not storage.exists(f"{root}/y")
 
 
-@pytest.mark.parametrize("root", ["local", "s3"])  # fsspec's memory:// raises KeyError for a missing file
-def test_create_replace_and_remove_small_files(root: str, s3: S3, storage: Storage, tmp_path: Path) -> None:
-    uri = {"local": str(tmp_path), "s3": s3.bucket}[root] + "/deep/lease.json"
+def test_create_replace_and_remove_local_files(tmp_path: Path) -> None:
+    create_replace_and_remove(Storage(), str(tmp_path))
+
+
+def test_create_replace_and_remove_small_objects(s3: S3, storage: Storage) -> None:
+    create_replace_and_remove(storage, s3.bucket)
+
+
+def create_replace_and_remove(storage: Storage, folder: str) -> None:
+    uri = f"{folder}/deep/lease.json"
     assert storage.read_bytes(uri) is None
     storage.remove(uri)  # no error for a missing file
     assert storage.create_bytes(uri, b"first")
@@ -300,6 +307,31 @@ def test_one_of_many_concurrent_creators_succeeds(root: str, s3: S3, storage: St
         created = list(pool.map(lambda name: storage.create_bytes(uri, name), names))
     assert created.count(True) == 1
     assert storage.read_bytes(uri) == names[created.index(True)]
+
+
+def test_a_file_is_created_once_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    create_replace_and_remove(Storage(), str(tmp_path))
+
+
+def test_local_files_have_the_permissions_of_any_other(tmp_path: Path) -> None:
+    """An output may be read, and continued, by others than who began it."""
+    other = tmp_path / "other"
+    other.touch()
+    Storage().create_bytes(str(tmp_path / "created"), b"{}")
+    Storage().write_bytes(str(tmp_path / "written"), b"{}")
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {other.stat().st_mode}
+
+
+def test_json_that_is_damaged_is_an_error_with_a_code(tmp_path: Path) -> None:
+    (tmp_path / "00000001.json").touch()
+    with pytest.raises(UsageError, match=r"00000001\.json is damaged") as caught:
+        Storage().read_json(str(tmp_path / "00000001.json"))
+    assert caught.value.code == "damaged"
+    assert Storage().read_json(str(tmp_path / "none.json")) is None
 
 
 def test_listings_are_not_cached(s3: S3, storage: Storage) -> None:
