@@ -26,8 +26,9 @@ import itertools
 import json
 import uuid
 from array import array
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,9 +45,8 @@ from storage.filesystem import Storage
 from storage.uris import join
 
 STATUSES = ("ok", "failed")
-# Files read at a time, which hides the latency of a store; and files read ahead, which are held in memory.
+# Files read at a time, which hides the latency of a store. No more are in memory, however slowly they are taken.
 READERS = 32
-READ_AHEAD = 8 * READERS
 # A status with no more small files than FEW_FILES is not merged. Merged files are small enough to be read whole by
 # all readers at once, and are merged from so few that these fit in memory, with the overhead of an Arrow table each.
 FEW_FILES = 256
@@ -304,7 +304,8 @@ class Output:
     def _sizes(self) -> dict[str, int]:
         """Names of all Parquet files, in order, and how many bytes each has."""
         sizes = self._storage.sizes(join(self.uri, "transcripts"))
-        return {"/".join(uri.rsplit("/", 2)[-2:]): size for uri, size in sizes.items() if uri.endswith(".parquet")}
+        files = {"/".join(uri.rsplit("/", 2)[-2:]): size for uri, size in sizes.items() if uri.endswith(".parquet")}
+        return {name: size for name, size in files.items() if _status(name) in STATUSES}
 
     def _read_ids(self, names: Collection[str]) -> Iterator[tuple[str, list[str], list[int]]]:
         """The recording ids and attempts in each file."""
@@ -314,16 +315,29 @@ class Output:
     def _read_tables(self, names: list[str], columns: list[str] | None = None) -> Iterator[tuple[str, pa.Table]]:
         """The contents of files, except of those that are gone."""
         with ThreadPoolExecutor(READERS) as pool:
-            for start in range(0, len(names), READ_AHEAD):
-                some = names[start : start + READ_AHEAD]
-                for name, table in zip(some, pool.map(lambda name: self._read_table(name, columns), some), strict=True):
-                    if table is not None:
-                        yield name, table
+            reading: deque[Future[pa.Table | None]] = deque()
+            to_read = iter(names)
+            for name in names:
+                for ahead in itertools.islice(to_read, READERS - len(reading)):
+                    reading.append(pool.submit(self._read_table, ahead, columns))
+                if (table := reading.popleft().result()) is not None:
+                    yield name, table
 
     def _read_table(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
-        """The content of a file; None if it is gone since it was listed."""
+        """The content of a file; None if it is gone since it was listed.
+
+        Raises:
+            UsageError: ``damaged``.
+        """
         data = self._storage.read_bytes(self._file_uri(name))
-        return pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False) if data is not None else None
+        try:
+            return None if data is None else pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:  # Arrow raises OSError for damaged pages
+            raise UsageError(
+                "damaged",
+                f"{self._file_uri(name)} is damaged ({error}): without it, the same command transcribes its "
+                "recordings again",
+            ) from error
 
     def _file_uri(self, name: str) -> str:
         return join(self.uri, "transcripts", name)

@@ -1,7 +1,7 @@
 """fsspec's driver of local disks, for listings in which nothing is missing.
 
-Its own leaves out links, and folders that it cannot list: a disk that fails for a moment would look like an empty folder,
-and a run would end without the recordings there.
+Its own leaves out links, and folders that it cannot list: a disk that fails for a moment would look like an empty
+folder, and a run would end without the recordings there.
 """
 
 import os

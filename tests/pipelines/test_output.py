@@ -2,11 +2,12 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipelines.output import STATUSES, Output
+from pipelines.output import READERS, STATUSES, Output
 from speech.errors import AudioError, RayscribeError, UsageError
 from speech.recording import Recording
 from speech.transcript import Transcript
@@ -64,6 +65,44 @@ def test_a_recording_with_two_receipts_stands_once(output: Output) -> None:
     written = set(output.commit([ok("a"), ok("b")])) | set(output.commit([ok("b"), ok("c")]))
     output.consolidate(contents, written, superseded=True)
     assert Counter(name for _, name, _ in rows_in(output).elements()) == Counter("abc")
+
+
+def test_few_files_are_held_for_a_reader_that_is_slow(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4 * READERS):
+        output.commit([ok(str(number))])
+    read: list[str] = []
+    read_bytes = Storage.read_bytes
+
+    def noted(storage: Storage, uri: str) -> bytes | None:
+        read.append(uri)
+        return read_bytes(storage, uri)
+
+    monkeypatch.setattr(Storage, "read_bytes", noted)
+    batches = output.batches("ok")
+    assert len(next(batches)) == 1
+    assert len([uri for uri in read if uri.endswith(".parquet")]) <= READERS
+    assert sum(map(len, batches)) == 4 * READERS - 1
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"PAR1" * 9])
+def test_a_damaged_file_is_named(damage: Callable[[bytes], bytes], output: Output, tmp_path: Path) -> None:
+    [name] = output.commit([ok("a")])
+    file = tmp_path / "transcripts" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UsageError, match=name) as caught:
+        output.deduplicate()
+    assert caught.value.code == "damaged"
+
+
+def test_tables_of_others_beside_the_transcripts_are_left_alone(output: Output, tmp_path: Path) -> None:
+    output.commit([ok("a")])
+    theirs = [tmp_path / "transcripts" / "mine.parquet", tmp_path / "transcripts" / "mine" / "part.parquet"]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("theirs")
+    finish(output)
+    assert attempts_in(output) == {"ok": {"a": 1}, "failed": {}}
+    assert all(path.exists() for path in theirs)
 
 
 def test_ids_with_a_newline_do_not_overwrite_another_file(output: Output) -> None:
