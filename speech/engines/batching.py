@@ -7,6 +7,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from speech.engines.gpu_errors import check_gpu
+
 Encoded = TypeVar("Encoded", covariant=True)
 
 
@@ -55,6 +57,7 @@ class Batching(Generic[Encoded]):
         Raises:
             ValueError: it is too short.
             RuntimeError: PyTorch failed, for want of memory, for example.
+            EngineDied: the GPU cannot be used any more.
         """
         self._encoder.check_length(len(samples))
         waiting: _Waiting[Encoded] = _Waiting(samples)
@@ -88,7 +91,7 @@ class Batching(Generic[Encoded]):
 
     async def _encode(self, batch: list[_Waiting[Encoded]]) -> None:
         try:
-            encoded = await asyncio.to_thread(self._encoder.encode, [each.samples for each in batch])
+            encoded = await asyncio.to_thread(self._encode_clips, [each.samples for each in batch])
         except Exception as error:
             for each in batch:
                 if not each.encoded.done():
@@ -97,3 +100,10 @@ class Batching(Generic[Encoded]):
         for each, clip in zip(batch, encoded, strict=True):
             if not each.encoded.done():
                 each.encoded.set_result(clip)
+
+    def _encode_clips(self, clips: list[np.ndarray]) -> Sequence[Encoded]:
+        try:
+            return self._encoder.encode(clips)
+        except RuntimeError as error:
+            check_gpu(error)
+            raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from speech.audio import SAMPLE_RATE
 from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
 from speech.engines.dtype import cpu_dtype
+from speech.engines.gpu_errors import check_gpu
 from speech.errors import EngineError, UsageError
 from speech.granite.vocabulary import Vocabulary
 from speech.models.families import Family, Granite, Whisper
@@ -59,6 +60,7 @@ class TransformersEngine:
             try:
                 return await asyncio.to_thread(compute, clip)
             except (ValueError, RuntimeError) as error:
+                check_gpu(error)
                 raise EngineError(
                     "engine_refused", f"Transformers could not decode a clip of {clip.seconds:.1f} s: {error}"
                 ) from error

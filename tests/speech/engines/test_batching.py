@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from speech.engines.batching import Batching
+from speech.errors import EngineDied
 
 
 class FakeEncoder:
@@ -17,6 +19,7 @@ class FakeEncoder:
         self.passes_made: list[list[int]] = []
         self.go_on = threading.Event()
         self.go_on.set()
+        self.error: Exception | None = None
 
     def check_length(self, samples: int) -> None:
         if samples == 0:
@@ -28,6 +31,8 @@ class FakeEncoder:
 
     def encode(self, clips: Sequence[np.ndarray]) -> list[int]:
         assert self.go_on.wait(10)
+        if self.error:
+            raise self.error
         self.passes_made.append([len(clip) for clip in clips])
         if any(len(clip) == 13 for clip in clips):
             raise RuntimeError("out of memory")
@@ -58,6 +63,22 @@ def test_a_pass_has_the_clip_that_has_waited_longest_and_those_nearest_in_length
 def test_a_failed_pass_is_an_error_of_its_clips_alone() -> None:
     found = encode_all(FakeEncoder(), [1, 13, 2, 3, 4, 0, 5])
     assert [type(each) for each in found] == [int, RuntimeError, int, int, int, ValueError, RuntimeError]
+
+
+@pytest.mark.engine
+def test_a_gpu_that_is_lost_ends_the_engine_and_one_without_memory_does_not() -> None:
+    import torch
+
+    def error_of(raised: Exception) -> Any:
+        fake = FakeEncoder()
+        fake.error = raised
+        [found] = encode_all(fake, [1])
+        return found
+
+    lost = error_of(torch.AcceleratorError("CUDA error: an illegal memory access\nmore"))
+    assert isinstance(lost, EngineDied)
+    assert lost.message.endswith("CUDA error: an illegal memory access")
+    assert isinstance(error_of(torch.OutOfMemoryError("CUDA out of memory")), torch.OutOfMemoryError)
 
 
 def test_a_cancelled_call_does_not_affect_the_others() -> None:
