@@ -49,7 +49,10 @@ class RemoteFile(io.RawIOBase):
         if self._broken:
             self._reopen_stream()
         try:
-            return cast(bytes, self._file.read(size))
+            data = cast(bytes, self._file.read(size))
+            if not data and size and not self._unseekable and self._file.tell() < self._file.size:
+                raise EOFError("the file is shorter than before")  # 416: fsspec takes it for the end
+            return data
         except ValueError:  # fsspec raises this when a server ignored the range
             if self._unseekable:
                 raise

@@ -232,6 +232,26 @@ def test_a_web_server_with_transient_faults(ranges: str | None) -> None:
         assert audio.read() == body
 
 
+def test_a_file_that_is_replaced_by_a_shorter_one_is_not_taken_for_whole() -> None:
+    served: list[str] = []
+
+    def respond(handler: BaseHTTPRequestHandler) -> None:
+        body = CALL if len(served) < 2 else CALL[:RANGE_BYTES]  # after a HEAD and a range
+        served.append(handler.command)
+        first, last = map(int, handler.headers.get("Range", f"bytes=0-{len(body)}").removeprefix("bytes=").split("-"))
+        content = body[first : last + 1]
+        handler.send_response(206 if content else 416)
+        handler.send_header("Accept-Ranges", "bytes")
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        if handler.command == "GET":
+            handler.wfile.write(content)
+
+    with _web(respond) as address, pytest.raises(AudioError, match="shorter than before") as caught:
+        open_remote(Storage(retry_for_s=0.2, **LOCAL_WEB), f"{address}/call.ulaw")
+    assert caught.value.code == "unreadable"
+
+
 def _plain(handler: BaseHTTPRequestHandler, status: int) -> None:
     handler.send_response(status)
     handler.send_header("Content-Length", "0")
