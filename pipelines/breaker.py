@@ -39,6 +39,7 @@ class CircuitBreaker:
             raise RayscribeError(
                 "storage_failing",
                 f"storage refused {count} of the last {len(self._failed)} recordings or did not respond: check the "
-                "credentials and the service. Then 'rayscribe transcribe' continues with the rows that are not done, "
-                "and 'rayscribe retry' tries the failed ones again (--max-failed-share sets the limit)",
+                "credentials, the service and, on every node, mounts and disks. Then 'rayscribe transcribe' continues "
+                "with the rows that are not done, and 'rayscribe retry' tries the failed ones again "
+                "(--max-failed-share sets the limit)",
             )

@@ -11,6 +11,7 @@ Every class takes positional arguments only, so that an error survives pickling 
 (a Ray actor, a worker pool).
 """
 
+import errno
 import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
@@ -89,7 +90,24 @@ class AudioError(RayscribeError):
 
 
 class StorageError(AudioError):
-    """Storage refused one recording's audio or did not respond: a fault of credentials or network, not of the file."""
+    """Storage refused one recording's audio or did not respond: credentials, network or disk failed, not the file.
+
+    Others will have it too, so that the job stops where it is frequent (``pipelines.breaker``).
+    """
+
+
+# Of a disk or a mount that fails, and of a machine that is full.
+_STORAGE_ERRNOS = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
+
+
+def audio_error_kind(error: BaseException) -> type[AudioError]:
+    """The class of an operating system's error with one recording."""
+    return StorageError if getattr(error, "errno", None) in _STORAGE_ERRNOS else AudioError
 
 
 class EngineError(RayscribeError):

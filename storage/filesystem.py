@@ -31,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from speech.errors import AudioError, RayscribeError, StorageError, UsageError
+from speech.errors import AudioError, RayscribeError, StorageError, UsageError, audio_error_kind
 from speech.redaction import redact_uri
 from storage.driver_errors import error_code, is_transient, root_cause, service_code
 from storage.drivers import PACKAGES, filesystem_class, shared_filesystem
@@ -326,7 +326,7 @@ class Storage:
     ) -> Iterator[None]:
         """Maps exceptions of drivers to ``kind``, with a code and a message that names ``uri``.
 
-        An AudioError because of credentials, or of a service that does not respond, is a StorageError.
+        An AudioError because of credentials, of a service that does not respond or of a full disk is a StorageError.
 
         Catches every Exception: the drivers' exceptions have no common base (botocore's and aiohttp's are not
         OSError).
@@ -348,8 +348,9 @@ class Storage:
                 "unreadable": f"{name} cannot be read: {self._redacted_reason(cause)}",
             }[code]
             # A driver's message may contain the whole URL or a key; a local file's cannot.
-            if kind is AudioError and (code == "forbidden" or is_transient(cause)):
-                kind = StorageError
+            if kind is AudioError:
+                storage_failed = code == "forbidden" or is_transient(cause)
+                kind = StorageError if storage_failed else audio_error_kind(cause)
             raise kind(code, message) from (error if is_local(uri) else None)
 
     def _redacted_reason(self, error: BaseException) -> str:

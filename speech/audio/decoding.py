@@ -24,7 +24,7 @@ from speech.audio.containers import MPEG_SYNC, UNKNOWN, Container, identify, mis
 from speech.audio.decoders import ChainDecoder, DecodeError, Decoder, FormatChanged, SndfileDecoder
 from speech.audio.ffmpeg import FFmpegDecoder
 from speech.audio.source import Source, SourceRange
-from speech.errors import AudioError
+from speech.errors import AudioError, StorageError, audio_error_kind
 from speech.raw_format import RawFormat, raw_format_of
 
 # Outside this range the header is damaged: speech needs more, and no recorder samples faster.
@@ -326,8 +326,12 @@ def _check_header(decoder: Decoder, name: str) -> None:
 
 def _io_error(error: OSError, name: str) -> AudioError:
     reason = error.strerror or str(error) or type(error).__name__
+    kind = audio_error_kind(error)
     if isinstance(error, FileNotFoundError):
-        return AudioError("not_found", f"there is no file {name}")
+        if error.filename and not Path(error.filename).parent.is_dir():
+            folder = Path(error.filename).parent
+            return StorageError("not_found", f"this machine has no folder {folder}: mount it, or correct the path")
+        return kind("not_found", f"there is no file {name}")
     if isinstance(error, PermissionError):
-        return AudioError("forbidden", f"{name} may not be read: {reason}")
-    return AudioError("unreadable", f"{name} cannot be read: {reason}")
+        return kind("forbidden", f"{name} may not be read: {reason}")
+    return kind("unreadable", f"{name} cannot be read: {reason}")

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from speech.audio.decoding import open_audio
-from speech.errors import AudioError, UsageError
+from speech.errors import AudioError, StorageError, UsageError
 from storage.filesystem import Storage
 from storage.uris import is_glob, parent, resolve
 from tests.conftest import S3
@@ -131,6 +131,16 @@ def test_audio_in_unknown_storage_fails_as_a_row(uri: str, expected: str, monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(AudioError, match=expected) as caught:
         Storage(allow_schemes=["tape"]).open_audio(uri)
+    assert caught.value.code == "unreadable"
+
+
+def test_a_machine_whose_disk_is_full_is_a_fault_of_storage(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", fail)
+    with pytest.raises(StorageError, match="No space left") as caught:
+        Storage(**LOCAL_WEB).open_audio(f"{web}/200/call.wav")
     assert caught.value.code == "unreadable"
 
 

@@ -1,7 +1,9 @@
 """Every format decodes to what was encoded; every bad file gives its error code, with no output on stderr."""
 
+import errno
 import io
 import itertools
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from speech.audio import SAMPLE_RATE
 from speech.audio.decoding import AudioSource, open_audio, resampled
-from speech.errors import AudioError
+from speech.errors import AudioError, StorageError
 from testing.audio_formats import FORMATS, SENTENCE
 from testing.synthetic_audio import RATE, at_rate, ffmpeg, peak_correlation, sndfile
 
@@ -157,6 +159,26 @@ def test_missing_forbidden_and_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Path, "open", refuse)  # tests may run as root, which may read everything
     assert code_of(tmp_path / "private.wav") == "forbidden"
+
+
+def test_a_folder_that_is_missing_is_a_fault_of_the_machine_and_a_file_is_not(tmp_path: Path) -> None:
+    """A node without the mount would fail every row in no time: the run has to stop."""
+    assert not isinstance(error_of(tmp_path / "gone.wav"), StorageError)
+    unmounted = error_of(tmp_path / "mount" / "call.wav")
+    assert isinstance(unmounted, StorageError)
+    assert unmounted.code == "not_found"
+    assert str(tmp_path / "mount") in unmounted.message
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_disk_that_fails_is_a_fault_of_the_machine(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", fail)
+    assert isinstance(error_of(tmp_path / "call.wav"), StorageError)
 
 
 DECLARE_NO_LENGTH = {"aac", "amr-nb"}
