@@ -10,7 +10,7 @@ from pipelines.output import Output
 from speech.formats import TranscriptFormat, render_transcript
 from speech.transcript import Transcript
 from storage.filesystem import Storage
-from storage.uris import join
+from storage.uris import absolute, join
 
 SUFFIXES: dict[TranscriptFormat, str] = {
     "text": "txt",
@@ -44,6 +44,7 @@ def export(output_uri: str, format: TranscriptFormat, to: str, storage_options: 
     storage = Storage(storage_options)
     output = Output(output_uri, storage)
     output.require_job()
+    to = absolute(to)  # in a file:// URI the escapes of file_name would be read as what they stand for
     storage.check_writable(to)
     exported = Exported()
     for batch in output.batches("ok"):

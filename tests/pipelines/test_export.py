@@ -52,6 +52,15 @@ def test_one_file_per_transcript(output: Path, tmp_path: Path, format: str, suff
     assert all(text.startswith(begins) for text in files.values())
 
 
+def test_an_id_is_no_path_out_of_the_folder(output: Path, tmp_path: Path) -> None:
+    transcript = Transcript(Recording(id="../../evil", audio="a.wav"), "model", "guten tag")
+    Output(str(output), Storage({})).commit([transcript.to_row()])
+    to = tmp_path / "deep" / "er"
+    assert rayscribe.main(["export", str(output), "--format", "text", "--to", to.as_uri()]) == 0
+    assert {path.parent for path in tmp_path.rglob("*.txt")} == {to}
+    assert (to / "..%2F..%2Fevil.txt").exists()
+
+
 def test_verbose_json_keeps_times(output: Path, tmp_path: Path) -> None:
     assert rayscribe.main(["export", str(output), "--format", "verbose_json", "--to", str(tmp_path / "files")]) == 0
     [segment] = json.loads((tmp_path / "files" / "one.json").read_text())["segments"]
