@@ -97,7 +97,7 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
     output = Output(output_uri, storage)
     job, report = output.require_job(), output.report() or {}
     rows = manifest.read(manifest_uri or job["manifest"], storage)
-    references = {recording_id: row["text"] for recording_id, row in rows if row.get("text")}
+    references = {recording_id: str(row["text"]) for recording_id, row in rows if row.get("text")}
     scores = []
     for batch in output.batches("ok", ["recording_id", "model", "text", "language", "task"]):
         for row in batch.to_pylist():

@@ -1,8 +1,15 @@
 """WER and CER of texts whose errors can be counted by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from pipelines.evaluate import Evaluation, score
+from pipelines.evaluate import Evaluation, evaluate, score
+from pipelines.output import Output
+from speech.recording import Recording
+from speech.transcript import Transcript
+from storage.filesystem import Storage
 
 
 def test_errors_and_reference_words_are_summed_over_recordings() -> None:
@@ -41,3 +48,11 @@ def test_each_of_several_models_has_its_own_rate(capsys: pytest.CaptureFixture[s
     assert evaluation.wer_by_model == {"granite": 0.0, "whisper": 0.25}
     evaluation.print()
     assert "whisper: WER 25.00%" in capsys.readouterr().out
+
+
+def test_a_reference_may_be_a_number(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"), Storage())
+    output.claim({}, {"manifest": "m.jsonl"}, allow_changes=False)
+    output.commit([Transcript(Recording(id="1", audio="a.wav"), "model", "22").to_row()])
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "1", "audio": "a.wav", "text": 22}))
+    assert evaluate(output.uri, str(tmp_path / "m.jsonl"), {}).wer == 0
