@@ -145,6 +145,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     from planning.report import print_plan
     from planning.settings import PlanSettings
     from planning.simulation import simulate
+    from storage.filesystem import Storage
 
     settings = PlanSettings.from_settings(_settings(parsed, PlanSettings))
     rates = settings.known_rates()
@@ -153,7 +154,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 
         rates = settings.known_rates(calibrate(settings.calibrate, settings.engine_config, rates))
         if settings.rates:
-            Path(settings.rates).write_text(rates.to_json())
+            Storage().write_bytes(settings.rates, rates.to_json().encode())
     planned = settings.workload(), settings.machines(), rates
     expected = estimate(*planned, settings.faults())
     print_plan(*planned, expected, simulate(*planned, settings.faults()))

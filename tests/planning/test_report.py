@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from planning.rates import default_rates
+from planning.rates import default_rates, load_rates
 from rayscribe import main
 
 
@@ -36,6 +36,13 @@ def test_rates_of_a_file_are_used(
     out = shown(capsys)
     assert "limited by Listeners" in out
     assert "measured on a slow machine" in out
+
+
+def test_measured_rates_are_written_where_no_folder_is_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("planning.calibrate.calibrate", lambda uri, config, rates: rates)
+    rates = str(tmp_path / "measured" / "rates.json")
+    assert main(["plan", "--hours", "10", "--calibrate", "calls.jsonl", "--rates", rates]) == 0
+    assert load_rates(rates) == default_rates("A100")
 
 
 def test_what_is_missing_or_wrong_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
