@@ -148,7 +148,8 @@ class Segmenter:
         """Ends the open region at the cheapest cut and begins the next one there."""
         assert self._onset is not None
         first = self._start + self._limit // 2 - self._onset
-        last = min(self._start + self._limit, self._seen - 1) - self._onset
+        # With its whole context behind it: if the channel ends here, the rest is still long enough for an encoder.
+        last = min(self._start + self._limit, self._seen - self._context) - self._onset
         cut = first + _best_cut(np.array(self._windows), np.arange(first, last + 1), self._context)
         rest, voiced_end, at = self._windows[cut:], self._voiced_end, self._onset + cut
         region = SpeechRegion(self._start * WINDOW, at * WINDOW, cut * WINDOW)

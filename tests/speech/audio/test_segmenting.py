@@ -122,10 +122,19 @@ def test_uniform_speech_is_cut_without_loss() -> None:
 def test_a_short_remainder_after_a_cut_is_kept() -> None:
     window = WINDOW / SAMPLE_RATE
     limit_s = CLIP_S - PADDING_S
-    found = cut(windows(speech(limit_s - 2 * window), (window, 0.99, -60.0), speech(window), pause(1)))
+    found = cut(windows(speech(limit_s - 6 * window), (window, 0.99, -60.0), speech(6 * window), pause(1)))
     assert len(found) == 2
     assert found[0].end == found[1].start
-    assert found[1].speech <= 2 * WINDOW
+    assert found[1].speech <= 7 * WINDOW
+
+
+@pytest.mark.parametrize("clip_s", [4.0, 30.0])
+def test_a_channel_that_ends_after_a_cut_leaves_no_clip_too_short_for_an_encoder(clip_s: float) -> None:
+    limit = int(clip_s * SAMPLE_RATE)
+    for samples in range(limit - 10 * WINDOW, limit + 3 * WINDOW, 100):
+        found = segment_channel(windows(speech(-(-samples // WINDOW) * WINDOW / SAMPLE_RATE)), samples, clip_s)
+        assert found[-1].end == samples
+        assert min(part.end - part.start for part in found) >= 0.1 * SAMPLE_RATE
 
 
 @pytest.mark.parametrize("seed", range(40))
