@@ -13,6 +13,7 @@ from speech.redaction import redact_presigned, redact_uri
         ("https://bob:sesame@host/a.wav?token=sesame#x", "https://host/a.wav"),
         ("ftp://bob:sesame@host/a.wav", "ftp://host/a.wav"),
         ("s3://bucket/what?.wav", "s3://bucket/what?.wav"),
+        *[(f"{scheme}://calls@acme.dfs.core.windows.net/a.wav",) * 2 for scheme in ("abfs", "abfss", "az")],
         ("/data/a@b?.wav", "/data/a@b?.wav"),
     ],
 )
