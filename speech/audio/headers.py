@@ -62,13 +62,22 @@ def riff_data_size(file: Source, size: int) -> dict[int, bytes]:
     start, length = _riff_data(file) or (0, None)
     if length is None or start + length + _MIN_REST_BYTES > size:
         return {}
-    file.seek(start + length)
-    rest = file.read(5)
-    if any(_CHUNK_NAME.fullmatch(rest[pad : pad + 4]) for pad in (0, length % 2)):
-        return {}
     file.seek(0)
     order = ">" if file.read(4) == b"RIFX" else "<"
+    if any(_is_chunk(file, start + length + pad, size, order) for pad in (0, length % 2)):
+        return {}
     return {start - 4: struct.pack(f"{order}I", min(size - start, 0xFFFF_FFFE))}
+
+
+def _is_chunk(file: Source, at: int, size: int, order: str) -> bool:
+    """Whether a chunk with a name begins there, and ends within the file. G.711 of speech often looks like a name."""
+    file.seek(at)
+    chunk = file.read(8)
+    return bool(
+        _CHUNK_NAME.fullmatch(chunk[:4])
+        and len(chunk) == 8
+        and at + 8 + int(struct.unpack(f"{order}I", chunk[4:])[0]) <= size
+    )
 
 
 def riff_links(file: Source, size: int) -> list[int]:

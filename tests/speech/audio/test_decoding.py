@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -213,6 +214,15 @@ def test_a_flac_with_a_damaged_middle_is_truncated() -> None:
 @pytest.mark.parametrize("size", [0, 0x7FFF_F000, 0x8000_0000, 0xFFFF_FFFF])
 def test_a_wav_written_to_a_pipe_is_read_to_its_end(size: int) -> None:
     assert np.array_equal(decode(wav(riff_size=size, data_size=size)), decode(wav()))
+
+
+@pytest.mark.parametrize("subtype", ["ULAW", "ALAW"])
+def test_speech_behind_the_size_that_a_crashed_recorder_left_is_no_chunk(subtype: str) -> None:
+    whole = sndfile(0.5 * SENTENCE[:-1], "WAV", subtype)  # an even number of bytes has no padding
+    start = whole.index(b"data") + 8
+    like_a_name = next(match for match in re.finditer(rb"[A-Za-z0-9_ ]{4}", whole) if match.start() > start + 4000)
+    size = struct.pack("<I", like_a_name.start() - start)
+    assert np.array_equal(decode(whole[: start - 4] + size + whole[start:]), decode(whole))
 
 
 def test_a_flac_written_to_a_pipe_is_read_to_its_end() -> None:
