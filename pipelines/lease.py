@@ -14,10 +14,12 @@ and what a run removes is safe without it (``pipelines.commits``).
 """
 
 import logging
+import os
 import socket
 import threading
 import time
 import uuid
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,10 +32,11 @@ from storage.uris import join
 
 log = logging.getLogger("rayscribe")
 
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 RENEW_S = 5.0
 EXPIRE_S = 30.0
 
-Holder = dict[str, Any]  # run, host, pid, process_started, renewals, released
+Holder = dict[str, Any]  # run, host, pid, process_started, process_ids_of, renewals, released
 
 
 class Lease:
@@ -51,7 +54,8 @@ class Lease:
             "run": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": process.pid,
-            "process_started": process.create_time(),
+            "process_started": _started_s(process),
+            "process_ids_of": _process_ids_of(),
             "renewals": 0,
             "released": False,
         }
@@ -119,10 +123,10 @@ class Lease:
 
     def _is_dead(self, holder: Holder) -> bool:
         """Whether the holder was a process of this machine that has ended."""
-        if holder["host"] != self._holder["host"]:
+        if holder.get("process_ids_of") != self._holder["process_ids_of"]:
             return False
         try:
-            return bool(psutil.Process(holder["pid"]).create_time() != holder["process_started"])
+            return bool(_started_s(psutil.Process(holder["pid"])) != holder["process_started"])
         except psutil.NoSuchProcess:
             return True
 
@@ -153,6 +157,22 @@ def read_lease(output: str, storage: Storage) -> Holder | None:
     """The holder of an output's lease, which may have died; None if it is released."""
     latest = _files(output, storage).latest()
     return latest[1] if latest and not latest[1].get("released") else None
+
+
+def _started_s(process: psutil.Process) -> float:
+    """Seconds from the machine's boot to the start of a process: setting the clock does not change them."""
+    return round(process.create_time() - psutil.boot_time(), 2)
+
+
+def _process_ids_of() -> str:
+    """Where a process id is of one process alone: this machine since its boot and, in a container, there.
+
+    Two machines may have the same name. Elsewhere than on Linux it is the name.
+    """
+    try:
+        return f"{BOOT_ID.read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _files(output: str, storage: Storage) -> NumberedFiles:

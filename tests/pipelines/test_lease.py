@@ -1,11 +1,14 @@
 """The lease on an output folder, on a disk and on S3."""
 
 import json
+import pickle
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.lease import Lease, read_lease
@@ -58,25 +61,47 @@ def leave_behind(output: str, storage: Storage, **holder: object) -> None:
     storage.write_bytes(f"{output}/lease/00000007.json", text.encode())
 
 
+HOLD_AND_DIE = """
+import os, pickle, sys
+from pipelines.lease import Lease
+output, storage = pickle.loads(sys.stdin.buffer.read())
+with Lease(output, storage):
+    os._exit(0)
+"""
+
+
 def test_the_lease_of_a_dead_process_here_is_taken_over_at_once(place: tuple[str, Storage]) -> None:
     output, storage = place
-    ended = subprocess.run(
-        [sys.executable, "-c", "import os, socket; print(os.getpid(), socket.gethostname())"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    pid, host = ended.stdout.split()
-    leave_behind(output, storage, host=host, pid=int(pid), process_started=0.0)
+    subprocess.run([sys.executable, "-c", HOLD_AND_DIE], input=pickle.dumps(place), check=True)
+    left = read_lease(output, storage)
+    assert left is not None
     with Lease(output, storage, expire_s=3600):
         found = read_lease(output, storage)
         assert found is not None
-        assert found["run"] != "gone"
+        assert found["run"] != left["run"]
+
+
+def test_setting_the_clock_ends_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux counts the start of a process from the boot, whose time of day changes with the clock."""
+    with Lease(str(tmp_path), Storage(), renew_s=0.1) as held:
+        boot_time = psutil.boot_time()
+        monkeypatch.setattr("psutil._psplatform.boot_time", lambda: boot_time + 3600)
+        with pytest.raises(UsageError) as refused, Lease(str(tmp_path), Storage(), renew_s=0.1):
+            pytest.fail("two hold it")
+        assert refused.value.code == "output_in_use"
+        held.verify()
+
+
+def test_a_process_of_another_machine_with_the_same_name_may_be_alive(tmp_path: Path) -> None:
+    leave_behind(str(tmp_path), Storage(), host=socket.gethostname(), pid=1 << 22, process_ids_of="another boot")
+    start = time.monotonic()
+    with Lease(str(tmp_path), Storage(), renew_s=0.1, expire_s=0.5):
+        assert time.monotonic() - start >= 0.5
 
 
 def test_the_lease_of_a_lost_machine_is_taken_over_when_it_expires(place: tuple[str, Storage]) -> None:
     output, storage = place
-    leave_behind(output, storage, host="another-machine", pid=1, process_started=0.0)
+    leave_behind(output, storage, host="another-machine", pid=1)
     with Lease(output, storage, renew_s=0.1, expire_s=0.5):
         found = read_lease(output, storage)
         assert found is not None
@@ -85,7 +110,7 @@ def test_the_lease_of_a_lost_machine_is_taken_over_when_it_expires(place: tuple[
 
 def test_of_two_newcomers_one_takes_over(place: tuple[str, Storage], monkeypatch: pytest.MonkeyPatch) -> None:
     output, storage = place
-    leave_behind(output, storage, host="another-machine", pid=1, process_started=0.0)
+    leave_behind(output, storage, host="another-machine", pid=1)
     first, second = (Lease(output, storage, renew_s=0.1, expire_s=0.3) for _ in range(2))
     monkeypatch.setattr(first, "_await_expiry", lambda: 7)
     monkeypatch.setattr(second, "_await_expiry", lambda: 7)  # both have seen the seventh expire
