@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from speech.engines.gpu_errors import check_gpu
+from speech.errors import EngineDied
 
 Encoded = TypeVar("Encoded", covariant=True)
 
@@ -76,6 +77,8 @@ class Batching(Generic[Encoded]):
                 batch = self._next_pass()
                 self._waiting = [each for each in self._waiting if each not in batch]
                 await self._encode(batch)
+        except Exception as error:  # of the encoder's ``passes``, which may compute on a GPU
+            _fail(self._waiting, error)
         finally:
             self._waiting, self._running = [], None
 
@@ -91,19 +94,21 @@ class Batching(Generic[Encoded]):
 
     async def _encode(self, batch: list[_Waiting[Encoded]]) -> None:
         try:
-            encoded = await asyncio.to_thread(self._encode_clips, [each.samples for each in batch])
+            encoded = await asyncio.to_thread(self._encoder.encode, [each.samples for each in batch])
         except Exception as error:
-            for each in batch:
-                if not each.encoded.done():
-                    each.encoded.set_exception(error)
+            _fail(batch, error)
             return
         for each, clip in zip(batch, encoded, strict=True):
             if not each.encoded.done():
                 each.encoded.set_result(clip)
 
-    def _encode_clips(self, clips: list[np.ndarray]) -> Sequence[Encoded]:
-        try:
-            return self._encoder.encode(clips)
-        except RuntimeError as error:
-            check_gpu(error)
-            raise
+
+def _fail(clips: Sequence[_Waiting[Any]], error: Exception) -> None:
+    """Gives the callers of clips the error, or EngineDied."""
+    try:
+        check_gpu(error)
+    except EngineDied as died:
+        error = died
+    for each in clips:
+        if not each.encoded.done():
+            each.encoded.set_exception(error)

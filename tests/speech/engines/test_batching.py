@@ -65,6 +65,15 @@ def test_a_failed_pass_is_an_error_of_its_clips_alone() -> None:
     assert [type(each) for each in found] == [int, RuntimeError, int, int, int, ValueError, RuntimeError]
 
 
+def test_clips_that_cannot_be_divided_into_passes_are_not_waited_for() -> None:
+    class UndividedEncoder(FakeEncoder):
+        def passes(self, samples: Sequence[int]) -> Iterator[slice]:
+            raise RuntimeError("no device")
+
+    found = encode_all(UndividedEncoder(), [1, 2])
+    assert [str(each) for each in found] == ["no device"] * 2
+
+
 @pytest.mark.engine
 def test_a_gpu_that_is_lost_ends_the_engine_and_one_without_memory_does_not() -> None:
     import torch
