@@ -96,7 +96,7 @@ def evaluate(output_uri: str, manifest_uri: str | None, storage_options: Mapping
     storage = Storage(storage_options)
     output = Output(output_uri, storage)
     job, report = output.require_job(), output.report() or {}
-    rows = manifest.read(manifest_uri or job["manifest"], storage)
+    rows = manifest.read(manifest_uri or job["manifest"], storage, apart_from=output.has)
     references = {recording_id: str(row["text"]) for recording_id, row in rows if row.get("text")}
     scores = []
     for batch in output.batches("ok", ["recording_id", "model", "text", "language", "task"]):

@@ -141,14 +141,23 @@ def id_hash(recording_id: str) -> int:
     return int.from_bytes(blake2b(recording_id.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def read(uri: str, storage: Storage) -> Manifest:
+def _none(uri: str) -> bool:
+    return False
+
+
+def read(uri: str, storage: Storage, apart_from: Callable[[str], bool] = _none) -> Manifest:
     """The rows of a manifest with their ids, ``audio`` resolved. Its kind, and that it exists, are checked at once.
+
+    Args:
+        uri: of a file, a folder or a glob.
+        storage: reads it.
+        apart_from: which files of a folder are not there: ``pipelines.output.Output.has``, of an output within it.
 
     Raises:
         UsageError: ``not_found``, ``forbidden``, ``unreadable``; ``bad_manifest`` naming file and line;
             ``duplicate_id``, after the last row.
     """
-    files, skipped = _files(uri, storage)
+    files, skipped = _files(uri, storage, apart_from)
     return Manifest(uri, storage, files, skipped)
 
 
@@ -179,14 +188,14 @@ def _check_repeated(uri: str, files: list[str], storage: Storage, suspects: set[
         )
 
 
-def _files(uri: str, storage: Storage) -> tuple[list[str], list[str]]:
+def _files(uri: str, storage: Storage, apart_from: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """The URIs of the manifest files or of the audio files; and those of a folder's other files."""
     if not (is_glob(uri) and not storage.exists(uri)) and not storage.is_folder(uri):
         storage.check_readable(uri)
         if not _is_audio(uri) and _reader(uri) is None:
             raise UsageError("bad_manifest", f"{redact_uri(uri)} has an unknown suffix; a manifest is {KINDS}")
         return [uri], []
-    found = storage.list(uri)
+    found = [file for file in storage.list(uri) if not apart_from(file)]
     audio = [file for file in found if _is_audio(file) and not posixpath.basename(file).startswith(".")]
     visible = [file for file in found if not posixpath.basename(file).startswith((".", "_"))]
     manifests = [file for file in visible if _reader(file)]

@@ -42,9 +42,12 @@ from speech.recording import escape_surrogates
 from speech.redaction import redact_uri
 from speech.transcript import parquet_schema
 from storage.filesystem import Storage
-from storage.uris import join
+from storage.uris import absolute, join
 
 STATUSES = ("ok", "failed")
+# What an output has, by which its files are known from others in the same folder.
+OWN_FILES = ("job.json", "run.json")
+OWN_FOLDERS = ("transcripts/status=", "commits/", "lease/")
 # Files read at a time, which hides the latency of a store. No more are in memory, however slowly they are taken.
 READERS = 32
 # A status with no more small files than FEW_FILES is not merged. Merged files are small enough to be read whole by
@@ -113,6 +116,11 @@ class Output:
                     "Choose another output, or mix them with --allow-changes",
                 )
         self._write_json("job.json", asked | {"settings": settings})
+
+    def has(self, uri: str) -> bool:
+        """Whether a file is the output's own: one may be in the folder that is its manifest."""
+        folder, _, name = uri.partition(f"{absolute(self.uri)}/")
+        return not folder and (name in OWN_FILES or name.startswith(OWN_FOLDERS))
 
     def update_job(self, **known: Any) -> None:
         """Adds fields to job.json."""

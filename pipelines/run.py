@@ -124,7 +124,7 @@ def _select(job: Job, storage: Storage, output: Output, contents: Contents, choo
     has nothing to do needs none. A large manifest is read by Ray's tasks.
     """
     progress.say("reading the manifest")
-    rows = manifest.read(job.manifest, storage)
+    rows = manifest.read(job.manifest, storage, apart_from=output.has)
     if rows.skipped:
         progress.say(f"{len(rows.skipped)} files skipped, whose suffixes are not of audio")
     choice, attempt_of = ModelChoice(job.rules, job.options), choose(contents.attempts)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import manifest
+from pipelines.lease import Lease
 from pipelines.output import READERS, STATUSES, Output
 from speech.errors import AudioError, RayscribeError, UsageError
 from speech.recording import Recording
@@ -103,6 +105,22 @@ def test_tables_of_others_beside_the_transcripts_are_left_alone(output: Output, 
     finish(output)
     assert attempts_in(output) == {"ok": {"a": 1}, "failed": {}}
     assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.parametrize("below", ["", "out"])
+def test_an_output_within_the_folder_of_manifests_is_no_part_of_it(
+    below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.jsonl").write_text('{"id": "1", "audio": "a.wav"}')
+    monkeypatch.chdir(tmp_path)
+    output = Output(below or ".", Storage())
+    output.claim({}, {"manifest": "."}, allow_changes=False)
+    with Lease(output.uri, Storage()):
+        output.commit([ok("1")])
+        finish(output)
+        output.finish({})
+        read = manifest.read(str(tmp_path), Storage(), apart_from=output.has)
+        assert [recording_id for recording_id, _ in read] == ["1"]
 
 
 def test_ids_with_a_newline_do_not_overwrite_another_file(output: Output) -> None:
