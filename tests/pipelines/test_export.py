@@ -1,6 +1,7 @@
 """Export of transcripts to files."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_an_id_is_no_path_out_of_the_folder(output: Path, tmp_path: Path) -> Non
     assert rayscribe.main(["export", str(output), "--format", "text", "--to", to.as_uri()]) == 0
     assert {path.parent for path in tmp_path.rglob("*.txt")} == {to}
     assert (to / "..%2F..%2Fevil.txt").exists()
+
+
+def test_a_file_does_not_wait_for_the_one_before(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million PUTs one after the other would take a day."""
+    write_bytes, both = Storage.write_bytes, threading.Barrier(2, timeout=10)
+
+    def write_both(storage: Storage, uri: str, data: bytes) -> None:
+        if uri.endswith(".txt"):
+            both.wait()
+        write_bytes(storage, uri, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", write_both)
+    assert rayscribe.main(["export", str(output), "--format", "text", "--to", str(tmp_path / "files")]) == 0
+    assert len(list(tmp_path.glob("files/*.txt"))) == 2
 
 
 def test_verbose_json_keeps_times(output: Path, tmp_path: Path) -> None:
