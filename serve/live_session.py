@@ -167,7 +167,7 @@ class LiveSession:
                 await self._commit()
             case "input_audio_buffer.clear":
                 self._segmenter.finish()
-                self._item = None
+                self._drop_item()
                 self._uncommitted.clear()
                 await self._send("input_audio_buffer.cleared")
             case other:
@@ -211,7 +211,13 @@ class LiveSession:
             await self._update_partial(unfinished)
         elif self._item is not None:  # the VAD took noise for an onset
             await self._send("input_audio_buffer.speech_stopped", item_id=self._item.id, audio_end_ms=self._now_ms)
-            self._item = None
+            self._drop_item()
+
+    def _drop_item(self) -> None:
+        """Forgets the utterance that has not ended: no delta of it is sent any more."""
+        if self._item is not None and self._item.partial is not None:
+            self._item.partial.cancel()
+        self._item = None
 
     async def _update_partial(self, unfinished: Clip) -> None:
         """Announces an utterance that has begun, and decodes it again when it has grown enough."""

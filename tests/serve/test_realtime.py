@@ -14,6 +14,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketT
 from starlette.websockets import WebSocketDisconnect
 
 from serve import live_session
+from speech.engines.fake import FakeEngine
 from testing.synthetic_audio import sentence, silence
 from tests.pipelines.jobs import scripted_engine
 from tests.serve.direct import MODEL, client_of, post
@@ -131,6 +132,18 @@ def test_cleared_audio_is_not_transcribed(client: TestClient) -> None:
         append(session, ulaw(sentence("agent")))
         session.send_json({"type": "input_audio_buffer.commit"})
         assert until(session, f"{TRANSCRIPTION}.completed")[-1]["transcript"] == "en"
+
+
+def test_nothing_of_cleared_audio_is_sent_later() -> None:
+    engine = FakeEngine(batch=2)  # the first part of an utterance waits for another
+    with client_of(engine) as client, opened(client) as session:
+        append(session, ulaw()[:15])  # into the middle of the first sentence
+        session.send_json({"type": "input_audio_buffer.clear"})
+        until(session, "input_audio_buffer.cleared")
+        append(session, ulaw(sentence("agent"))[:1])  # until it is answered, what was cancelled has ended
+        session.send_json({"type": "session.update"})
+        until(session, "error")
+        assert len(engine.cancelled) == len(engine.requests) == 1
 
 
 def test_session_updated_states_what_is_in_force(client: TestClient) -> None:
