@@ -343,7 +343,7 @@ class LiveSession:
     async def _send(self, type: str, **fields: Any) -> None:
         event = {"type": type, "event_id": f"event_{uuid.uuid4().hex}", **fields}
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # disconnected: receive() raises it
-            await self._websocket.send_text(json.dumps(event, ensure_ascii=False))
+            await self._websocket.send_text(json.dumps(event))  # ASCII: a client's event may hold lone surrogates
 
 
 def _common_prefix(words: list[str], others: list[str]) -> list[str]:

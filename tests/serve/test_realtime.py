@@ -146,6 +146,13 @@ def test_nothing_of_cleared_audio_is_sent_later() -> None:
         assert len(engine.cancelled) == len(engine.requests) == 1
 
 
+def test_an_event_id_that_is_no_text_does_not_end_the_session(client: TestClient) -> None:
+    with opened(client) as session:
+        session.send_text(r'{"type": "nonsense", "event_id": "\ud800"}')
+        assert session.receive()["text"].encode()
+        assert configure(session)["type"] == "session.updated"
+
+
 def test_session_updated_states_what_is_in_force(client: TestClient) -> None:
     with opened(client) as session:
         asked = {"turn_detection": {"type": "server_vad", "silence_duration_ms": 1}, "noise_reduction": None}
