@@ -34,6 +34,9 @@ MIN_BYTES_PER_S = 8 << 10
 # the rate so far, since a Listener is held meanwhile.
 EARLY_BYTES = MIB
 SOON_S = 10.0
+# Of a form's fields. Python knows a hundred more, some of which fail otherwise than by a UnicodeDecodeError, or decode
+# to text that UTF-8 has not.
+CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1")
 # Characters of a file name that messages quote.
 MAX_NAME_CHARS = 100
 
@@ -62,10 +65,13 @@ async def receive_form(
     """Begins to read a form. Its bytes count against ``budget`` until exit.
 
     Raises:
-        RequestError: ``not_multipart``.
+        RequestError: ``not_multipart``; ``bad_form`` for another encoding than UTF-8.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if kind.lower() != b"multipart/form-data":
         raise RequestError("not_multipart", "the body must be multipart/form-data with the audio in the field 'file'")
+    if parameters.get(b"charset", b"utf-8").lower() not in CHARSETS:
+        raise RequestError("bad_form", "the form must be in UTF-8")
     with budget.upload() as take:
         upload = Upload(request, settings, task, take)
         try:

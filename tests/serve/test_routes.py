@@ -165,6 +165,21 @@ def test_malformed_forms_are_refused(client: TestClient) -> None:
     assert error_of(client.post(url, files={"file": b"x"}, data=many)) == (400, "bad_form")
 
 
+@pytest.mark.parametrize(
+    ("charset", "status"), [("UTF-8", 200), ("unicode_escape", 400), ("undefined", 400), ("idna", 400)]
+)
+def test_a_form_is_in_utf_8(client: TestClient, charset: str, status: int) -> None:
+    """Some of Python's codecs raise errors of their own, and some make text that no answer can hold."""
+    fields = {"model": MODEL, "response_format": "verbose_json", "speakers": r"\ud800"}
+    parts = [f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}' for name, value in fields.items()]
+    parts += ['Content-Disposition: form-data; name="file"\r\n\r\n']
+    body = "".join(f"\r\n--b\r\n{part}" for part in parts).encode() + CALL + b"\r\n--b--\r\n"
+    kind = f"multipart/form-data; boundary=b; charset={charset}"
+    response = client.post("/v1/audio/transcriptions", content=body, headers={"content-type": kind})
+    assert response.status_code == status
+    assert status == 200 or error_of(response)[1] == "bad_form"
+
+
 def test_a_recording_that_is_too_long_is_413() -> None:
     with client_of(scripted_engine(), max_audio_s=1.0) as client:
         assert error_of(post(client)) == (413, "too_long")
