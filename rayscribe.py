@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
 from speech.errors import RayscribeError, UsageError
+from speech.json_objects import RepeatedNameError, parse_json
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -279,12 +280,31 @@ def _yaml(path: str) -> dict[str, Any]:
         raise UsageError("bad_config", f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UsageError("bad_config", f"{path} should hold options as 'name: value' lines")
-    node = yaml.compose(text, yaml.SafeLoader)
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []  # not in an empty file
-    names = [str(name.value).replace("-", "_") for name, _ in pairs]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UsageError("bad_config", f"{path} gives {repeated[0]!r} more than once")
-    return {str(name).replace("-", "_"): value for name, value in settings.items()}
+    root = yaml.compose(text, yaml.SafeLoader)
+    for name, _ in root.value if isinstance(root, yaml.MappingNode) else ():  # not in an empty file
+        name.value = _setting(name.value)
+    if repeated := next(_repeated_names(root), None):
+        raise UsageError("bad_config", f"{path} gives {repeated!r} more than once")
+    return {_setting(name): value for name, value in settings.items()}
+
+
+def _setting(name: Any) -> str:
+    """The name of a setting that is written as its flag is."""
+    return str(name).replace("-", "_")
+
+
+def _repeated_names(node: Any) -> Iterator[str]:
+    """Names that a mapping in a tree of YAML's nodes has more than once; of these YAML's loader takes the last."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated_names(item)
+    if isinstance(node, yaml.MappingNode):
+        names = Counter(str(name.value) for name, _ in node.value)
+        yield from (name for name, count in names.items() if count > 1)
+        for _, value in node.value:
+            yield from _repeated_names(value)
 
 
 def _storage_options(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -295,7 +315,9 @@ def _storage_options(parsed: argparse.Namespace) -> dict[str, Any]:
     if text.startswith("@"):
         source, text = text[1:], _read(text[1:])
     try:
-        options = json.loads(text)
+        options = parse_json(text)
+    except RepeatedNameError as error:
+        raise UsageError("bad_option", f"{source} is ambiguous: {error}") from None
     except json.JSONDecodeError as error:  # the text may contain a secret: name the position only
         raise UsageError("bad_option", f"{source} is not JSON (at character {error.pos})") from None
     if not isinstance(options, dict):

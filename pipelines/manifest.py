@@ -8,10 +8,11 @@
 
 Rows are streamed as unvalidated dicts. ``Recording.from_row`` validates each row later, so that an
 invalid row fails alone. Errors that affect the whole run are raised here, before anything is
-transcribed: a line that cannot be parsed, a table without an audio column, no rows, and two rows with
-the same id. Duplicate ids are an error even where the rows are identical: the output holds each id
-once, so one of the two would be lost, and a repeated row may be a wrong join as well as a harmless
-copy; the message says which rows are identical. Rows without any value are skipped.
+transcribed: a line that cannot be parsed, a column that is there twice, a table without an audio
+column, no rows, and two rows with the same id. Duplicate ids are an error even where the rows are
+identical: the output holds each id once, so one of the two would be lost, and a repeated row may be a
+wrong join as well as a harmless copy; the message says which rows are identical. Rows without any
+value are skipped.
 
 NeMo's column names are accepted (``audio_filepath``, and Canary's ``source_lang``, ``target_lang``,
 ``taskname``). Relative paths are relative to the manifest's folder.
@@ -23,7 +24,6 @@ Memory: 8 bytes a row, the hashes that detect duplicate ids; and, for a folder o
 import csv
 import gzip
 import io
-import json
 import posixpath
 from array import array
 from collections import Counter
@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from speech.errors import UsageError
+from speech.json_objects import RepeatedNameError, parse_json
 from speech.raw_format import RAW_SUFFIXES
 from speech.recording import escape_surrogates, row_id
 from speech.redaction import redact_uri
@@ -253,7 +254,9 @@ def _json_lines(file: str, storage: Storage, span: Span) -> NumberedRows:
             if not line:
                 continue
             try:
-                row = json.loads(line.decode(errors=_NOT_UTF8))
+                row = parse_json(line.decode(errors=_NOT_UTF8))
+            except RepeatedNameError as error:
+                _raise_bad_line(file, number, f"is ambiguous: {error}; keep one of them", error)
             except (ValueError, RecursionError) as error:
                 _raise_bad_line(file, number, f"is not JSON ({error}); write one object a line", error)
             if not isinstance(row, dict):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from speech.errors import UsageError
+from speech.json_objects import parse_json
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Rates:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Raises KeyError, TypeError or ValueError where ``text`` is not of ``to_json``."""
-        read: dict[str, Any] = json.loads(text)
+        read: dict[str, Any] = parse_json(text)
         rates = {each.name: read[each.name] for each in fields(cls)}
         return cls(**{name: Rate(float(rate["value"]), str(rate["source"])) for name, rate in rates.items()})
 

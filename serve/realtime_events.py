@@ -6,7 +6,6 @@ settings of ``turn_detection`` are answered with ours.
 
 import base64
 import binascii
-import json
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from speech.audio.live import LiveFormat
 from speech.audio.segmenting import MIN_SILENCE_S, ONSET_PROBABILITY, PADDING_S
 from speech.errors import RequestError, first_error
+from speech.json_objects import RepeatedNameError, parse_json
 
 
 class _SessionPart(BaseModel):
@@ -85,7 +85,9 @@ def parse_event(text: str) -> dict[str, Any]:
         RequestError: ``bad_event``.
     """
     try:
-        event = json.loads(text)
+        event = parse_json(text)
+    except RepeatedNameError as error:
+        raise RequestError("bad_event", f"an event must name each member once: {error}") from error
     except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
         raise RequestError("bad_event", "an event must be JSON") from error
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):

@@ -70,6 +70,10 @@ def test_a_secret_in_bad_storage_options_is_not_repeated(
 ) -> None:
     message = refused(capsys, "transcribe", manifest, "--output", str(tmp_path), "--storage-options", '{"key": hush}')
     assert "hush" not in message
+    twice = '{"s3": {"key": "hush", "key": "hush"}}'
+    message = refused(capsys, "transcribe", manifest, "--output", str(tmp_path), "--storage-options", twice)
+    assert "'key' is there more than once" in message
+    assert "hush" not in message
 
 
 SECRET = '{"secret": "sesame"}'
@@ -181,6 +185,7 @@ def test_a_job_without_its_manifest_says_so() -> None:
         ("a: [1\nb: 2\n", "line 2, column 2 is not YAML"),
         ("language: de\nlanguage: en\n", "'language' more than once"),
         ("max-requests: 1\nmax_requests: 2\n", "'max_requests' more than once"),
+        ("models:\n- model: a\n  where: {tier: x, tier: y}\n", "'tier' more than once"),
         ("x: '\x01'", "is not YAML"),
         ("- a", "'name: value'"),
     ],

@@ -368,5 +368,9 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["/1.wav"]), pa.array(["a"]), pa.array(["b"])], names=["audio", "id", "id"])
     pa.parquet.write_table(table, tmp_path / "m.parquet")
     assert "'id' more than once" in error_message(tmp_path / "m.parquet")
+    twice = '{"audio": "/1.wav"}\n{"id": "a", "audio": "/2.wav", "audio": "/3.wav"}\n'
+    assert "m.jsonl line 2 is ambiguous: 'audio' is there" in error_message(write(tmp_path / "m.jsonl", twice))
+    nested = '{"audio": "/1.wav", "customer": {"name": "Kim", "name": "Lee"}}'
+    assert "line 1 is ambiguous: 'name' is there" in error_message(write(tmp_path / "m.jsonl", nested))
     unnamed = write(tmp_path / "n.csv", "audio,,\n/1.wav,,\n")  # empty columns of a spreadsheet
     assert rows(unnamed) == [{"audio": "/1.wav"}]

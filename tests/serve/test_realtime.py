@@ -167,6 +167,7 @@ def test_session_updated_states_what_is_in_force(client: TestClient) -> None:
     [
         ("nonsense", "bad_event"),
         ("[]", "bad_event"),
+        ('{"type": "input_audio_buffer.clear", "type": "input_audio_buffer.commit"}', "bad_event"),
         ('{"type": "response.create"}', "unknown_event"),
         ('{"type": "input_audio_buffer.append", "audio": "not base64!"}', "bad_event"),
         ('{"type": "input_audio_buffer.append"}', "bad_event"),
