@@ -27,8 +27,8 @@ import io
 import posixpath
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, cast
 from urllib.parse import urlsplit
@@ -94,6 +94,7 @@ class Manifest:
     storage: Storage
     files: list[str]  # manifest files, or the recordings themselves
     skipped: list[str]  # files of the folder or glob that are neither
+    listed: Mapping[str, int] = field(default_factory=dict)  # sizes in bytes of a folder's files, or a glob's
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         hashes = array("q")
@@ -110,10 +111,7 @@ class Manifest:
 
     def sizes(self) -> dict[str, int]:
         """The sizes of its files, in bytes."""
-        if self.files == [self.uri]:
-            return {self.uri: self.storage.size(self.uri)}
-        sizes = self.storage.sizes(self.uri)
-        return {file: sizes.get(file, 0) for file in self.files}
+        return {file: self.listed[file] if file in self.listed else self.storage.size(file) for file in self.files}
 
     def part(self, part: Part) -> Iterator[tuple[str, Row]]:
         """The rows of one part, of which the ids are not checked."""
@@ -158,8 +156,13 @@ def read(uri: str, storage: Storage, apart_from: Callable[[str], bool] = _none) 
         UsageError: ``not_found``, ``forbidden``, ``unreadable``; ``bad_manifest`` naming file and line;
             ``duplicate_id``, after the last row.
     """
-    files, skipped = _files(uri, storage, apart_from)
-    return Manifest(uri, storage, files, skipped)
+    if not (is_glob(uri) and not storage.exists(uri)) and not storage.is_folder(uri):
+        storage.check_readable(uri)
+        if not _is_audio(uri) and _reader(uri) is None:
+            raise UsageError("bad_manifest", f"{redact_uri(uri)} has an unknown suffix; a manifest is {KINDS}")
+        return Manifest(uri, storage, [uri], [])
+    listed = {file: size for file, size in storage.sizes(uri).items() if not apart_from(file)}
+    return Manifest(uri, storage, *_files(uri, listed), listed)
 
 
 def _check_repeated(uri: str, files: list[str], storage: Storage, suspects: set[int]) -> None:
@@ -189,14 +192,8 @@ def _check_repeated(uri: str, files: list[str], storage: Storage, suspects: set[
         )
 
 
-def _files(uri: str, storage: Storage, apart_from: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """The URIs of the manifest files or of the audio files; and those of a folder's other files."""
-    if not (is_glob(uri) and not storage.exists(uri)) and not storage.is_folder(uri):
-        storage.check_readable(uri)
-        if not _is_audio(uri) and _reader(uri) is None:
-            raise UsageError("bad_manifest", f"{redact_uri(uri)} has an unknown suffix; a manifest is {KINDS}")
-        return [uri], []
-    found = [file for file in storage.list(uri) if not apart_from(file)]
+def _files(uri: str, found: Collection[str]) -> tuple[list[str], list[str]]:
+    """Of the files that a folder or a glob has: the manifest files or the audio files; and the others."""
     audio = [file for file in found if _is_audio(file) and not posixpath.basename(file).startswith(".")]
     visible = [file for file in found if not posixpath.basename(file).startswith((".", "_"))]
     manifests = [file for file in visible if _reader(file)]

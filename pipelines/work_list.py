@@ -166,7 +166,7 @@ def read_in_tasks(
 
     if ray.cluster_resources().get("CPU", 0) < 1:
         return None
-    common = _Reading(replace(manifest, files=[], skipped=[]), Recorded.of(contents), choose, choice, models)
+    common = _Reading(replace(manifest, files=[], skipped=[], listed={}), Recorded.of(contents), choose, choice, models)
     reading = ray.put(common)
     read = ray.remote(_read).options(num_returns=1 + models, max_retries=RETRIES)
     work, hashes = Work(len(manifest.skipped)), array("q")

@@ -34,11 +34,11 @@ import fsspec
 from speech.errors import AudioError, RayscribeError, StorageError, UsageError, audio_error_kind
 from speech.redaction import redact_uri
 from storage.driver_errors import error_code, is_transient, root_cause, service_code
-from storage.drivers import PACKAGES, filesystem_class, shared_filesystem
+from storage.drivers import PACKAGES, filesystem_class, is_s3_folder, shared_filesystem
 from storage.remote import BLOCK_BYTES, RemoteFile
 from storage.retry import RETRY_FOR_S, retry
 from storage.row_access import PrivateHostError, check_scheme
-from storage.uris import LOCAL, SCHEME, WEB, is_glob, is_local, join, protocol_of, uri_like
+from storage.uris import LOCAL, S3, SCHEME, WEB, is_glob, is_local, join, protocol_of, uri_like
 
 _SECRET_OPTION = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.IGNORECASE)
 _URL_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
@@ -165,6 +165,8 @@ class Storage:
         """Whether ``uri`` is a folder. An HTTP URL never is, even if the page lists files."""
         with self.map_errors(UsageError, uri):
             filesystem, path = self.filesystem(uri)
+            if protocol_of(uri) in S3:
+                return bool(self._retried(uri, is_s3_folder, filesystem, path))
             return protocol_of(uri) not in WEB and bool(self._retried(uri, filesystem.isdir, path))
 
     def list(self, uri: str) -> list[str]:

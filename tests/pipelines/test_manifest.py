@@ -246,6 +246,25 @@ def test_on_s3(s3: S3) -> None:
     assert rows(f"{s3.bucket}/pq", storage) == [{"audio": f"{s3.bucket}/pq/3.wav"}]
 
 
+def test_a_prefix_is_listed_once(s3: S3) -> None:
+    """Each list request gives a thousand files."""
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    uri, storage = f"{s3.bucket}/parts", Storage(s3.options)
+    storage.write_bytes(f"{uri}/0.jsonl", b'{"audio": "/0.wav"}')
+    server = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+    for number in range(1, 2001):
+        server.put_object(s3.bucket.removeprefix("s3://"), f"parts/{number}.jsonl", b"{}")
+    filesystem, _ = storage.filesystem(uri)
+    listed = list[Any]()
+    filesystem.s3.meta.events.register("before-send.s3.ListObjectsV2", lambda **sent: listed.append(sent))
+    storage.check_readable(uri)
+    sizes = manifest.read(uri, storage).sizes()
+    assert (len(sizes), sizes[f"{uri}/0.jsonl"], sizes[f"{uri}/1.jsonl"]) == (2001, 19, 2)
+    assert len(listed) == 3 + 2  # before, it is asked twice whether it is a folder
+
+
 def test_nemo_column_names(tmp_path: Path) -> None:
     asr = {"audio_filepath": "1.wav", "duration": 2.5, "text": "hello", "source_lang": "de", "target_lang": "de"}
     ast = {"audio_filepath": "/2.wav", "taskname": "ast", "source_lang": "en", "target_lang": "de", "pnc": "yes"}
