@@ -1,10 +1,11 @@
 # Each target sets up .venv first.
-#   demo    transcribes the sample calls and shows each transcript beside its reference
-#   check   lint, and the tests that need neither Ray, an engine, S3 nor a browser
-#   test    all tests but the long ones: runs of minutes on a cluster, by
-#   test-long   those        lint   style, types, imports, dependencies
+#   demo          transcribes the sample calls and shows each transcript beside its reference
+#   check         lint, and the tests that need neither Ray, an engine, S3 nor a browser
+#   test          all tests but the long ones
+#   test-long     the long ones: runs of minutes on a cluster
+#   lint          style, types, imports, dependencies
 #   bench-quick   ratios of the main benches, in three minutes
-#   lock    the exact versions that the images install: k8s/requirements-*.txt
+#   lock          the exact versions that the images install: k8s/requirements-*.txt
 PYTHON ?= python3
 # vLLM's build: gpu where there is an NVIDIA driver, else cpu.
 BUILD ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
