@@ -1,5 +1,6 @@
 """The Ray Data dataset of one model: from its work list, through the actors of the two stages, to receipts."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from pipelines.stages import Listen, Transcribe
 from speech.engines.base import EngineStarter
 from speech.errors import RayscribeError
 from storage.filesystem import Storage
+
+log = logging.getLogger("rayscribe")
 
 
 def listener_resources(layout: Layout) -> dict[str, Any]:
@@ -97,7 +100,12 @@ class ModelDataset:
         """Whether an engine that is lost starts again: nodes have room for all. A Listener does at once if it can."""
         if not self._job.cluster.address:
             return True
-        engines, layout = self.load(Transcribe), cluster_layout(self._job.cluster)
+        try:
+            layout = cluster_layout(self._job.cluster)
+        except Exception:  # the connection to Ray: what is not known is no reason to end the dataset
+            log.exception("looking for room for lost actors")
+            return True
+        engines = self.load(Transcribe)
         return engines.lost > 0 and not layout.missing and engines.actors <= layout.engines_now
 
     def _transcribed(self) -> ray.data.Dataset:

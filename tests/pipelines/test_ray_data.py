@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,14 @@ import ray
 from ray.data import DataContext
 
 from cluster import ray_internals
+from cluster.nodes import Layout, Node, plan_layout
+from cluster.settings import ClusterConfig
+from pipelines import graph
+from pipelines.output import Output
 from pipelines.ray_data import configure_ray_data
 from speech.errors import RayscribeError
+from storage.filesystem import Storage
+from tests.pipelines.jobs import job_of, start_scripted
 
 BLOCKS = 200
 MAX_QUEUED = 10
@@ -127,6 +134,20 @@ def test_a_dataset_ends_when_all_its_work_is_on_lost_actors(
     now += waited_s
     with pytest.raises(ray_internals.ActorsLost) if ends else contextlib.nullcontext():
         watch._check_lost(active)
+
+
+def test_a_cluster_that_cannot_be_asked_for_room_ends_no_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(cluster: ClusterConfig) -> Layout:
+        raise ConnectionError("the head is gone")
+
+    monkeypatch.setattr(graph, "cluster_layout", fail)
+    job = job_of("m.jsonl", tmp_path, address="auto", lost_wait_s=0)
+    layout = plan_layout([Node(cpus=4)], job.cluster)
+    dataset = graph.ModelDataset(job, 0, start_scripted, Storage(), Output(job.output, Storage()), [], 0, layout)
+    dataset._watch._loads = {"Transcribe": ray_internals.StageLoad(0, 2, 2, 4, lost=2)}
+    dataset._watch._check_lost(active=2)  # raises neither the error nor ActorsLost
 
 
 def test_this_ray_has_the_internals_that_are_used() -> None:
