@@ -1,12 +1,15 @@
 """Batches of clips for an encoder, from calls that come one by one."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from speech.engines.base import ClipRequest
 from speech.engines.gpu_errors import check_gpu
 from speech.errors import EngineDied
 
@@ -35,8 +38,9 @@ class _Waiting(Generic[Encoded]):
 class Batching(Generic[Encoded]):
     """Encodes in a thread; clips that arrive during a pass are encoded together in the next.
 
-    A pass has the clip that has waited longest, and those nearest to it in length: little padding where an encoder
-    pads, and no clip waits for ever. Built on any thread; used from one event loop.
+    Recordings take turns: a pass has the oldest clip of the one whose turn it is, and those of any recording nearest to
+    it in length. Little is padded where an encoder pads, and no short recording waits for all clips of a long one.
+    Built on any thread; used from one event loop.
 
     Args:
         encoder: of the clips.
@@ -49,20 +53,21 @@ class Batching(Generic[Encoded]):
     ) -> None:
         self._encoder = encoder
         self._gather_s, self._may_gather = gather_s, may_gather
-        self._waiting: list[_Waiting[Encoded]] = []
+        # Oldest first, by recording, in the order of their turns.
+        self._waiting = OrderedDict[str, list[_Waiting[Encoded]]]()
         self._running: asyncio.Task[None] | None = None
 
-    async def encode(self, samples: np.ndarray) -> Encoded:
-        """Encodes one clip: int16 mono at 16 kHz, shape (samples,).
+    async def encode(self, clip: ClipRequest) -> Encoded:
+        """Encodes one clip.
 
         Raises:
             ValueError: it is too short.
             RuntimeError: PyTorch failed, for want of memory, for example.
             EngineDied: the GPU cannot be used any more.
         """
-        self._encoder.check_length(len(samples))
-        waiting: _Waiting[Encoded] = _Waiting(samples)
-        self._waiting.append(waiting)
+        self._encoder.check_length(len(clip.samples))
+        waiting: _Waiting[Encoded] = _Waiting(clip.samples)
+        self._waiting.setdefault(clip.recording_id, []).append(waiting)
         if self._running is None:
             self._running = asyncio.ensure_future(self._run())
         return await waiting.encoded
@@ -70,27 +75,40 @@ class Batching(Generic[Encoded]):
     async def _run(self) -> None:
         try:
             while self._drop_cancelled():
-                if self._gather_s and self._may_gather() and len(self._next_pass()) == len(self._waiting):
+                if self._gather_s and self._may_gather() and len(self._next_pass()) == len(self._clips()):
                     await asyncio.sleep(self._gather_s)
                     if not self._drop_cancelled():
                         return
-                batch = self._next_pass()
-                self._waiting = [each for each in self._waiting if each not in batch]
+                recording_id, batch = next(iter(self._waiting)), self._next_pass()
+                self._drop(batch)
                 await self._encode(batch)
+                if recording_id in self._waiting:  # behind those that have come meanwhile
+                    self._waiting.move_to_end(recording_id)
         except Exception as error:  # of the encoder's ``passes``, which may compute on a GPU
-            _fail(self._waiting, error)
+            _fail(self._clips(), error)
         finally:
-            self._waiting, self._running = [], None
+            self._waiting.clear()
+            self._running = None
+
+    def _clips(self) -> list[_Waiting[Encoded]]:
+        return list(itertools.chain.from_iterable(self._waiting.values()))
 
     def _drop_cancelled(self) -> bool:
         """Drops clips that nobody waits for; returns whether others are waiting."""
-        self._waiting = [each for each in self._waiting if not each.encoded.cancelled()]
+        self._drop([clip for clip in self._clips() if clip.encoded.cancelled()])
         return bool(self._waiting)
 
+    def _drop(self, dropped: Collection[_Waiting[Encoded]]) -> None:
+        for recording_id, clips in list(self._waiting.items()):
+            clips[:] = [clip for clip in clips if clip not in dropped]
+            if not clips:
+                del self._waiting[recording_id]
+
     def _next_pass(self) -> list[_Waiting[Encoded]]:
-        longest_waiting = len(self._waiting[0].samples)
-        alike = sorted(self._waiting, key=lambda each: abs(len(each.samples) - longest_waiting))
-        return alike[next(iter(self._encoder.passes([len(each.samples) for each in alike])))]
+        clips = self._clips()
+        length = len(clips[0].samples)
+        alike = sorted(clips, key=lambda clip: abs(len(clip.samples) - length))
+        return alike[next(iter(self._encoder.passes([len(clip.samples) for clip in alike])))]
 
     async def _encode(self, batch: list[_Waiting[Encoded]]) -> None:
         try:

@@ -36,7 +36,7 @@ class EncoderEngine:
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
         try:
-            encoded = await self._batching.encode(clip.samples)
+            encoded = await self._batching.encode(clip)
         except (ValueError, RuntimeError) as error:
             raise EngineError(
                 "engine_refused", f"a clip of {clip.seconds:.1f} s could not be encoded: {error}"

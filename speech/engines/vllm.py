@@ -208,7 +208,7 @@ class VllmEngine:
 
     async def _encode(self, front_end: "Batching[EncodedClip]", clip: ClipRequest) -> "EncodedClip":
         try:
-            return await front_end.encode(clip.samples)
+            return await front_end.encode(clip)
         except (ValueError, RuntimeError) as error:
             raise EngineError(
                 "engine_refused", f"a clip of {clip.seconds:.1f} s could not be encoded: {error}"

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from speech.engines.base import ClipRequest
 from speech.engines.batching import Batching
 from speech.errors import EngineDied
+from speech.recording import Options
 
 
 class FakeEncoder:
@@ -39,10 +41,14 @@ class FakeEncoder:
         return [len(clip) for clip in clips]
 
 
+def clip_of(samples: int, recording_id: str = "a") -> ClipRequest:
+    return ClipRequest(np.zeros(samples, np.int16), Options(), id=f"{recording_id}/{samples}")
+
+
 def encode_all(fake: FakeEncoder, lengths: Sequence[int]) -> list[Any]:
     async def gather() -> list[Any]:
         batching = Batching(fake)
-        calls = (batching.encode(np.zeros(length, np.int16)) for length in lengths)
+        calls = (batching.encode(clip_of(length)) for length in lengths)
         return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(gather())
@@ -54,10 +60,28 @@ def test_each_caller_gets_its_own_clip() -> None:
     assert fake.passes_made == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
 
 
-def test_a_pass_has_the_clip_that_has_waited_longest_and_those_nearest_in_length() -> None:
+def test_a_pass_has_the_oldest_clip_and_those_nearest_in_length() -> None:
     fake = FakeEncoder()
     assert encode_all(fake, [50, 10, 40, 30, 11, 70, 9]) == [50, 10, 40, 30, 11, 70, 9]
     assert fake.passes_made == [[50, 40, 30, 70], [10, 11, 9]]
+
+
+def test_recordings_take_turns() -> None:
+    fake = FakeEncoder()
+    fake.go_on.clear()
+
+    async def short_beside_long() -> None:
+        batching = Batching(fake)
+        long = [asyncio.ensure_future(batching.encode(clip_of(100 + number, "long"))) for number in range(12)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # its first pass, of four, has been taken
+        short = [asyncio.ensure_future(batching.encode(clip_of(1, recording_id))) for recording_id in ("x", "y")]
+        await asyncio.sleep(0)
+        fake.go_on.set()
+        await asyncio.gather(*long, *short)
+
+    asyncio.run(short_beside_long())
+    assert fake.passes_made == [[100, 101, 102, 103], [1, 1, 104, 105], [106, 107, 108, 109], [110, 111]]
 
 
 def test_a_failed_pass_is_an_error_of_its_clips_alone() -> None:
@@ -96,7 +120,7 @@ def test_a_cancelled_call_does_not_affect_the_others() -> None:
 
     async def cancel_two() -> list[Any]:
         batching = Batching(fake)
-        calls = [asyncio.ensure_future(batching.encode(np.zeros(length, np.int16))) for length in range(1, 8)]
+        calls = [asyncio.ensure_future(batching.encode(clip_of(length))) for length in range(1, 8)]
         while batching._running is None:
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # the first pass, of four, has been taken
@@ -116,9 +140,9 @@ def test_a_pass_with_room_waits_for_more_clips_where_it_may() -> None:
 
     async def one_after_another() -> None:
         batching = Batching(fake, gather_s=0.05, may_gather=lambda: may_gather)
-        calls = [asyncio.ensure_future(batching.encode(np.zeros(length, np.int16))) for length in (1, 2)]
+        calls = [asyncio.ensure_future(batching.encode(clip_of(length))) for length in (1, 2)]
         await asyncio.sleep(0)  # the pass is waiting
-        await asyncio.gather(*calls, batching.encode(np.zeros(3, np.int16)))
+        await asyncio.gather(*calls, batching.encode(clip_of(3)))
 
     asyncio.run(one_after_another())
     assert fake.passes_made == [[1, 2, 3]]
@@ -132,7 +156,7 @@ def test_a_full_pass_does_not_wait() -> None:
 
     async def four() -> list[int]:
         batching = Batching(fake, gather_s=3600)
-        calls = [asyncio.ensure_future(batching.encode(np.zeros(length, np.int16))) for length in range(1, 6)]
+        calls = [asyncio.ensure_future(batching.encode(clip_of(length))) for length in range(1, 6)]
         return [await call for call in calls[:4]]
 
     assert asyncio.run(asyncio.wait_for(four(), 60)) == [1, 2, 3, 4]
