@@ -86,7 +86,7 @@ class Output:
     """An output folder, on a disk or in a bucket, and one run on it. Picklable: workers commit to a copy."""
 
     def __init__(self, uri: str, storage: Storage) -> None:
-        self.uri = uri.rstrip("/")
+        self.uri = absolute(uri).rstrip("/")  # workers of a cluster have other working directories
         self._storage = storage
         self._log = CommitLog(self.uri, storage)
         self._run = uuid.uuid4().hex
@@ -119,7 +119,7 @@ class Output:
 
     def has(self, uri: str) -> bool:
         """Whether a file is the output's own: one may be in the folder that is its manifest."""
-        folder, _, name = uri.partition(f"{absolute(self.uri)}/")
+        folder, _, name = uri.partition(f"{self.uri}/")
         return not folder and (name in OWN_FILES or name.startswith(OWN_FOLDERS))
 
     def update_job(self, **known: Any) -> None:

@@ -47,7 +47,7 @@ from speech.preflight import preflight_models
 from speech.redaction import redact_uri
 from storage.filesystem import Storage
 from storage.retry import RETRY_FOR_S
-from storage.uris import protocol_of
+from storage.uris import absolute, protocol_of
 
 # The share of ``listen_timeout_s`` for which opening a recording is retried, so that one whose storage does not respond
 # fails because of that and not as poison.
@@ -81,7 +81,7 @@ def _run(job: Job, start: EngineStarter, choose: Choose) -> Summary:
     storage, output = _open(job, start)
     with Lease(job.output, storage) as lease:
         resumed = output.job() is not None
-        output.claim(job.text_settings(), {"manifest": redact_uri(job.manifest)}, job.allow_changes)
+        output.claim(job.text_settings(), {"manifest": redact_uri(absolute(job.manifest))}, job.allow_changes)
         with Progress() as progress:
             if resumed:
                 progress.say("reading what is done")

@@ -107,6 +107,18 @@ def test_tables_of_others_beside_the_transcripts_are_left_alone(output: Output, 
     assert all(path.exists() for path in theirs)
 
 
+def test_a_worker_with_another_working_directory_writes_into_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("driver", "worker"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "driver")
+    output = Output("out", Storage())
+    monkeypatch.chdir(tmp_path / "worker")
+    [name] = output.commit([ok("a")])
+    assert [*tmp_path.rglob("*.parquet")] == [tmp_path / "driver" / "out" / "transcripts" / name]
+
+
 @pytest.mark.parametrize("below", ["", "out"])
 def test_an_output_within_the_folder_of_manifests_is_no_part_of_it(
     below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
