@@ -38,7 +38,8 @@ def segment_flags(text: str, seconds: float, avg_logprob: float | None, complete
         "repetition": len(text) >= MIN_CHARS_TO_COMPRESS and compression_ratio(text) > MAX_COMPRESSION_RATIO,
         "too_fast": len(text) > MAX_CHARS_PER_S * max(seconds, 1.0),
         "no_text": not text and seconds >= MIN_SPEECH_S,
-        "low_confidence": avg_logprob is not None and avg_logprob < MIN_AVG_LOGPROB,
+        # Without words there is none to doubt: the log-probability is of the end alone.
+        "low_confidence": bool(text) and avg_logprob is not None and avg_logprob < MIN_AVG_LOGPROB,
     }
     return tuple(name for name, is_raised in raised.items() if is_raised)
 

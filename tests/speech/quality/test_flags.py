@@ -71,6 +71,7 @@ REPEATED = 9 * "we will send the parts to you on monday and the invoice follows 
         ("low_confidence", REAL, 12.0, -1.0, True, False),
         ("low_confidence", REAL, 12.0, -1.001, True, True),
         ("low_confidence", REAL, 12.0, None, True, False),
+        ("low_confidence", "", 0.4, -3.0, True, False),  # a click
     ],
 )
 def test_each_flag_at_its_threshold(
