@@ -139,10 +139,12 @@ class TranscriberReplica:
         self._metrics = EngineMetrics()
         self._warm = False
 
-    async def detect_language(self, recording: Recording, listened: ListenResult) -> Recording | RayscribeError:
+    async def detect_language(
+        self, recording: Recording, listened: ListenResult, live: bool
+    ) -> Recording | RayscribeError:
         """The recording in its language."""
         try:
-            return await self._transcriber.detect_language(recording, listened)
+            return await self._transcriber.detect_language(recording, listened, live=live)
         except EngineDied as died:
             _exit(died)
         except RayscribeError as error:

@@ -39,7 +39,7 @@ class Backend(Protocol):
     def listen(self, recording: Recording, audio: BinaryIO, size: int) -> AsyncGenerator[ListenSummary, None]:
         """``speech.listener.Listener.stream``. ``size``: the bytes of ``audio``, those that are to come included."""
 
-    async def detect_language(self, recording: Recording, handle: Any) -> Recording:
+    async def detect_language(self, recording: Recording, handle: Any, *, live: bool = False) -> Recording:
         """``speech.transcriber.Transcriber.detect_language``"""
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:

@@ -33,6 +33,7 @@ from serve.backend import Backend
 from serve.form import SpeechForm
 from serve.http_errors import INTERNAL, ErrorBody
 from serve.realtime_events import Session, decode_audio, parse_event
+from serve.session_language import SessionLanguage, listened
 from speech.audio.clips import Clip
 from speech.audio.live import LiveSegmenter
 from speech.audio.silero import Silero
@@ -55,6 +56,8 @@ PARTIAL_GROWTH = 1.5
 log = logging.getLogger("rayscribe")
 
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
+
+_Decoding = asyncio.Task[tuple[Recording, list[ClipTranscript]]]
 
 
 @dataclass
@@ -104,7 +107,8 @@ class LiveSession:
         self._uncommitted: list[Clip] = []  # without turn detection: clips since the last commit
         self._committed_s = 0.0  # seconds of audio up to the last commit
         self._last_item: str | None = None
-        self._pending: asyncio.Queue[tuple[Item, asyncio.Task[list[ClipTranscript]]]] = asyncio.Queue(MAX_PENDING_ITEMS)
+        self._language = SessionLanguage()
+        self._pending: asyncio.Queue[tuple[Item, _Decoding]] = asyncio.Queue(MAX_PENDING_ITEMS)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -189,12 +193,8 @@ class LiveSession:
         """A session's settings, as a recording, and the backend of its model."""
         transcription = session.audio.input.transcription
         model = transcription.model or self._websocket.query_params.get("model") or ""
-        form = SpeechForm(
-            model=model,
-            language=transcription.language,
-            prompt=transcription.prompt,
-            keywords=transcription.keywords,
-        )
+        given: dict[str, Any] = {"language": transcription.language} if transcription.language else {}
+        form = SpeechForm(model=model, prompt=transcription.prompt, keywords=transcription.keywords, **given)
         found = self._recording_for(form)
         self._warning = {"warning": form.warning} if form.warning else {}
         return found
@@ -261,14 +261,14 @@ class LiveSession:
             item.partial.cancel()  # the final decoding replaces it
         await self._send("input_audio_buffer.committed", item_id=item.id, previous_item_id=self._last_item)
         self._last_item = item.id
-        await self._pending.put((item, self._start_task(self._decode(clips))))
+        await self._pending.put((item, self._start_task(self._decode_item(clips, self._language.hear(clips)))))
 
     async def _send_transcripts(self) -> None:
         """Sends the transcripts of committed items, in their order."""
         while True:
             item, decoding = await self._pending.get()
             try:
-                clips = await decoding
+                recording, clips = await decoding
             except RayscribeError as error:
                 await self._send_failed(item, error)
                 continue
@@ -277,7 +277,7 @@ class LiveSession:
                 await self._send_failed(item, INTERNAL)
                 continue
             texts = [segment.text for clip in clips for segment in clip.segments if segment.text]
-            text = segment_separator(self._recording.options).join(texts)
+            text = segment_separator(recording.options).join(texts)
             usage = sum((clip.usage for clip in clips), Usage())
             words = text.split()
             if words[: len(item.sent)] == item.sent:
@@ -299,7 +299,7 @@ class LiveSession:
         with contextlib.suppress(Exception):  # the final decoding reports the error
             words = [
                 word
-                for decoded in await self._decode([clip])
+                for decoded in await self._decode(self._language.so_far(self._new_recording()), [clip])
                 for segment in decoded.segments
                 for word in segment.text.split()
             ]
@@ -315,12 +315,18 @@ class LiveSession:
             item.sent = words
             await self._send(f"{TRANSCRIPTION}.delta", item_id=item.id, content_index=0, delta=delta)
 
-    async def _decode(self, clips: list[Clip]) -> list[ClipTranscript]:
-        seconds = sum(clip.end_s - clip.start_s for clip in clips)
-        recording = self._recording.model_copy(update={"id": uuid.uuid4().hex})
-        listened = ListenResult(duration_s=seconds, speech_s=seconds, channels=1, clips=clips)
-        async with contextlib.aclosing(self._backend.stream(recording, listened, live=True)) as decoded:
+    async def _decode_item(self, clips: list[Clip], heard: ListenResult) -> tuple[Recording, list[ClipTranscript]]:
+        """Decodes an utterance. ``heard``: the session's first speech, of whose language it is."""
+        recording = await self._language.detect(self._new_recording(), heard, self._backend)
+        return recording, await self._decode(recording, clips)
+
+    async def _decode(self, recording: Recording, clips: list[Clip]) -> list[ClipTranscript]:
+        async with contextlib.aclosing(self._backend.stream(recording, listened(clips), live=True)) as decoded:
             return [clip async for clip in decoded]
+
+    def _new_recording(self) -> Recording:
+        """With the settings in force, and an id of its own."""
+        return self._recording.model_copy(update={"id": uuid.uuid4().hex})
 
     @property
     def _now_ms(self) -> int:

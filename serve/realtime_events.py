@@ -34,7 +34,7 @@ class AudioFormat(_SessionPart):
 
 class Transcription(_SessionPart):
     model: str | None = None
-    language: str = "en"
+    language: str | None = None  # as of a form without one
     prompt: str = ""
     keywords: tuple[str, ...] = ()
 

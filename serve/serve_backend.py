@@ -45,8 +45,8 @@ class ServeBackend:
         async for summary in _items(self._listener.listen.remote(recording, source)):
             yield summary
 
-    async def detect_language(self, recording: Recording, handle: Any) -> Recording:
-        told: Recording = await _result(self._transcriber.detect_language.remote(recording, handle))
+    async def detect_language(self, recording: Recording, handle: Any, *, live: bool = False) -> Recording:
+        told: Recording = await _result(self._transcriber.detect_language.remote(recording, handle, live))
         return told
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:

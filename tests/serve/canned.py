@@ -55,7 +55,7 @@ class CannedBackend:
             raise self.failure
         yield ListenSummary(ListenResult(self.duration_s, self.duration_s, 1, []), None)
 
-    async def detect_language(self, recording: Recording, handle: Any) -> Recording:
+    async def detect_language(self, recording: Recording, handle: Any, *, live: bool = False) -> Recording:
         return recording.in_language("sv", 0.9)
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:

@@ -53,8 +53,8 @@ class DirectBackend:
             while (part := await asyncio.to_thread(next, parts, None)) is not None:
                 yield ListenSummary.of(part, part)
 
-    async def detect_language(self, recording: Recording, handle: Any) -> Recording:
-        return await self.transcriber.detect_language(recording, handle)
+    async def detect_language(self, recording: Recording, handle: Any, *, live: bool = False) -> Recording:
+        return await self.transcriber.detect_language(recording, handle, live=live)
 
     async def transcribe(self, recording: Recording, handle: Any) -> list[ClipTranscript]:
         return [clip async for clip in self.transcriber.stream(recording, handle)]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,14 @@ import soundfile
 from starlette.testclient import TestClient, WebSocketDenialResponse, WebSocketTestSession
 from starlette.websockets import WebSocketDisconnect
 
-from serve import live_session
-from speech.engines.fake import FakeEngine
+from serve import live_session, session_language
+from speech.engines.base import ClipRequest
+from speech.engines.fake import FakeEngine, reply_with_options
 from testing.synthetic_audio import sentence, silence
 from tests.pipelines.jobs import scripted_engine
 from tests.serve.direct import MODEL, client_of, post
 
+WHISPER = "openai/whisper-small"
 URL = "ws://localhost:8000/v1/realtime?intent=transcription"
 PIECE = 1600  # bytes: a fifth of a second of G.711
 SPOKEN = np.concatenate([silence(1), sentence("agent"), silence(1.5), sentence("customer"), silence(1.5)])
@@ -92,6 +95,39 @@ def test_each_utterance_is_an_item(client: TestClient, binary: bool) -> None:
         for item in items:
             deltas = [event["delta"] for event in of_type(events, f"{TRANSCRIPTION}.delta") if event["item_id"] == item]
             assert "".join(deltas) == "de Kuhn"
+
+
+@pytest.mark.parametrize(
+    ("second_is_german", "detection_s", "transcripts"),
+    [
+        (0.4, 30.0, ["de", "de"]),  # as "ok" alone, which may be in any language
+        (0.01, 30.0, ["de", "en"]),
+        (0.01, 0.5, ["de", "de"]),  # the first utterance has been enough
+    ],
+)
+@pytest.mark.parametrize("asked", [{}, {"language": "auto"}])
+def test_a_session_is_in_the_language_of_its_first_speech(
+    second_is_german: float,
+    detection_s: float,
+    transcripts: list[str],
+    asked: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_language, "DETECTION_S", detection_s)
+    heard: list[np.ndarray] = []  # how each clip begins whose language is detected
+
+    def languages(clip: ClipRequest) -> dict[str, float]:
+        heard.append(clip.samples[:16_000])
+        german = 0.9 if np.array_equal(heard[-1], heard[0]) else second_is_german
+        return {"de": math.log(german), "en": math.log(1 - german)}
+
+    engine = FakeEngine(reply_with_options, languages=languages)
+    with client_of(engine, model=WHISPER) as client, opened(client, transcription=asked) as session:
+        append(session, ulaw())
+        events = until(session, f"{TRANSCRIPTION}.completed", 2)
+    assert [event["transcript"] for event in of_type(events, f"{TRANSCRIPTION}.completed")] == transcripts
+    # Of the second, the model is not asked once the language is settled.
+    assert all(np.array_equal(each, heard[0]) for each in heard) == (detection_s < 1)
 
 
 def test_deltas_are_sent_before_the_utterance_ends(client: TestClient) -> None:
