@@ -6,7 +6,7 @@ for, would fail minutes later, in another process.
 
 from collections.abc import Sequence
 
-from speech.engines.base import EngineConfig
+from speech.engines.base import URL_KEY_VARIABLE, EngineConfig
 from speech.engines.http import connect
 from speech.engines.speculation import method_for
 from speech.errors import RequestError, UsageError
@@ -71,6 +71,8 @@ def preflight_models(rules: Sequence[ModelRule], options: Options, *, loads_here
 def _check_settings(engine: EngineConfig) -> Family:
     if (engine.engine == "http") != (engine.url is not None):
         raise UsageError("bad_option", "--engine http and --url, the address of its server, go together")
+    if engine.url_key and not (engine.url_key.isascii() and engine.url_key.isprintable()):
+        raise UsageError("bad_option", f"{URL_KEY_VARIABLE} holds characters that no API key has: set it again")
     if engine.engine in OWN_ARITHMETIC and engine.dtype != "auto":
         raise UsageError(
             "bad_option", f"with --engine {engine.engine} the arithmetic is that of the GGUF files: leave out --dtype"

@@ -7,11 +7,12 @@ Granite Speech, ``speech.engines.http`` is a client of a server that does, ``spe
 alone.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 from speech.audio import SAMPLE_RATE
 from speech.engines.dtype import Dtype
@@ -26,10 +27,22 @@ if TYPE_CHECKING:
 
 
 EngineName = Literal["vllm", "transformers", "encoder", "llamacpp", "http"]
+# Holds the API key of the server at --url. Not OPENAI_API_KEY, the key of a paid service in many a shell, which would
+# be sent to whatever server --url names.
+URL_KEY_VARIABLE = "RAYSCRIBE_URL_API_KEY"
+
+
+def _url_key() -> SecretStr | None:
+    key = os.environ.get(URL_KEY_VARIABLE, "").strip()
+    return SecretStr(key) if key else None
 
 
 class EngineConfig(BaseModel):
-    """Settings of an engine."""
+    """Settings of an engine.
+
+    The key of the server at ``url`` is read where the settings are made, and travels with them to actors on other
+    machines. It is private: no flag, no file of settings, no dump and no repr has it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -69,6 +82,12 @@ class EngineConfig(BaseModel):
     clip_timeout_s: float = Field(
         600.0, gt=0, description="seconds for one clip; an engine that takes longer is restarted"
     )
+    _url_key: SecretStr | None = PrivateAttr(default_factory=_url_key)
+
+    @property
+    def url_key(self) -> str | None:
+        """The API key of the server at ``url``; None: it wants none."""
+        return self._url_key.get_secret_value() if self._url_key else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from speech.engines.base import ClipRequest, DecodingResult
 from speech.models.families import Granite
 from speech.transcript import Usage
 
+CHAT_PATH = "/v1/chat/completions"
+
 
 def chat_request(family: Granite, clip: ClipRequest) -> dict[str, Any]:
     """The request for the text of a clip."""

@@ -6,36 +6,18 @@ puts text before audio, so that it gets the whole prompt, raw, with ``[img-0]`` 
 """
 
 import asyncio
-import json
-import urllib.error
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from typing import Any, Protocol
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
-
-from speech.engines.base import ClipRequest, DecodingResult, EngineConfig
-from speech.engines.chat import chat_request, chat_result, wav_base64
+from speech.engines.base import URL_KEY_VARIABLE, ClipRequest, DecodingResult, EngineConfig
+from speech.engines.chat import CHAT_PATH, chat_request, chat_result, wav_base64
+from speech.engines.json_http import ForbiddenError, JsonServer, RefusedError, UnavailableError
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.models.checkpoint import family_of
 from speech.models.families import GRANITE_4_0, Family, Granite
 from speech.transcript import Usage
 
-# A server that is loading, full or restarting is asked again for so long.
-RETRY_FOR_S = 60.0
 PROBE_TIMEOUT_S = 10.0
-# Loading, full, or a proxy whose server is restarting.
-BUSY = frozenset({429, 502, 503, 504})
 MARKER = "[img-0]"
-
-
-class _UnavailableError(Exception):
-    """The server does not answer, or not now."""
-
-
-class _RefusedError(Exception):
-    """The server's answer is an error."""
 
 
 class Dialect(Protocol):
@@ -43,8 +25,8 @@ class Dialect(Protocol):
 
     path: str
 
-    def check(self, server: "_Server", config: EngineConfig) -> None:
-        """Raises UsageError unless the server can transcribe with the model."""
+    async def check(self, server: JsonServer, config: EngineConfig) -> None:
+        """Raises UsageError unless the server can transcribe with the model; the errors of ``JsonServer.request``."""
 
     def request(self, family: Granite, model: str, clip: ClipRequest) -> dict[str, Any]: ...
 
@@ -55,10 +37,10 @@ class Dialect(Protocol):
 class LlamaServer:
     """llama.cpp's own server."""
 
-    path = "/v1/chat/completions"
+    path = CHAT_PATH
 
-    def check(self, server: "_Server", config: EngineConfig) -> None:
-        modalities = server.request("/props").get("modalities")
+    async def check(self, server: JsonServer, config: EngineConfig) -> None:
+        modalities = (await server.request("/props")).get("modalities")
         if not (isinstance(modalities, dict) and modalities.get("audio")):
             raise UsageError(
                 "bad_model",
@@ -77,10 +59,12 @@ class Ollama:
 
     path = "/api/generate"
 
-    def check(self, server: "_Server", config: EngineConfig) -> None:
+    async def check(self, server: JsonServer, config: EngineConfig) -> None:
         try:
-            server.request("/api/show", {"model": config.model})
-        except _RefusedError as error:
+            await server.request("/api/show", {"model": config.model})
+        except ForbiddenError:
+            raise
+        except RefusedError as error:
             raise UsageError(
                 "unknown_model",
                 f"{error}: ollama pull {config.model}, or give --model a name that `ollama list` has",
@@ -113,23 +97,22 @@ class HttpEngine:
 
     def __init__(self, config: EngineConfig, family: Family) -> None:
         assert isinstance(family, Granite)  # speech.models.checkpoint refuses all others
-        self._family, self._model = family, config.model
+        self._family, self._config = family, config
         self._dialect = connect(config)
-        self._server = _Server(config, config.clip_timeout_s)
-        self._threads = ThreadPoolExecutor(config.concurrent_clips, thread_name_prefix="http-engine")
+        self._server = _server(config)
+        self._slots = asyncio.Semaphore(config.concurrent_clips)
 
     async def decode(self, clip: ClipRequest) -> DecodingResult:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, clip)
-
-    def _decode(self, clip: ClipRequest) -> DecodingResult:
-        request = self._dialect.request(self._family, self._model, clip)
-        answer: Any = None
+        request = self._dialect.request(self._family, self._config.model, clip)
         try:
-            answer = self._server.request_patiently(self._dialect.path, request)
+            async with self._slots:
+                answer = await self._server.request_patiently(self._dialect.path, request)
             return self._dialect.result(answer)
-        except _UnavailableError as error:
+        except UnavailableError as error:
             raise EngineDied("engine_died", f"{error}: start it, and repeat the command") from error
-        except _RefusedError as error:
+        except ForbiddenError as error:  # of every clip, and not of this one
+            raise EngineDied("forbidden", f"{error}: {_key_advice(self._config)}") from error
+        except RefusedError as error:
             raise EngineError("engine_refused", f"a clip of {clip.seconds:.1f} s was not decoded: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise EngineError(
@@ -142,21 +125,22 @@ class HttpEngine:
         """Always healthy: a server that has gone shows in the next clip."""
 
     def stop(self) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Nothing to free: each request has a connection of its own."""
 
 
 def connect(config: EngineConfig) -> Dialect:
-    """The dialect of the server at ``config.url``, which can transcribe with the model.
+    """The dialect of the server at ``config.url``, which can transcribe with the model. Not from an event loop.
 
     Raises:
-        UsageError: ``bad_engine`` if no server answers there, ``bad_model`` or ``unknown_model`` if it cannot
-            transcribe, ``bad_option`` if the model's prompt is not known for it.
+        UsageError: ``bad_engine`` if no server answers there, ``forbidden`` if it wants an API key or another,
+            ``bad_model`` or ``unknown_model`` if it cannot transcribe, ``bad_option`` if the model's prompt is not
+            known for it.
     """
-    server = _Server(config, PROBE_TIMEOUT_S)
     try:
-        dialect: Dialect = Ollama() if server.is_ollama() else LlamaServer()
-        dialect.check(server, config)
-    except (_UnavailableError, _RefusedError) as error:
+        dialect = asyncio.run(_checked_dialect(config))
+    except ForbiddenError as error:
+        raise UsageError("forbidden", f"{error}: {_key_advice(config)}") from error
+    except (UnavailableError, RefusedError) as error:
         raise UsageError("bad_engine", f"{error}: start llama-server or Ollama there, or correct --url") from error
     if isinstance(dialect, Ollama) and (family := family_of(config.model, "http")).name != GRANITE_4_0.name:
         raise UsageError(
@@ -167,61 +151,26 @@ def connect(config: EngineConfig) -> Dialect:
     return dialect
 
 
-class _Server:
-    """A server's JSON over HTTP, reached directly: no proxy is between a user and their own server."""
-
-    def __init__(self, config: EngineConfig, timeout_s: float) -> None:
-        assert config.url is not None  # speech.preflight
-        self.url = config.url.rstrip("/")
-        self._timeout_s = timeout_s
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def is_ollama(self) -> bool:
-        try:
-            return "version" in self.request("/api/version")
-        except _RefusedError:
-            return False
-
-    def request_patiently(self, path: str, body: dict[str, Any]) -> Any:
-        """As ``request``, again for ``RETRY_FOR_S`` while the server is not available."""
-        for attempt in Retrying(
-            retry=retry_if_exception_type(_UnavailableError),
-            stop=stop_after_delay(RETRY_FOR_S),
-            wait=wait_random_exponential(max=10),
-            reraise=True,
-        ):
-            with attempt:
-                return self.request(path, body)
-        raise AssertionError  # the last attempt returns or raises
-
-    def request(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The answer to a GET, or with a body to a POST.
-
-        Raises:
-            _UnavailableError: nobody answers, or the server is busy.
-            _RefusedError: it answers with an error, or not in JSON.
-        """
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            reason = f"{error.code} {_message(error.read())}"
-            if error.code in BUSY:
-                raise _UnavailableError(f"the server at {self.url} is busy ({reason})") from error
-            raise _RefusedError(f"the server at {self.url} answers {path} with {reason}") from error
-        except ValueError as error:
-            raise _RefusedError(f"the server at {self.url} answers {path} with something else than JSON") from error
-        except (OSError, HTTPException) as error:
-            why = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise _UnavailableError(f"the server at {self.url} does not answer ({why})") from error
+async def _checked_dialect(config: EngineConfig) -> Dialect:
+    server = _server(config, PROBE_TIMEOUT_S)
+    dialect: Dialect = Ollama() if await _is_ollama(server) else LlamaServer()
+    await dialect.check(server, config)
+    return dialect
 
 
-def _message(body: bytes) -> str:
-    """The message in the body of an error: OpenAI's ``error.message``, Ollama's ``error``."""
+async def _is_ollama(server: JsonServer) -> bool:
     try:
-        error = json.loads(body)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        return body[:200].decode(errors="replace")
+        return "version" in await server.request("/api/version")
+    except RefusedError:
+        return False
+
+
+def _server(config: EngineConfig, timeout_s: float | None = None) -> JsonServer:
+    assert config.url is not None  # speech.preflight
+    return JsonServer(config.url, config.url_key, timeout_s)
+
+
+def _key_advice(config: EngineConfig) -> str:
+    if config.url_key:
+        return f"correct the API key in the environment variable {URL_KEY_VARIABLE}"
+    return f"give its API key in the environment variable {URL_KEY_VARIABLE}"

@@ -1,6 +1,7 @@
 """The http engine against llama.cpp's server, and against one that translates Ollama's API for it, as Ollama does."""
 
 import json
+import pickle
 import re
 import threading
 import urllib.request
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from speech.engines import http
-from speech.engines.base import ClipRequest, EngineConfig
+from speech.engines import json_http
+from speech.engines.base import URL_KEY_VARIABLE, ClipRequest, EngineConfig
 from speech.errors import EngineDied, EngineError, UsageError
 from speech.preflight import preflight
 from speech.recording import Options
@@ -48,14 +49,22 @@ def expected(gguf_folder: Path, sample_clips: list[ClipRequest]) -> list[str]:
 
 
 @contextmanager
-def serving(answer: Callable[[str, Any], tuple[int, Any]]) -> Iterator[str]:
-    """A server whose answers, status and JSON (or bytes), to a path and a body (or None) are ``answer``'s; its URL."""
+def serving(answer: Callable[[str, Any], tuple[int, Any]], key: str | None = None) -> Iterator[str]:
+    """A server whose answers, status and JSON (or bytes), to a path and a body (or None) are ``answer``'s; its URL.
+
+    With a ``key`` it answers 401 to requests without.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self) -> None:
             length = int(self.headers.get("Content-Length", 0))
-            status, body = answer(self.path, json.loads(self.rfile.read(length)) if length else None)
+            asked = json.loads(self.rfile.read(length)) if length else None
+            status, body = answer(self.path, asked)
+            if key and self.headers.get("Authorization") != f"Bearer {key}":
+                status, body = 401, {"error": {"message": "Invalid API Key"}}
             self.send_response(status)
+            if status == 307:
+                self.send_header("Location", body["Location"])
             self.end_headers()
             self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
@@ -179,7 +188,7 @@ def test_a_server_that_is_busy_is_asked_again(sample_clips: list[ClipRequest]) -
 def test_a_server_that_has_gone_is_the_end_of_the_engine(
     sample_clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "RETRY_FOR_S", 0.1)
+    monkeypatch.setattr(json_http, "RETRY_FOR_S", 0.1)
     with serving(lambda path, body: (200, {"version": "1"})) as url:
         running = RunningEngine(EngineConfig(model=MODEL, engine="http", url=url))
     with pytest.raises(EngineDied, match=f"{re.escape(url)} does not answer"):
@@ -193,7 +202,11 @@ def test_a_server_that_has_gone_is_the_end_of_the_engine(
         ({"/props": (200, {"modalities": {"audio": False}})}, "bad_model", "--mmproj"),
         ({"/props": (404, b"<html>")}, "bad_engine", "correct --url"),
         ({"/props": (200, b"<html>")}, "bad_engine", "something else than JSON"),
-        ({"/props": (401, {"error": {"message": "Invalid API Key"}})}, "bad_engine", "Invalid API Key"),
+        (
+            {"/props": (401, {"error": {"message": "Invalid API Key"}})},
+            "forbidden",
+            f"Invalid API Key.*{URL_KEY_VARIABLE}",
+        ),
         (
             {"/api/version": (200, {"version": "1"}), "/api/show": (404, {"error": "model 'x' not found"})},
             "unknown_model",
@@ -209,6 +222,61 @@ def test_a_server_that_cannot_transcribe_is_refused_before_anything_starts(
             preflight(EngineConfig(model=MODEL, engine="http", url=url), loads_here=True)
         assert refused.value.code == code
         assert url in refused.value.message
+
+
+def test_a_key_comes_from_the_environment(sample_clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(path: str, body: Any) -> tuple[int, Any]:
+        return 200, {"version": "1"} if path != "/api/generate" else {"response": "hello", "done_reason": "stop"}
+
+    with serving(answer, key="sesame") as url:
+        for key, advice in (
+            ("", f"give its API key in .* {URL_KEY_VARIABLE}"),
+            ("other", f"correct .* {URL_KEY_VARIABLE}"),
+        ):
+            monkeypatch.setenv(URL_KEY_VARIABLE, key)
+            with pytest.raises(UsageError, match=f"{url}.*401 Invalid API Key: {advice}") as refused:
+                preflight(EngineConfig(model=MODEL, engine="http", url=url), loads_here=True)
+            assert refused.value.code == "forbidden"
+        monkeypatch.setenv(URL_KEY_VARIABLE, "sesame\n")
+        config = EngineConfig(model=MODEL, engine="http", url=url)
+        preflight(config, loads_here=True)
+        monkeypatch.delenv(URL_KEY_VARIABLE)  # an actor on another machine gets the settings, and not the environment
+        running = RunningEngine(pickle.loads(pickle.dumps(config.model_copy(update={"concurrent_clips": 2}))))
+        [found] = running.decode(sample_clips[0])
+        running.stop()
+    assert found.text == "hello"
+    assert "sesame" not in f"{config!r} {config.model_dump()}"
+
+
+def test_a_key_that_is_refused_later_is_the_end_of_the_engine(
+    sample_clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million recordings each would fail alike."""
+    with serving(lambda path, body: (403 if path == "/api/generate" else 200, {"version": "1"})) as url:
+        running = RunningEngine(EngineConfig(model=MODEL, engine="http", url=url))
+        with pytest.raises(EngineDied, match=URL_KEY_VARIABLE) as refused:
+            running.decode(sample_clips[0])
+        running.stop()
+    assert refused.value.code == "forbidden"
+
+
+def test_a_key_is_not_sent_where_a_server_redirects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URL_KEY_VARIABLE, "sesame")
+    with serving(lambda path, body: (200, {"modalities": {"audio": True}}), key="sesame") as target:
+
+        def redirect(path: str, body: Any) -> tuple[int, Any]:
+            return (307, {"Location": f"{target}/props"}) if path == "/props" else (404, b"")
+
+        with serving(redirect) as url, pytest.raises(UsageError, match="401"):
+            preflight(EngineConfig(model=MODEL, engine="http", url=url), loads_here=True)
+
+
+def test_a_key_that_no_header_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("ses\name", "sésame"):
+        monkeypatch.setenv(URL_KEY_VARIABLE, key)
+        with pytest.raises(UsageError, match=URL_KEY_VARIABLE) as refused:
+            preflight(EngineConfig(model=MODEL, engine="http", url="http://localhost:1"), loads_here=False)
+        assert key not in refused.value.message
 
 
 def test_an_answer_without_a_text_fails_the_clip(sample_clips: list[ClipRequest]) -> None:
