@@ -37,7 +37,7 @@ class Job(ModelSettings):
         0.5,
         ge=0,
         le=1,
-        description="stop the run when storage fails for more than this share of the last recordings",
+        description="stop the run when storage or the engine fails for more than this share of the last recordings",
     )
     listen_timeout_s: float = Field(
         1800.0, gt=0, description="a recording that takes longer to open and decode, in seconds, fails as poison"

@@ -18,6 +18,7 @@ from speech.audio import SAMPLE_RATE
 from speech.audio.clips import Clip
 from speech.clip_slots import ClipSlots
 from speech.engines.base import ClipRequest, DecodingResult, Engine, LanguageDetector
+from speech.engines.gpu_errors import check_gpu
 from speech.errors import EngineDied
 from speech.listener import ListenResult
 from speech.models.families import Family
@@ -161,6 +162,9 @@ class Transcriber:
             raise EngineDied(
                 "engine_stuck", f"the engine took over {self._clip_timeout_s:.0f} s for one clip"
             ) from error
+        except Exception as error:
+            check_gpu(error)
+            raise
 
 
 def whole_transcript(

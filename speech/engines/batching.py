@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -98,7 +98,8 @@ class Batching(Generic[Encoded]):
         self._drop([clip for clip in self._clips() if clip.encoded.cancelled()])
         return bool(self._waiting)
 
-    def _drop(self, dropped: Collection[_Waiting[Encoded]]) -> None:
+    def _drop(self, clips_to_drop: Iterable[_Waiting[Encoded]]) -> None:
+        dropped = set(clips_to_drop)
         for recording_id, clips in list(self._waiting.items()):
             clips[:] = [clip for clip in clips if clip not in dropped]
             if not clips:

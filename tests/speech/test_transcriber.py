@@ -253,6 +253,17 @@ def test_the_engine_is_usable_after_a_failed_recording() -> None:
     assert asyncio.run(in_sequence()) == "clip 0"
 
 
+@pytest.mark.engine
+def test_an_engine_whose_gpu_is_lost_is_dead() -> None:
+    import torch
+
+    async def lose(request: ClipRequest) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(EngineDied, match="illegal memory access"):
+        transcribe(FakeEngine(lambda request: "", before=lose), listened(clip(0)))
+
+
 def test_a_dead_engine_is_not_a_failed_recording() -> None:
     with pytest.raises(EngineDied):
         transcribe(numbered_engine(dies={0}), listened(clip(0), clip(1)))
