@@ -7,8 +7,9 @@ Both transcribe the same recordings with the same engine settings on the same ma
 pipeline opens and decodes files, runs the VAD, passes clips through Ray and writes Parquet; the bare engine gets the
 clips already cut by the Listener, all at once. An engine without a GPU uses every core, and whatever the rest of the
 job computes it lacks; with --engine-cores both sides' engine has so many cores, and the rest of the job the others, as
-beside a GPU. Loading the model is in neither figure. Prints a table, the CPU seconds of each process during the work,
-and, last, one line of JSON.
+beside a GPU. Loading the model is in neither figure; Listeners work meanwhile, as far ahead as a job lets them, so that
+few copies tell little of a long job. Prints a table, the CPU seconds of each process during the work, and, last, one
+line of JSON.
 """
 
 import argparse
