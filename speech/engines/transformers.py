@@ -8,6 +8,7 @@ blocked.
 import asyncio
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,7 +45,8 @@ class TransformersEngine:
         except (ValueError, OSError) as error:
             raise UsageError("bad_model", f"Transformers cannot load {config.model!r}: {error}") from error
         self._model = self._model.to("cuda" if on_gpu else "cpu").eval()
-        self._lock = asyncio.Lock()
+        # One, so that a clip waits for one that was cancelled, which is computed to its end.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="transformers")
         self._states: Any = None  # of Granite's encoder for the clip: its last layer's, [1, frames, hidden]
         if isinstance(family, Granite):
             self._model.model.encoder.layers[-1].register_forward_hook(self._keep_states)
@@ -56,14 +58,13 @@ class TransformersEngine:
         return await self._run(self._language_logprobs, clip)
 
     async def _run(self, compute: Callable[[ClipRequest], Result], clip: ClipRequest) -> Result:
-        async with self._lock:
-            try:
-                return await asyncio.to_thread(compute, clip)
-            except (ValueError, RuntimeError) as error:
-                check_gpu(error)
-                raise EngineError(
-                    "engine_refused", f"Transformers could not decode a clip of {clip.seconds:.1f} s: {error}"
-                ) from error
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, compute, clip)
+        except (ValueError, RuntimeError) as error:
+            check_gpu(error)
+            raise EngineError(
+                "engine_refused", f"Transformers could not decode a clip of {clip.seconds:.1f} s: {error}"
+            ) from error
 
     def _keep_states(self, layer: Any, inputs: Any, states: Any) -> None:
         self._states = states
@@ -172,4 +173,5 @@ class TransformersEngine:
         """Always healthy: the engine is in this process."""
 
     def stop(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
         del self._model

@@ -1,8 +1,10 @@
 """The engines on the demo checkpoint: batch invariance, agreement of both engines, limits and errors."""
 
+import asyncio
 import math
 import random
 import statistics
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from speech.audio import SAMPLE_RATE
-from speech.engines.base import ClipRequest, EngineConfig, start_engine
+from speech.engines.base import ClipRequest, DecodingResult, Engine, EngineConfig, start_engine
+from speech.engines.transformers import TransformersEngine
 from speech.errors import EngineError, UsageError
 from speech.models.checkpoint import family_of
 from speech.recording import Options
@@ -59,6 +62,35 @@ def test_transformers_outputs_the_same_tokens_at_float32(greedy: RunningEngine, 
             assert (word.text, word.start_s, word.end_s) == (same.text, same.start_s, same.end_s)
             assert word.probability == pytest.approx(same.probability, abs=1e-3)
             assert word.ctc_score == pytest.approx(same.ctc_score, abs=1e-3)
+
+
+def test_transformers_computes_a_cancelled_clip_to_its_end_before_the_next(
+    clips: list[ClipRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, order, next_began = TransformersEngine._generate, list[str](), threading.Event()
+
+    def recorded(engine: TransformersEngine, clip: ClipRequest) -> DecodingResult:
+        order.append(f"begin {clip.id}")
+        if clip.id == "next":
+            next_began.set()
+        else:
+            next_began.wait(1)  # as long as a clip may take
+        result = generate(engine, clip)
+        order.append(f"end {clip.id}")
+        return result
+
+    async def cancel_first(engine: Engine) -> DecodingResult:
+        first = asyncio.create_task(engine.decode(replace(clips[0], id="first")))
+        while not order:
+            await asyncio.sleep(0)
+        first.cancel()
+        return await engine.decode(replace(clips[1], id="next"))
+
+    monkeypatch.setattr(TransformersEngine, "_generate", recorded)
+    engine = start_engine(EngineConfig(model=MODEL, engine="transformers"), family_of(MODEL))
+    assert asyncio.run(cancel_first(engine)).text
+    engine.stop()
+    assert order == ["begin first", "end first", "begin next", "end next"]
 
 
 def test_words_have_times_and_confidences(greedy: RunningEngine, clips: list[ClipRequest]) -> None:
