@@ -50,9 +50,9 @@ from speech.recording import Recording
 from speech.transcriber import ClipTranscript, Transcriber
 from speech.transcript import Usage
 
-# The share of an engine's concurrent clips that one recording may have, however long it is. On two cores a quarter
-# answers a long recording alone 12 % sooner, and short ones beside it, at p95, half as late again (bench.serve_load).
-RECORDING_SHARE = 0.125
+# The share of an engine's concurrent clips that one recording may have, however long it is. An eighth answers short
+# ones beside a long one sooner, but calls of a few minutes later.
+RECORDING_SHARE = 0.25
 # Short enough that an engine that dies idle is replaced before the next request.
 HEALTH_CHECK_S = 5.0
 # Listener replicas unless --listeners is given, even on a small machine: a long recording holds one of them.
