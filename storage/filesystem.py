@@ -18,6 +18,7 @@ caller sets such a limit.
 
 import contextlib
 import copy
+import errno
 import functools
 import io
 import json
@@ -41,6 +42,8 @@ from storage.row_access import PrivateHostError, check_scheme
 from storage.uris import LOCAL, S3, SCHEME, WEB, is_glob, is_local, join, protocol_of, uri_like
 
 _SECRET_OPTION = re.compile(r"key|secret|token|password|credential|connection_string|sas", re.IGNORECASE)
+# How file systems refuse links that have none: exFAT, and most object stores that are mounted.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _URL_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]*")
 
 _SPOOL_BYTES = 16 << 20  # 17 minutes of 8 kHz stereo mu-law; larger recordings are spooled to disk
@@ -390,7 +393,9 @@ def _link_new(path: str, data: bytes) -> bool:
             os.link(part, path)
         except FileExistsError:
             return False
-        except OSError:  # exFAT, and most object stores that are mounted, have no links
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             with contextlib.suppress(FileExistsError), open(path, "xb") as file:
                 return file.write(data) == len(data)
             return False

@@ -327,6 +327,17 @@ def test_a_file_is_created_once_where_there_are_no_links(tmp_path: Path, monkeyp
     create_replace_and_remove(Storage(), str(tmp_path))
 
 
+def test_a_full_disk_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(UsageError, match="No space left") as caught:
+        Storage().create_bytes(str(tmp_path / "lease.json"), b"{}")
+    assert caught.value.code == "not_writable"
+    assert not list(tmp_path.iterdir())
+
+
 def test_local_files_have_the_permissions_of_any_other(tmp_path: Path) -> None:
     """An output may be read, and continued, by others than who began it."""
     other = tmp_path / "other"
