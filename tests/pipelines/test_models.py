@@ -47,7 +47,7 @@ def models_of(answers: list[dict[str, Any]]) -> dict[str, str]:
     return {row["recording_id"]: row["model"] for row in answers if row["status"] == "ok"}
 
 
-@pytest.mark.parametrize("engines", [1, 2])  # one after the other, and at once
+@pytest.mark.parametrize("engines", [pytest.param(1, marks=pytest.mark.long), 2])  # one after the other, and at once
 def test_each_row_goes_to_the_model_that_has_it_and_again(calls: Path, engines: int) -> None:
     output = calls / "out"
     settings = {"models": MODELS, "engines": engines}
@@ -88,7 +88,7 @@ def speaking(name: str, language: str, **cells: object) -> dict[str, object]:
     return row | cells
 
 
-@pytest.mark.parametrize("engines", [1, 2])
+@pytest.mark.parametrize("engines", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_whisper_detects_the_language_and_granite_transcribes_its_own(
     calls: Path, engines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
